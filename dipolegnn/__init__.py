@@ -1,0 +1,57 @@
+"""dipolegnn: dipole moments of molecules with PyTorch Geometric.
+
+Importing this package loads nothing heavy: the public names below are fetched from their
+modules at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dipolegnn.config import ModelConfig, TrainConfig
+    from dipolegnn.data import ConformerDataset, DipoleDataModule
+    from dipolegnn.graph import radius_graph
+    from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtomwiseHead",
+    "ConformerDataset",
+    "DipoleDataModule",
+    "DipoleHead",
+    "DipoleModel",
+    "DipoleOutput",
+    "ModelConfig",
+    "PaiNN",
+    "SchNet",
+    "TrainConfig",
+    "__version__",
+    "radius_graph",
+]
+
+_HOME = {
+    "AtomwiseHead": "dipolegnn.nn",
+    "ConformerDataset": "dipolegnn.data",
+    "DipoleDataModule": "dipolegnn.data",
+    "DipoleHead": "dipolegnn.nn",
+    "DipoleModel": "dipolegnn.nn",
+    "DipoleOutput": "dipolegnn.nn",
+    "ModelConfig": "dipolegnn.config",
+    "PaiNN": "dipolegnn.nn",
+    "SchNet": "dipolegnn.nn",
+    "TrainConfig": "dipolegnn.config",
+    "radius_graph": "dipolegnn.graph",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'dipolegnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

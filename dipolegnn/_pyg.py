@@ -1,0 +1,30 @@
+"""The one door to ``torch_geometric``.
+
+PyG 2.8 warns at import when torch-cluster or torch-scatter is installed, and
+tells the user to install pyg-lib, which is not on PyPI. dipolegnn calls torch-cluster itself
+(see ``graph.py``), so that advice would be noise at every start. The filter holds only while
+the import runs; the caller's warning filters are left as they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", UserWarning)
+    from torch_geometric import EdgeIndex
+    from torch_geometric.data import Batch, Data, InMemoryDataset
+    from torch_geometric.loader import DataLoader
+    from torch_geometric.nn import MessagePassing
+    from torch_geometric.utils import segment
+
+__all__ = [
+    "Batch",
+    "Data",
+    "DataLoader",
+    "EdgeIndex",
+    "InMemoryDataset",
+    "MessagePassing",
+    "segment",
+]

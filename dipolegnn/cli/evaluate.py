@@ -1,0 +1,75 @@
+"""``dipolegnn evaluate``."""
+
+from __future__ import annotations
+
+import json
+
+from dipolegnn.cli.model_file import LoadedModel, open_model
+from dipolegnn.cli.options import Evaluate, Part
+from dipolegnn.data import ConformerDataset
+from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
+from dipolegnn.plots import parity_plot
+
+
+def run(options: Evaluate) -> int:
+    """Measures a model, and says how good it is and where the details lie."""
+    loaded = open_model(options.model)
+    dataset = ConformerDataset(options.data)
+    part = _part(dataset, options.split)
+    if not len(part):
+        raise ValueError(
+            f"The {options.split} part of {options.data} is empty; choose another with --split."
+        )
+    evaluation = evaluate(loaded.model, list(part), progress=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    note = _note(loaded, dataset, options.split)
+    report = {
+        "model": str(loaded.path),
+        "data": {"folder": str(options.data), "split": options.split},
+        "structures": len(evaluation.predictions),
+        "labelled": len(evaluation.labelled),
+        "metrics": evaluation.metrics,
+        "units": {name: METRIC_UNITS[name] for name in evaluation.metrics},
+        "note": note,
+    }
+    path = options.output / "metrics.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_predictions(options.output / "predictions.csv", evaluation.predictions)
+    labelled = evaluation.labelled
+    figure = parity_plot(
+        [float(p.data.dipole_magnitude) for p in labelled], [p.magnitude for p in labelled]
+    )
+    figure.savefig(options.output / "parity.png")
+    print(
+        f"{options.split}: {len(labelled)} of {len(evaluation.predictions)} structures have a "
+        f"reference; {describe_metrics(evaluation.metrics)}"
+    )
+    if note:
+        print(f"note: {note}")
+    for name in ("metrics.json", "predictions.csv", "parity.png"):
+        print(f"wrote {options.output / name}")
+    return 0
+
+
+def _part(dataset: ConformerDataset, name: Part) -> ConformerDataset:
+    if name == "all":
+        return dataset
+    try:
+        split = dataset.split()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Or measure on all of it: --split all.") from None
+    part: ConformerDataset = dataset[getattr(split, name)]
+    return part
+
+
+def _note(loaded: LoadedModel, dataset: ConformerDataset, name: Part) -> str:
+    """What speaks against taking the numbers for what is to be expected of new molecules."""
+    card = dataset.card
+    if card is None or loaded.says("data", "sha256") != card.sha256:
+        return ""
+    return {
+        "test": "",
+        "val": "the model was chosen by these molecules; those of --split test are new to it",
+        "train": "the model was trained on these molecules; those of --split test are new to it",
+        "all": "the model was trained on some of these; those of --split test are new to it",
+    }[name]

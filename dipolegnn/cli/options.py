@@ -1,0 +1,189 @@
+"""What each command can be told: the schema that tyro turns into a command line.
+
+Only the standard library, tyro and the configuration are imported here, so that ``--help`` comes
+up at once. The text under a field is its help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dipolegnn.config import ConformerConfig, DFTConfig, ModelConfig, TrainConfig, XTBConfig
+from dipolegnn.units import ROOM_TEMPERATURE_K
+
+_Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Part = Literal["test", "val", "train", "all"]
+"""What of a data set to look at."""
+
+# Their helps say what leaving them out means, better than "(default: None)" or "(default: False)".
+_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+_File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+_Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debug:
+    """Finding out more."""
+
+    debug: _Flag = False
+    """Show the Python traceback of an error (also: DIPOLEGNN_DEBUG=1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Columns of a .csv; upper and lower case do not matter."""
+
+    smiles_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "smiles"
+    """Column of the SMILES."""
+    name_column: _Column = None
+    """Column of the names; left out: "name" if there is such a column, else the SMILES."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Where the reference dipoles come from."""
+
+    label: Literal["xtb", "dft", "none"] = "xtb"
+    """xtb: GFN2-xTB (fast). dft: PySCF (minutes a molecule). none: what the file says."""
+    optimize: _Flag = False
+    """Relax each geometry first, with the method of the label."""
+    fmax: float = XTBConfig.fmax
+    """Relaxation: largest remaining force, in eV/angstrom."""
+    max_steps: int = XTBConfig.max_steps
+    """Relaxation: steps at most; not converged by then is a failure."""
+    electronic_temperature: float = XTBConfig.electronic_temperature
+    """xtb: electronic temperature, in kelvin."""
+    xc: str = DFTConfig.xc
+    """dft: functional; b3lypg is B3LYP as Gaussian (and so QM9) defines it."""
+    basis: str = DFTConfig.basis
+    """dft: basis set; the default is QM9's."""
+    exact_integrals: _Flag = not DFTConfig.density_fit
+    """dft: no density fitting. Much slower, and dipoles change by about 0.001 D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Training, validation and test molecules; all conformers of a molecule stay together."""
+
+    split: Literal["random", "size", "scaffold"] = "random"
+    """At random; the largest molecules for testing; or scaffolds (rings) that were never seen."""
+    val: float = 0.1
+    """Fraction of the molecules for validation."""
+    test: float = 0.1
+    """Fraction of the molecules for testing."""
+    split_seed: int = 0
+    """Seed of the draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(Debug):
+    """Make a data set: read molecules, embed them, label them with dipoles, split them.
+
+    INPUT is .smi or .csv (SMILES, which are embedded in 3D), .sdf, .xyz or .extxyz (structures),
+    each also as .gz. Interrupted, the same command goes on where it stopped.
+
+    Exit status: 0 all molecules are in the data set; 1 some failed, and are listed in
+    DIR/failures.csv; 2 nothing was built.
+    """
+
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """File of molecules."""
+    output: _Folder
+    """Folder of the data set."""
+    overwrite: _Flag = False
+    """Replace the data set that is in DIR. Labels that it has are not computed again."""
+    magnitude_column: _Column = None
+    """Column of a .csv with reference dipole magnitudes in debye (with --label none)."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Processes; left out: one per core."""
+    csv: TableOptions = TableOptions()
+    conformer: ConformerConfig = field(default_factory=ConformerConfig)
+    label: LabelOptions = LabelOptions()
+    split: SplitOptions = SplitOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Debug):
+    """Train a model on a data set.
+
+    RUN gets model.safetensors (the model), history.csv (every epoch), metrics.json, config.json,
+    checkpoints and TensorBoard logs. The test molecules are looked at once, at the end.
+
+    Exit status: 0 trained; 2 an error; 130 interrupted (Ctrl-C), and --resume goes on.
+    """
+
+    data: _Folder
+    """Folder of a data set (made by `dipolegnn build`)."""
+    output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    resume: _Flag = False
+    """Go on with the run in RUN, with its own settings; start it if there is none."""
+    config: _File = None
+    """Take the defaults of all settings below from a config.json; flags override them."""
+    time_limit: Annotated[float | None, tyro.conf.arg(metavar="MINUTES", help_behavior_hint="")] = (
+        None
+    )
+    """Stop after the last epoch that ends in time; with --scheduler plateau it costs least."""
+    quiet: _Flag = False
+    """Show no progress."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Debug):
+    """Measure a model on a part of a data set.
+
+    DIR gets metrics.json, predictions.csv (one line per structure, in debye) and parity.png.
+
+    Exit status: 0 measured; 2 an error.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model file (model.safetensors), or the folder of a run."""
+    data: _Folder
+    """Folder of a data set."""
+    output: _Folder
+    """Folder for the results."""
+    split: Annotated[Part, tyro.conf.arg(metavar="PART")] = "test"
+    """Part of the data set: test, val, train or all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Debug):
+    """Predict dipole moments, in debye, from SMILES or from files of molecules.
+
+    An argument that ends in .smi, .csv, .sdf, .xyz or .extxyz (or one of these and .gz) is a file,
+    any other a SMILES. SMILES are embedded in 3D; structures are taken as they are. The magnitude
+    is the Boltzmann average over the conformers, by their force-field energies. The vector is that
+    of the lowest conformer, in the frame of the geometry that is printed or written; an ion's
+    refers to its centre of mass. Arguments after -- are never options.
+
+    Without --model it is $DIPOLEGNN_MODEL, else the model that `make demo` leaves in
+    runs/quickstart.
+
+    Exit status: 0 all predicted; 1 some molecules failed, and are listed; 2 an error.
+    """
+
+    molecules: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="SMILES_OR_FILE ...", help_behavior_hint="(required)"),
+    ]
+    """SMILES (in quotes, because of the shell) and files."""
+    model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """Model file, or the folder of a run; left out: see above."""
+    json: _Flag = False
+    """Write JSON to standard output instead of tables."""
+    output: _File = None
+    """Write to a file as well: .csv, .json, .extxyz, .xyz or .sdf."""
+    temperature: float = ROOM_TEMPERATURE_K
+    """Temperature of the Boltzmann average, in kelvin."""
+    workers: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Processes that embed SMILES; worth it for hundreds of molecules."""
+    csv: TableOptions = TableOptions()
+    conformer: ConformerConfig = field(default_factory=ConformerConfig)

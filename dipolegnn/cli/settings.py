@@ -1,0 +1,50 @@
+"""Settings out of the ``config.json`` of a run, or out of a part of one written by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from dipolegnn.config import ModelConfig, TrainConfig
+
+_Config = TypeVar("_Config", ModelConfig, TrainConfig)
+
+
+def read_settings(path: Path) -> tuple[ModelConfig, TrainConfig]:
+    """Reads ``{"model": {...}, "train": {...}}``; what is left out has its usual default.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON, or a setting is unknown or out of its range.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}.") from None
+    # "data" describes the data set of the run that the file is from.
+    if not isinstance(content, dict) or content.keys() - {"model", "train", "data"}:
+        raise ValueError(f'{path}: expected {{"model": {{...}}, "train": {{...}}}}.')
+    model = _read(path, "model", ModelConfig, content.get("model", {}))
+    return model, _read(path, "train", TrainConfig, content.get("train", {}))
+
+
+def _read(path: Path, part: str, kind: type[_Config], values: Any) -> _Config:
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(values.keys() - set(known)) if isinstance(values, dict) else []
+    if unknown:
+        raise ValueError(
+            f"{path}: {part} has the unknown settings {', '.join(unknown)}; expected some of "
+            f"{', '.join(known)}."
+        )
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or part}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ValueError(f"{path}: {part} cannot be used: {problems}.") from None

@@ -1,0 +1,154 @@
+"""The configuration schema: frozen dataclasses, standard library only.
+
+The command line is made out of these classes, the resolved values are written as JSON into
+the folder of a run and into every saved model. A hyper-parameter is stated here and nowhere
+else. A value that cannot work is refused when the configuration is made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _require(condition: bool, name: str, got: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {got!r}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a dipole model."""
+
+    representation: Literal["painn", "schnet"] = "painn"
+    """Message passing network that describes each atom by its surroundings."""
+    hidden_channels: int = 128
+    """Width F of the atom features."""
+    num_interactions: int = 3
+    """Number of message passing steps."""
+    num_rbf: int = 20
+    """Number of radial basis functions."""
+    cutoff: float = 5.0
+    """Atoms closer than this see each other, in angstrom."""
+    radial_basis: Literal["gaussian", "bessel"] = "gaussian"
+    """Functions that the distances are expanded in."""
+    head: Literal["dipole", "charges", "atomwise"] = "dipole"
+    """dipole: charges, and atomic dipoles where the representation has vectors; charges: charges
+    alone; atomwise: a sum of atomic scalars, as in the original recipe."""
+    atomwise_aggregation: Literal["sum", "mean"] = "sum"
+    """How the atomwise head combines the atoms (the dipole head ignores it)."""
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_channels >= 2, "hidden_channels", self.hidden_channels, "at least 2")
+        _require(
+            self.num_interactions >= 1, "num_interactions", self.num_interactions, "at least 1"
+        )
+        _require(self.num_rbf >= 2, "num_rbf", self.num_rbf, "at least 2")
+        _require(
+            0 < self.cutoff < math.inf, "cutoff", self.cutoff, "a positive distance in angstrom"
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training recipe."""
+
+    max_epochs: int = 200
+    """Passes over the training molecules at most."""
+    batch_size: int = 64
+    """Molecules per optimizer step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    loss: Literal["huber", "l1", "mse"] = "huber"
+    """Loss on the vector where a molecule has one, else on the magnitude."""
+    huber_beta: float = 0.1
+    """Where the Huber loss turns from quadratic to linear, in debye."""
+    scheduler: Literal["plateau", "cosine", "onecycle"] = "onecycle"
+    """Learning-rate schedule: by the validation loss, or fixed in advance."""
+    plateau_factor: float = 0.5
+    """Plateau: the rate is multiplied by this."""
+    plateau_patience: int = 11
+    """Plateau: epochs without improvement before that."""
+    plateau_cooldown: int = 5
+    """Plateau: epochs after it in which nothing is counted."""
+    early_stopping_patience: int | None = None
+    """Stop after so many epochs without a better validation loss; None: never. With the plateau
+    schedule, less than plateau_patience + plateau_cooldown + 1 halves the rate at most once."""
+    ema_decay: float | None = 0.999
+    """Decay of the moving average of the weights, per step; None: no average."""
+    gradient_clip: float | None = 5.0
+    """Largest norm of the gradient; None: no clipping."""
+    precision: Literal[32, 64] = 32
+    """Bits of a floating point number."""
+    seed: int = 0
+    """Seed of the weights and of the order of the batches."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_epochs >= 1, "max_epochs", self.max_epochs, "at least 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(self.lr > 0, "lr", self.lr, "positive")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or positive")
+        _require(self.huber_beta > 0, "huber_beta", self.huber_beta, "positive")
+        _require(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "in (0, 1)")
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "ema_decay",
+            self.ema_decay,
+            "in (0, 1), or None",
+        )
+        _require(
+            self.gradient_clip is None or self.gradient_clip > 0,
+            "gradient_clip",
+            self.gradient_clip,
+            "positive, or None",
+        )
+
+
+@dataclass(frozen=True)
+class ConformerConfig:
+    """From a SMILES to a 3D structure: ETKDGv3, then MMFF94s (UFF where that has no parameters)."""
+
+    conformers: int = 1
+    """Conformers kept per molecule, lowest energy first."""
+    conformer_seed: int = 7
+    """Seed of the embedding."""
+
+    def __post_init__(self) -> None:
+        _require(self.conformers >= 1, "conformers", self.conformers, "at least 1")
+
+
+@dataclass(frozen=True)
+class XTBConfig:
+    """Labels from GFN2-xTB (tblite)."""
+
+    optimize: bool = False
+    """Relax the geometry first, with the same method."""
+    fmax: float = 0.02
+    """Largest remaining force of the relaxation, in eV/angstrom."""
+    max_steps: int = 500
+    """Steps of the relaxation at most; not converged by then counts as a failure."""
+    electronic_temperature: float = 300.0
+    """Electronic temperature, in kelvin."""
+
+
+@dataclass(frozen=True)
+class DFTConfig:
+    """Labels from density functional theory (PySCF)."""
+
+    xc: str = "b3lypg"
+    """Functional; b3lypg is B3LYP as Gaussian (and so QM9) defines it."""
+    basis: str = "6-31g(2df,p)"
+    """Basis set; the default is QM9's, with the exponents of 6-31G."""
+    density_fit: bool = True
+    """Density fitting: much faster, dipoles change by about 0.001 D."""
+    optimize: bool = False
+    """Relax the geometry first, with the same method."""
+    fmax: float = 0.02
+    """Largest remaining force of the relaxation, in eV/angstrom."""
+    max_steps: int = 200
+    """Steps of the relaxation at most; not converged by then counts as a failure."""

@@ -1,0 +1,212 @@
+"""The card of a data set, ``card.yaml``: what it is, how it was made, and how to know it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from ase.data import chemical_symbols
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from dipolegnn.data.storage import FIELDS, TEXT_FIELDS, PackedMolecules, read_packed
+from dipolegnn.files import replacing, sha256_of
+from dipolegnn.molecules import read_failures
+from dipolegnn.units import FIELD_UNITS
+
+MOLECULES_FILE = Path("raw") / "molecules.npz"
+"""The molecules, seen from the folder of a data set."""
+CARD_FILE = "card.yaml"
+SPLIT_FILE = "split.csv"
+FAILURES_FILE = "failures.csv"
+
+_PACKAGES = ("dipolegnn", "numpy", "rdkit", "torch", "torch-geometric")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What only its maker knows about a data set."""
+
+    name: str
+    """Short name."""
+    description: str = ""
+    """What is in it, in a sentence or two."""
+    licence: str = "not stated"
+    """Licence of the data."""
+    citation: str = ""
+    """What to cite."""
+    level_of_theory: str = "not stated"
+    """Method that the labels come from."""
+    geometry: str = "not stated"
+    """Where the coordinates come from."""
+    seed: int | None = None
+    """Seed of whatever was drawn at random."""
+    created_by: str = ""
+    """Command that makes the data set again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much there is."""
+
+    molecules: Annotated[int, Field(ge=0)]
+    """Different molecules (values of ``mol_id``)."""
+    structures: Annotated[int, Field(ge=0)]
+    """Structures: conformers count singly."""
+    failures: Annotated[int, Field(ge=0)]
+    """Lines of the failures table: what was meant to be in, and is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(About):
+    """The whole card: what its maker says, and what was counted in the data."""
+
+    # An unknown key is a typing mistake, not something to be passed over.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    units: dict[str, str]
+    """Unit of each field that at least one structure has."""
+    counts: Counts
+    """How much there is."""
+    elements: tuple[str, ...]
+    """Elements that occur, by atomic number."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Programs that the data was made with."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of ``raw/molecules.npz``; none on the card of a data set that is yet to be built."""
+
+
+def make_card(
+    about: About,
+    packed: PackedMolecules,
+    *,
+    failures: int,
+    sha256: str,
+    packages: Sequence[str] = (),
+) -> Card:
+    """Complete a card by what is counted in the data.
+
+    Args:
+        about: What its maker says.
+        packed: The molecules.
+        failures: Lines of the failures table.
+        sha256: SHA-256 of the file of the molecules.
+        packages: Installed packages to list the version of, beside the usual ones.
+    """
+    said = {f.name: getattr(about, f.name) for f in dataclasses.fields(About)}
+    return Card(
+        **said,
+        units=_units(packed),
+        counts=_count(packed, failures),
+        elements=_elements(packed),
+        versions=_versions(packages),
+        sha256=sha256,
+    )
+
+
+def read_card(path: str | Path) -> Card:
+    """Read and validate a card.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no card, or a field is missing, unknown or of a wrong type or unit.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        card = TypeAdapter(Card).validate_python(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'the card'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ValueError(f"{path} is no valid card: {problems}.") from None
+    wrong = {name: unit for name, unit in card.units.items() if FIELD_UNITS.get(name, None) != unit}
+    if wrong:
+        raise ValueError(
+            f"{path}: the units {wrong} are not those of dipolegnn; expected "
+            f"{ {name: FIELD_UNITS.get(name, 'no such field') for name in wrong} }."
+        )
+    return card
+
+
+def write_card(path: str | Path, card: Card) -> None:
+    """Write a card as YAML, in the order of its fields."""
+    text = yaml.safe_dump(dataclasses.asdict(card), sort_keys=False, allow_unicode=True, width=100)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_card(folder: str | Path) -> Card:
+    """Hold the card of a data set against its data.
+
+    Args:
+        folder: Folder of the data set.
+
+    Returns:
+        The card, if all of it is true.
+
+    Raises:
+        FileNotFoundError: The card or the data is missing.
+        ValueError: The card is not valid, or says something that is not so.
+    """
+    root = Path(folder)
+    card = read_card(root / CARD_FILE)
+    packed = read_packed(root / MOLECULES_FILE)
+    failures = root / FAILURES_FILE
+    failed = len(read_failures(failures)) if failures.exists() else 0
+    true: dict[str, Any] = {
+        "units": _units(packed),
+        "counts": _count(packed, failed),
+        "elements": _elements(packed),
+        "sha256": sha256_of(root / MOLECULES_FILE),
+    }
+    wrong = [
+        f"{name} is {getattr(card, name)} on the card and {value} in the data"
+        for name, value in true.items()
+        if getattr(card, name) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"The card of {root} does not describe its data: {'; '.join(wrong)}. "
+            f"Build the data set again."
+        )
+    return card
+
+
+def _units(packed: PackedMolecules) -> dict[str, str]:
+    units = {}
+    for name in FIELDS:
+        if name in TEXT_FIELDS:
+            present = any(packed.texts[name])
+        else:
+            present = not np.isnan(packed.arrays[name]).all()
+        if present:
+            units[name] = FIELD_UNITS[name]
+    return units
+
+
+def _count(packed: PackedMolecules, failures: int) -> Counts:
+    molecules = len(np.unique(packed.arrays["mol_id"]))
+    return Counts(molecules=molecules, structures=len(packed.n), failures=failures)
+
+
+def _elements(packed: PackedMolecules) -> tuple[str, ...]:
+    return tuple(chemical_symbols[z] for z in np.unique(packed.arrays["z"]).tolist())
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in sorted({*_PACKAGES, *packages}):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

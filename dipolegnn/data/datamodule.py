@@ -1,0 +1,159 @@
+"""The LightningDataModule: batches of molecules for training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DistributedSampler
+
+from dipolegnn._pyg import DataLoader, InMemoryDataset
+from dipolegnn.data.splits import PARTS, Split
+
+
+class DipoleDataModule(pl.LightningDataModule):
+    """Batches of the three parts of a data set.
+
+    The order of the training molecules is a function of ``(seed, epoch)`` alone, not of the state
+    of a random number generator, so a run that is resumed sees the batches that it would have seen.
+    With several devices each gets its own share: equal shares in training (a few molecules are
+    repeated to that end), every molecule exactly once in evaluation.
+
+    Args:
+        dataset: The molecules.
+        split: Positions of the training, validation and test molecules in ``dataset``.
+        batch_size: Molecules per training batch and device.
+        eval_batch_size: Molecules per batch in evaluation; as in training where it is ``None``.
+        seed: Seed of the order of the training molecules.
+        num_workers: Processes that make the batches; 0 makes them in the training process.
+
+    Raises:
+        ValueError: A size is below 1, or the split reaches beyond the data set.
+    """
+
+    def __init__(
+        self,
+        dataset: InMemoryDataset,
+        split: Split,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if eval_batch_size is None:
+            eval_batch_size = batch_size
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        for part in PARTS:
+            positions = getattr(split, part)
+            if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < len(
+                dataset
+            ):
+                raise ValueError(
+                    f"The {part} part of the split has positions from {int(positions.min())} to "
+                    f"{int(positions.max())}, but the data set has {len(dataset)} structures: it "
+                    f"is the split of another data set."
+                )
+        self.dataset = dataset
+        self.split = split
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        """The training molecules, in another order each epoch.
+
+        Raises:
+            ValueError: There are none.
+        """
+        part = self._part("train")
+        replicas, rank = self._share()
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            part, num_replicas=replicas, rank=rank, shuffle=True, seed=self.seed
+        )
+        return self._loader(part, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation molecules, in the order of the data set.
+
+        Raises:
+            ValueError: There are none, or fewer than devices.
+        """
+        return self._eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """The test molecules, in the order of the data set.
+
+        Raises:
+            ValueError: There are none, or fewer than devices.
+        """
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test molecules, in the order of the data set.
+
+        Raises:
+            ValueError: There are none, or fewer than devices.
+        """
+        return self._eval_dataloader("test")
+
+    def _eval_dataloader(self, name: str) -> DataLoader:
+        part = self._part(name)
+        replicas, rank = self._share()
+        if len(part) < replicas:
+            # Without a batch of its own a device would wait for the others for ever.
+            raise ValueError(
+                f"The {name} part has {len(part)} structures for {replicas} devices; each needs at "
+                f"least one. Use fewer devices, or a larger part."
+            )
+        return self._loader(part, _EachOnce(part, replicas, rank), self.eval_batch_size)
+
+    def _part(self, name: str) -> InMemoryDataset:
+        positions = getattr(self.split, name)
+        if not len(positions):
+            raise ValueError(
+                f"The {name} part of the split is empty ({self.split}): make a split that has one."
+            )
+        part: InMemoryDataset = self.dataset[positions]
+        return part
+
+    def _share(self) -> tuple[int, int]:
+        """Number of devices, and which of them this is."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
+
+    def _loader(
+        self, part: InMemoryDataset, sampler: DistributedSampler[Any], batch_size: int
+    ) -> DataLoader:
+        return DataLoader(
+            part,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            exclude_keys=["mol_block"],
+        )
+
+
+class _EachOnce(DistributedSampler[Any]):
+    """Every molecule on exactly one device; shares differ by one molecule at most.
+
+    Torch's own repeats molecules to make the shares equal, which would count these twice in an
+    average. (A subclass of it, because Lightning leaves those as they are.)
+    """
+
+    def __init__(self, part: InMemoryDataset, replicas: int, rank: int) -> None:
+        super().__init__(part, num_replicas=replicas, rank=rank, shuffle=False)
+        self.share = range(rank, len(part), replicas)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+    def __len__(self) -> int:
+        return len(self.share)

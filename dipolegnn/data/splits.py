@@ -1,0 +1,319 @@
+"""Training, validation and test parts of a data set, drawn molecule by molecule.
+
+All conformers of a molecule (same ``mol_id``) go to the same part, so that a test molecule was
+never seen in another conformation. Sizes count molecules, not conformers.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from dipolegnn._pyg import Data
+from dipolegnn.files import replacing
+from dipolegnn.molecules import murcko_scaffold
+
+PARTS = ("train", "val", "test")
+
+SplitKind = Literal["random", "size", "scaffold"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which structures of a data set belong to which part.
+
+    Args:
+        train: Positions of the training structures in the data set, ascending, int64.
+        val: Positions of the validation structures.
+        test: Positions of the test structures.
+
+    Raises:
+        ValueError: A structure is in two parts.
+    """
+
+    train: torch.Tensor
+    val: torch.Tensor
+    test: torch.Tensor
+
+    def __post_init__(self) -> None:
+        everything = torch.cat([self.train, self.val, self.test])
+        if len(everything.unique()) != len(everything):
+            raise ValueError(
+                "A structure is in two parts of the split (or twice in one); the parts must be "
+                "disjoint."
+            )
+
+    def __str__(self) -> str:
+        return f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
+
+
+def random_split(
+    mol_id: ArrayLike | torch.Tensor,
+    *,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Draw the molecules of each part at random.
+
+    Args:
+        mol_id: Number of the molecule of each structure ``[M]``.
+        val: Validation molecules: a fraction (float) or a count (int).
+        test: Test molecules: a fraction (float) or a count (int). The rest trains.
+        seed: Seed of the draw.
+
+    Returns:
+        The split; equal for equal arguments.
+
+    Raises:
+        ValueError: A part would be negative, or no molecule would be left to train on.
+    """
+    molecules, _ = _molecules(mol_id)
+    num_val, num_test = _counts(len(molecules), val, test)
+    order = np.random.default_rng(seed).permutation(molecules)
+    return _assign(mol_id, order[:num_test], order[num_test : num_test + num_val])
+
+
+def size_split(
+    mol_id: ArrayLike | torch.Tensor,
+    num_atoms: ArrayLike | torch.Tensor,
+    *,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Train on the small molecules, validate on larger ones, test on the largest.
+
+    The validation molecules are the next in size below the test molecules, so that the choice of a
+    model is made by how well it extrapolates, as it is tested. Among equals the seed decides.
+
+    Args:
+        mol_id: Number of the molecule of each structure ``[M]``.
+        num_atoms: Size of each structure ``[M]``.
+        val: Validation molecules: a fraction (float) or a count (int).
+        test: Test molecules: a fraction (float) or a count (int).
+        seed: Seed of the draw among molecules of equal size.
+
+    Raises:
+        ValueError: As for :func:`random_split`.
+    """
+    molecules, first = _molecules(mol_id)
+    num_val, num_test = _counts(len(molecules), val, test)
+    sizes = _array(num_atoms)[first]
+    shuffled = np.random.default_rng(seed).permutation(len(molecules))
+    order = molecules[shuffled[np.argsort(-sizes[shuffled], kind="stable")]]
+    return _assign(mol_id, order[:num_test], order[num_test : num_test + num_val])
+
+
+def scaffold_split(
+    mol_id: ArrayLike | torch.Tensor,
+    smiles: Sequence[str],
+    *,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Keep molecules with the same Bemis-Murcko scaffold (rings and linkers) together.
+
+    Groups are drawn in random order; each goes to the test part if it still fits, else to the
+    validation part if it fits there, else to the training part. So the counts are met from below,
+    and scaffolds shared by more molecules than a part may hold are trained on.
+
+    An acyclic molecule has no scaffold. Taking the empty scaffold for one would put all acyclic
+    molecules, which have no more in common than that, in one part; each of them is a group of its
+    own instead.
+
+    Args:
+        mol_id: Number of the molecule of each structure ``[M]``.
+        smiles: SMILES of each structure ``[M]``.
+        val: Validation molecules at most: a fraction (float) or a count (int).
+        test: Test molecules at most: a fraction (float) or a count (int).
+        seed: Seed of the order of the groups.
+
+    Raises:
+        ValueError: A molecule has no SMILES, or every scaffold is too common for a part; else as
+            for :func:`random_split`.
+
+    Source:
+        Bemis and Murcko, J. Med. Chem. 39, 2887 (1996).
+    """
+    molecules, first = _molecules(mol_id)
+    limits = dict(zip(("val", "test"), _counts(len(molecules), val, test), strict=True))
+    groups: dict[str, list[int]] = {}
+    for molecule, structure in zip(molecules.tolist(), first.tolist(), strict=True):
+        if not smiles[structure]:
+            raise ValueError(
+                f"Molecule {molecule} (structure {structure}) has no SMILES, and the scaffold is "
+                f"taken from it: give every molecule a SMILES, or split at random or by size."
+            )
+        scaffold = murcko_scaffold(smiles[structure])
+        groups.setdefault(scaffold or f"acyclic molecule {molecule}", []).append(molecule)
+    parts: dict[str, list[int]] = {"test": [], "val": []}
+    members = list(groups.values())
+    for group in np.random.default_rng(seed).permutation(len(members)).tolist():
+        for part, chosen in parts.items():
+            if len(chosen) + len(members[group]) <= limits[part]:
+                chosen.extend(members[group])
+                break
+    for part, chosen in parts.items():
+        if limits[part] and not chosen:
+            raise ValueError(
+                f"No scaffold fits into the {part} part of {limits[part]} of {len(molecules)} "
+                f"molecules: there are {len(groups)} scaffolds. Make the part larger, or split at "
+                f"random."
+            )
+    return _assign(mol_id, np.array(parts["test"], int), np.array(parts["val"], int))
+
+
+def make_split(
+    molecules: Sequence[Data],
+    kind: SplitKind = "random",
+    *,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Split molecules at random, by size or by scaffold; see the function of each kind.
+
+    Args:
+        molecules: The structures of a data set.
+        kind: Which of the three.
+        val: Validation molecules: a fraction (float) or a count (int).
+        test: Test molecules: a fraction (float) or a count (int).
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: As the function of the kind does.
+    """
+    mol_id = np.array([int(data["mol_id"]) for data in molecules], dtype=np.int64)
+    if kind == "size":
+        sizes = [len(data["z"]) for data in molecules]
+        return size_split(mol_id, sizes, val=val, test=test, seed=seed)
+    if kind == "scaffold":
+        smiles = [str(data["smiles"]) for data in molecules]
+        return scaffold_split(mol_id, smiles, val=val, test=test, seed=seed)
+    if kind != "random":
+        raise ValueError(f"Unknown kind of split {kind!r}; expected random, size or scaffold.")
+    return random_split(mol_id, val=val, test=test, seed=seed)
+
+
+def write_split(path: str | Path, split: Split, mol_id: ArrayLike | torch.Tensor) -> None:
+    """Write a split as CSV, one line ``mol_id,split`` per molecule, in ascending order.
+
+    Args:
+        path: The file to write.
+        split: The split.
+        mol_id: Number of the molecule of each structure ``[M]``.
+
+    Raises:
+        ValueError: A molecule is in two parts, or a structure in none.
+    """
+    ids = _array(mol_id)
+    part_of: dict[int, str] = {}
+    covered = 0
+    for part in PARTS:
+        structures = getattr(split, part).numpy()
+        covered += len(structures)
+        for molecule in np.unique(ids[structures]).tolist():
+            if molecule in part_of:
+                raise ValueError(
+                    f"Molecule {molecule} has structures in {part_of[molecule]} and in {part}; all "
+                    f"conformers of a molecule belong to one part."
+                )
+            part_of[molecule] = part
+    if covered != len(ids):
+        raise ValueError(f"The split covers {covered} of {len(ids)} structures; expected all.")
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("mol_id", "split"))
+        writer.writerows(sorted(part_of.items()))
+
+
+def read_split(
+    path: str | Path, mol_id: ArrayLike | torch.Tensor, *, thinned: bool = False
+) -> Split:
+    """Read what :func:`write_split` wrote.
+
+    Args:
+        path: The CSV file.
+        mol_id: Number of the molecule of each structure ``[M]`` of the data set.
+        thinned: Not all molecules of the split need to be there.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Not a split, or not one of these molecules.
+    """
+    part_of: dict[int, str] = {}
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["mol_id", "split"]:
+            raise ValueError(
+                f"{path} is no split: expected the columns mol_id,split, got "
+                f"{','.join(reader.fieldnames or []) or 'none'}."
+            )
+        for line in reader:
+            molecule, part = line["mol_id"], line["split"]
+            if part not in PARTS or not molecule.isdecimal() or int(molecule) in part_of:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {molecule},{part}; expected the number of a "
+                    f"molecule, each once, and one of {', '.join(PARTS)}."
+                )
+            part_of[int(molecule)] = part
+    present = set(_array(mol_id).tolist())
+    missing, unknown = sorted(present - set(part_of)), sorted(set(part_of) - present)
+    if missing or (unknown and not thinned):
+        raise ValueError(
+            f"{path} does not belong to this data set: {len(missing)} molecules are not in it"
+            f"{f' (the first is {missing[0]})' if missing else ''}, and it has {len(unknown)} that "
+            f"the data set has not{f' (the first is {unknown[0]})' if unknown else ''}. Make the "
+            f"split again."
+        )
+    chosen = {p: np.array([m for m, q in part_of.items() if q == p], int) for p in PARTS}
+    return _assign(mol_id, chosen["test"], chosen["val"])
+
+
+def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
+    if isinstance(values, torch.Tensor):
+        values = values.cpu().numpy()
+    return np.asarray(values, dtype=np.int64).reshape(-1)
+
+
+def _molecules(
+    mol_id: ArrayLike | torch.Tensor,
+) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """The different molecules, ascending, and the first structure of each."""
+    molecules, first = np.unique(_array(mol_id), return_index=True)
+    return molecules, first
+
+
+def _counts(molecules: int, val: float | int, test: float | int) -> tuple[int, int]:
+    counts = []
+    for name, size in (("val", val), ("test", test)):
+        fraction = isinstance(size, float)
+        if size < 0 or (fraction and size >= 1):
+            raise ValueError(f"{name} must be a fraction in [0, 1) or a count, got {size}.")
+        # A fraction above 0 asks for a part that is not empty, however few the molecules.
+        counts.append(max(round(size * molecules), 1 if size else 0) if fraction else int(size))
+    if sum(counts) >= molecules:
+        raise ValueError(
+            f"Nothing is left to train on: {counts[0]} validation and {counts[1]} test molecules "
+            f"out of {molecules}. Make these parts smaller, or add molecules."
+        )
+    return counts[0], counts[1]
+
+
+def _assign(
+    mol_id: ArrayLike | torch.Tensor, test: NDArray[np.int64], val: NDArray[np.int64]
+) -> Split:
+    """The split in which these molecules test and validate, and all others train."""
+    ids = _array(mol_id)
+    in_test, in_val = np.isin(ids, test), np.isin(ids, val)
+    parts = (~(in_test | in_val), in_val, in_test)
+    return Split(*(torch.from_numpy(np.flatnonzero(part).astype(np.int64)) for part in parts))

@@ -1,0 +1,220 @@
+"""Molecules in one compact file: ``molecules.npz``.
+
+The arrays of all molecules lie end to end, in order; ``n`` says how many atoms each has. Texts are
+JSON lists in UTF-8. Nothing is pickled, and the same molecules give the same bytes (on the same
+build of zlib), so that the SHA-256 of the file names its content.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dipolegnn._pyg import Data
+from dipolegnn.files import replacing
+
+FORMAT_VERSION = 1
+"""Version of the layout of ``molecules.npz``."""
+
+ATOM_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "z": (torch.int64, ()),
+    "pos": (torch.float32, (3,)),
+    "atomic_charges": (torch.float32, ()),
+}
+"""Fields with one row per atom: type, and shape of a row."""
+
+MOLECULE_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "charge": (torch.float32, ()),
+    "dipole": (torch.float32, (3,)),
+    "dipole_magnitude": (torch.float32, ()),
+    "energy": (torch.float32, ()),
+    "mol_id": (torch.int64, ()),
+}
+"""Fields with one row per structure: type, and shape of a row."""
+
+TEXT_FIELDS = ("smiles", "name")
+"""Fields with one text per structure."""
+
+FIELDS: tuple[str, ...] = (
+    *("z", "pos", "charge", "dipole", "dipole_magnitude"),
+    *("atomic_charges", "energy", "mol_id", "smiles", "name"),
+)
+
+# A mol block can be made again from the SMILES or the file that it came from, and is ten times
+# the size of everything else.
+_LEFT_OUT = {"mol_block"}
+
+
+class PackedMolecules(NamedTuple):
+    """All molecules of a file, end to end."""
+
+    n: NDArray[np.int64]
+    """Atoms per structure ``[M]``."""
+    arrays: dict[str, NDArray[Any]]
+    """Fields per atom ``[sum(n), ...]`` and per structure ``[M, ...]``; units in FIELD_UNITS."""
+    texts: dict[str, list[str]]
+    """Texts, one per structure."""
+
+
+def write_molecules(path: str | Path, molecules: Sequence[Data]) -> None:
+    """Write molecules to a compressed ``.npz``.
+
+    ``mol_block`` is left out. The file appears under its name only once it is whole.
+
+    Args:
+        path: The file to write.
+        molecules: The molecules, at least one, with the fields that ``make_data`` gives them.
+
+    Raises:
+        ValueError: There is no molecule, or one has other fields, types or shapes.
+    """
+    packed = pack(molecules)
+    entries: dict[str, NDArray[Any]] = {"format_version": np.array(FORMAT_VERSION), "n": packed.n}
+    entries |= packed.arrays
+    # Smaller before compression, so faster to read; atomic numbers fit in a byte.
+    entries["z"] = entries["z"].astype(np.uint8)
+    for field, texts in packed.texts.items():
+        entries[field] = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in entries.items():
+            # A fixed date instead of today's: the same molecules, the same bytes.
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def read_molecules(path: str | Path) -> list[Data]:
+    """Read the molecules that :func:`write_molecules` wrote, in the same order.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, of a newer format or no file of molecules.
+    """
+    return unpack(read_packed(path))
+
+
+def pack(molecules: Sequence[Data]) -> PackedMolecules:
+    """Lay molecules end to end.
+
+    Raises:
+        ValueError: There is no molecule, or one has other fields, types or shapes.
+    """
+    if not molecules:
+        raise ValueError("There are no molecules to write; expected at least one.")
+    for row, data in enumerate(molecules):
+        _check(data, row)
+    arrays = {
+        field: torch.cat([data[field] for data in molecules]).cpu().numpy()
+        for field in FIELDS
+        if field not in TEXT_FIELDS
+    }
+    return PackedMolecules(
+        n=np.array([len(data["z"]) for data in molecules], dtype=np.int64),
+        arrays=arrays,
+        texts={field: [data[field] for data in molecules] for field in TEXT_FIELDS},
+    )
+
+
+def unpack(packed: PackedMolecules) -> list[Data]:
+    """One ``Data`` per structure; the tensors share no memory with one another."""
+    ends = np.cumsum(packed.n)
+    columns: list[list[Any]] = []
+    for field in FIELDS:
+        if field in TEXT_FIELDS:
+            columns.append(packed.texts[field])
+            continue
+        whole = torch.from_numpy(packed.arrays[field])
+        rows = packed.n.tolist() if field in ATOM_FIELDS else [1] * len(ends)
+        # Copies: a view would drag the arrays of the whole file along when it is pickled.
+        columns.append([part.clone() for part in whole.split(rows)])
+    return [Data(**dict(zip(FIELDS, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def read_packed(path: str | Path) -> PackedMolecules:
+    """Read a file of molecules as arrays, without making a ``Data`` of each.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, of a newer format or no file of molecules.
+    """
+    try:
+        # Opened here, so that a damaged file is closed too; np.load would leave it open.
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds a single array")
+            entries = dict(archive)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as molecules ({error}). Expected the .npz file that "
+            f"write_molecules or `dipolegnn build` makes; it may be damaged: make it again."
+        ) from error
+    version = int(entries.get("format_version", np.array(0)))
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, and this dipolegnn reads up to "
+            f"{FORMAT_VERSION}: update dipolegnn."
+        )
+    missing = [name for name in ("format_version", "n", *FIELDS) if name not in entries]
+    if missing:
+        raise ValueError(
+            f"{path} is no file of molecules: it has no {', '.join(missing)}. Expected what "
+            f"write_molecules or `dipolegnn build` makes."
+        )
+    n = entries["n"].astype(np.int64)
+    texts = {field: json.loads(entries[field].tobytes().decode()) for field in TEXT_FIELDS}
+    arrays = {
+        field: entries[field].astype(_numpy_type(dtype), copy=False)
+        for field, (dtype, _) in {**ATOM_FIELDS, **MOLECULE_FIELDS}.items()
+    }
+    lengths = {field: len(values) for field, values in {**arrays, **texts}.items()}
+    for field, length in lengths.items():
+        expected = int(n.sum()) if field in ATOM_FIELDS else len(n)
+        if length != expected:
+            raise ValueError(
+                f"{path} is inconsistent: {field} has {length} rows, expected {expected}. "
+                f"Make the file again."
+            )
+    return PackedMolecules(n, arrays, texts)
+
+
+def _numpy_type(dtype: torch.dtype) -> type[np.generic]:
+    return np.int64 if dtype == torch.int64 else np.float32
+
+
+def _check(data: Data, row: int) -> None:
+    """Every field is there, of the type and shape agreed on, and there is no other."""
+    which = f"Molecule {row} ({data['name']!r})" if "name" in data else f"Molecule {row}"
+    missing = [field for field in FIELDS if field not in data]
+    extra = sorted({*data.keys()} - {*FIELDS} - _LEFT_OUT)
+    if missing or extra:
+        raise ValueError(
+            f"{which} does not have the fields of a molecule: missing "
+            f"{', '.join(missing) or 'none'}, unknown {', '.join(extra) or 'none'}. "
+            f"Make it with dipolegnn.molecules.make_data."
+        )
+    atoms = len(data["z"])
+    for rows, specs in ((atoms, ATOM_FIELDS), (1, MOLECULE_FIELDS)):
+        for field, (dtype, row_shape) in specs.items():
+            value, shape = data[field], (rows, *row_shape)
+            good = isinstance(value, torch.Tensor)
+            if not good or value.dtype != dtype or tuple(value.shape) != shape:
+                got = f"{value.dtype} {list(value.shape)}" if good else type(value).__name__
+                raise ValueError(
+                    f"{which}: {field} must be {dtype} {list(shape)}, got {got}. "
+                    f"Make it with dipolegnn.molecules.make_data."
+                )
+    for field in TEXT_FIELDS:
+        if not isinstance(data[field], str):
+            raise ValueError(f"{which}: {field} must be a str, got {type(data[field]).__name__}.")

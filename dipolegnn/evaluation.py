@@ -1,0 +1,124 @@
+"""Measuring a model on labelled molecules, and the table of what it said about each."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dipolegnn._pyg import Data
+from dipolegnn.metrics import DipoleMetrics
+from dipolegnn.nn import DipoleModel
+from dipolegnn.predict import Prediction, predict
+
+METRIC_UNITS = {
+    "dipole_mae": "debye",
+    "dipole_rmse": "debye",
+    "vector_mae": "debye",
+    "angle": "degree",
+}
+"""Unit of each metric; see :mod:`dipolegnn.metrics` for what they are."""
+
+_COLUMNS = (
+    *("mol_id", "name", "smiles", "reference_D", "predicted_D", "error_D"),
+    *("reference_x_D", "reference_y_D", "reference_z_D"),
+    *("predicted_x_D", "predicted_y_D", "predicted_z_D"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How good a model is on some structures.
+
+    Attributes:
+        metrics: ``dipole_mae`` and ``dipole_rmse`` of the magnitude and ``vector_mae`` in debye,
+            ``angle`` in degrees; without those that no structure has a label for.
+        predictions: The predictions, in the order of the structures; ``data`` has the labels.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]
+
+    @property
+    def labelled(self) -> list[Prediction]:
+        """The predictions for structures with a reference magnitude."""
+        return [p for p in self.predictions if math.isfinite(float(p.data.dipole_magnitude))]
+
+
+def evaluate(
+    model: DipoleModel, molecules: Sequence[Data], *, progress: bool = False
+) -> Evaluation:
+    """Predicts labelled structures and compares.
+
+    Args:
+        model: The model.
+        molecules: Structures with ``dipole_magnitude [1]`` and ``dipole [1, 3]`` in debye, NaN
+            where unknown.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        ValueError: If no structure has a label.
+    """
+    if not any(bool(data.dipole_magnitude.isfinite()) for data in molecules):
+        raise ValueError(
+            f"None of the {len(molecules)} structures has a reference dipole to compare with; "
+            "label them (`dipolegnn build --label xtb`)."
+        )
+    predictions = predict(model, molecules, progress=progress)
+    metrics = DipoleMetrics("test")
+    vectors = [torch.from_numpy(p.dipole) for p in predictions if p.dipole is not None]
+    metrics.update(
+        torch.tensor([p.magnitude for p in predictions], dtype=torch.float64),
+        torch.cat([p.data.dipole_magnitude for p in predictions]).double(),
+        torch.stack(vectors) if vectors else None,
+        torch.cat([p.data.dipole for p in predictions]).double(),
+    )
+    found = metrics.compute()
+    named = {name: found[f"test/{name}"] for name in METRIC_UNITS if f"test/{name}" in found}
+    return Evaluation(named, predictions)
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Metrics on one line, with units.
+
+    Example:
+        >>> describe_metrics({"dipole_mae": 0.1234, "angle": 3.21})
+        'magnitude MAE 0.1234 D, angle 3.2°'
+    """
+    formats = {
+        "dipole_mae": "magnitude MAE {:.4f} D",
+        "dipole_rmse": "RMSE {:.4f} D",
+        "vector_mae": "vector MAE {:.4f} D",
+        "angle": "angle {:.1f}°",
+    }
+    return ", ".join(
+        text.format(metrics[name]) for name, text in formats.items() if name in metrics
+    )
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+    """Writes one line per structure as CSV; what is not known stays empty.
+
+    The columns end in their unit: ``_D`` is debye. ``error_D`` is predicted minus reference
+    magnitude.
+    """
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for prediction in predictions:
+            data = prediction.data
+            reference = float(data.dipole_magnitude)
+            vector = [math.nan] * 3 if prediction.dipole is None else prediction.dipole.tolist()
+            numbers = (
+                reference,
+                prediction.magnitude,
+                prediction.magnitude - reference,
+                *data.dipole.flatten().tolist(),
+                *vector,
+            )
+            cells = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
+            writer.writerow((int(data.mol_id), data.name, data.smiles, *cells))

@@ -1,0 +1,9 @@
+"""Reference dipoles: from any ASE calculator; GFN2-xTB (tblite) and DFT (PySCF) ready made."""
+
+from __future__ import annotations
+
+from dipolegnn.labels.batch import label_many
+from dipolegnn.labels.calculators import dft_calculator, make_calculator, xtb_calculator
+from dipolegnn.labels.run import label
+
+__all__ = ["dft_calculator", "label", "label_many", "make_calculator", "xtb_calculator"]

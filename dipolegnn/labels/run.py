@@ -1,0 +1,159 @@
+"""One molecule, one calculator: the label."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import (
+    BaseCalculator,
+    CalculatorError,
+    PropertyNotImplementedError,
+)
+from ase.data import atomic_masses, chemical_symbols
+from ase.optimize import LBFGS
+from numpy.typing import NDArray
+
+from dipolegnn._pyg import Data
+from dipolegnn.labels.connectivity import changed_bonds
+from dipolegnn.molecules import MoleculeError, make_data
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV
+
+CHARGE_TOLERANCE = 0.05
+"""The partial charges of a calculation may miss the molecule's charge by this much (e)."""
+
+
+def label(
+    data: Data,
+    calculator: BaseCalculator,
+    *,
+    optimize: bool = False,
+    fmax: float = 0.02,
+    max_steps: int = 500,
+) -> Data:
+    """The molecule with its dipole, energy and (if the calculator has any) partial charges.
+
+    ASE's calculators give the dipole in e·angstrom about the origin of the coordinates; here it is
+    in debye and, what matters for an ion, about the centre of mass. The energy is that of the
+    calculator, in kcal/mol: only differences between conformers mean anything.
+
+    Args:
+        data: Molecule; not changed.
+        calculator: Any ASE calculator with the property ``dipole``, set up for the charge of the
+            molecule.
+        optimize: Relax the geometry first, with the same calculator (L-BFGS).
+        fmax: Relaxed when no force is larger, in eV/angstrom.
+        max_steps: Steps of the relaxation at most.
+
+    Returns:
+        A new molecule, with the relaxed ``pos`` if it was relaxed.
+
+    Raises:
+        MoleculeError: The calculation failed, was for another charge, the relaxation did not
+            converge, or made another molecule (bonds were broken or formed).
+        ValueError: The calculator has no dipole.
+
+    Example:
+        >>> from dipolegnn.config import XTBConfig
+        >>> from dipolegnn.labels import xtb_calculator
+        >>> from dipolegnn.molecules import from_smiles
+        >>> ammonia, = from_smiles("N")
+        >>> round(label(ammonia, xtb_calculator(XTBConfig())).dipole_magnitude.item(), 1)
+        1.9
+    """
+    name = data.name or data.smiles
+    atoms = Atoms(
+        data.z.cpu().numpy(),
+        data.pos.detach().cpu().numpy().astype(np.float64),
+        info={"charge": round(data.charge.item())},
+    )
+    start = atoms.positions.copy()
+    atoms.calc = calculator
+    try:
+        if optimize and len(atoms) > 1:
+            _relax(atoms, fmax, max_steps)
+            _check_same_molecule(atoms, start)
+        dipole = np.asarray(atoms.get_dipole_moment(), dtype=np.float64)  # [3] e·Å
+        energy = float(atoms.get_potential_energy())
+        charges = _partial_charges(atoms, calculator)
+        _check_results(dipole, energy, charges, data.charge.item())
+    except PropertyNotImplementedError as error:
+        raise ValueError(
+            f"The calculator {type(calculator).__name__} does not give what a label needs (dipole "
+            f"and energy; forces to relax): {error}. Take one that does, for instance "
+            f"xtb_calculator or dft_calculator."
+        ) from error
+    except (CalculatorError, RuntimeError, np.linalg.LinAlgError) as error:
+        raise MoleculeError(
+            f"The calculation failed: {_one_line(error)}",
+            remedy="Check the geometry and the charge, or take another level of theory",
+            molecule=name,
+        ) from error
+    except MoleculeError as error:
+        raise error.located(molecule=name) from None
+    masses = atomic_masses[atoms.numbers]
+    centre = masses @ atoms.positions / masses.sum()
+    labelled = make_data(
+        data.z,
+        atoms.positions if optimize else data.pos,
+        charge=data.charge.item(),
+        dipole=(dipole - data.charge.item() * centre) * DEBYE_PER_E_ANGSTROM,
+        atomic_charges=charges,
+        energy=energy * KCAL_PER_MOL_PER_EV,
+        mol_id=int(data.mol_id.item()),
+        smiles=data.smiles,
+        name=data.name,
+    )
+    if "mol_block" in data:
+        labelled.mol_block = data.mol_block
+    return labelled
+
+
+def _relax(atoms: Atoms, fmax: float, max_steps: int) -> None:
+    # The fastest of ASE's optimizers on small molecules: 17 steps from MMFF94s to 0.02 eV/Å,
+    # and, unlike BFGS, no diagonalization that large molecules would pay for.
+    optimizer = LBFGS(atoms, logfile=None)  # type: ignore[arg-type]  # ASE forgets None here
+    if not optimizer.run(fmax=fmax, steps=max_steps):
+        force = np.linalg.norm(atoms.get_forces(), axis=1).max()
+        raise MoleculeError(
+            f"The relaxation did not converge in {max_steps} steps: the largest force is "
+            f"{force:.3f} eV/angstrom, {fmax} was asked for",
+            remedy="Allow more steps, a larger force, or start from a better geometry",
+        )
+
+
+def _check_same_molecule(atoms: Atoms, start: NDArray[np.float64]) -> None:
+    changed = changed_bonds(atoms.numbers, start, atoms.positions)
+    if changed:
+        numbered = [f"{chemical_symbols[z]}{k}" for k, z in enumerate(atoms.numbers, start=1)]
+        names = ", ".join(f"{numbered[i]}-{numbered[j]}" for i, j in changed[:4])
+        raise MoleculeError(
+            f"The relaxation broke or formed bonds ({names}): it has become another molecule",
+            remedy="It is not stable at this level of theory; leave it out, or do not relax it",
+        )
+
+
+def _partial_charges(atoms: Atoms, calculator: BaseCalculator) -> NDArray[np.float64] | None:
+    if "charges" not in calculator.implemented_properties:
+        return None
+    return np.asarray(atoms.get_charges(), dtype=np.float64)
+
+
+def _check_results(
+    dipole: NDArray[np.float64], energy: float, charges: NDArray[np.float64] | None, total: float
+) -> None:
+    values = [dipole, np.array([energy])] + ([] if charges is None else [charges])
+    if not all(np.isfinite(value).all() for value in values):
+        raise MoleculeError(
+            "The calculation gave numbers that are not finite",
+            remedy="Check the geometry, or take another level of theory",
+        )
+    if charges is not None and abs(charges.sum() - total) > CHARGE_TOLERANCE:
+        raise MoleculeError(
+            f"The calculation is for a total charge of {charges.sum():+.2f} e, and the molecule's "
+            f"is {total:+.0f} e",
+            remedy="Set the charge of the calculator, or of the molecule",
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,183 @@
+"""How far predicted dipole moments are from their labels, accumulated over a whole epoch.
+
+Each metric takes one molecule per row, skips those without the label that it needs (NaN), and
+adds up in float64, so that neither the size nor the order of the batches shows in the result.
+Of no molecule at all it is NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+ANGLE_THRESHOLD = 0.1
+"""Shortest reference dipole, in debye, whose direction counts in :class:`MeanAngle`."""
+
+_DEGREES_PER_RADIAN = 57.29577951308232
+
+
+class _MeanOverMolecules(Metric):
+    """Mean of a number per molecule, over the molecules where it is not NaN."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @property
+    def update_called(self) -> bool:
+        """Always true: the mean over nothing is NaN, which needs no warning of torchmetrics."""
+        return True
+
+    def update(self, predicted: Tensor, reference: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            predicted: Magnitudes ``[B]`` or vectors ``[B, 3]`` in debye.
+            reference: Labels of the same shape; NaN where a molecule has none.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if predicted.shape != reference.shape:
+            raise ValueError(
+                f"{type(self).__name__} compares arrays of one shape, got predicted "
+                f"{list(predicted.shape)} and reference {list(reference.shape)}."
+            )
+        value = self._per_molecule(predicted.detach().double(), reference.detach().double())
+        known = ~value.isnan()
+        self.total += value.where(known, 0.0).sum()
+        self.count += known.sum()
+
+    def compute(self) -> Tensor:
+        """The mean so far; NaN if there was no molecule with a label."""
+        return self.total / self.count
+
+    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class MagnitudeMAE(_MeanOverMolecules):
+    r"""Mean absolute error of the magnitude, in debye.
+
+    .. math:: \langle|\,|\mu|-|\mu_0|\,|\rangle
+    """
+
+    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
+        return _unless_unlabelled((predicted - reference).abs(), reference)
+
+
+class MagnitudeRMSE(_MeanOverMolecules):
+    r"""Root of the mean squared error of the magnitude, in debye.
+
+    .. math:: \sqrt{\langle(|\mu|-|\mu_0|)^2\rangle}
+    """
+
+    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
+        return _unless_unlabelled((predicted - reference).square(), reference)
+
+    def compute(self) -> Tensor:
+        """The root of the mean so far; NaN if there was no molecule with a label."""
+        return super().compute().sqrt()
+
+
+class VectorMAE(_MeanOverMolecules):
+    r"""Mean length of the error vector, in debye: :math:`\langle|\mu-\mu_0|\rangle`.
+
+    Unlike a mean over components it does not depend on the orientation of the molecules.
+    """
+
+    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
+        return _unless_unlabelled(torch.linalg.vector_norm(predicted - reference, dim=1), reference)
+
+
+class MeanAngle(_MeanOverMolecules):
+    """Mean angle between predicted and reference dipole, in degrees.
+
+    Over the molecules whose reference is at least :data:`ANGLE_THRESHOLD` long: the direction of
+    a dipole that is nearly 0 is noise. A predicted dipole of exactly 0 counts as 90 degrees.
+    """
+
+    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
+        # atan2 keeps its precision at 0 and 180 degrees, where acos loses it.
+        cross = torch.linalg.vector_norm(torch.linalg.cross(predicted, reference, dim=1), dim=1)
+        dot = (predicted * reference).sum(dim=1)
+        angle = torch.atan2(cross, dot) * _DEGREES_PER_RADIAN
+        angle = angle.where((cross != 0) | (dot != 0), 90.0)
+        has_direction = torch.linalg.vector_norm(reference, dim=1) >= ANGLE_THRESHOLD
+        return angle.nan_to_num(nan=torch.inf).where(has_direction, torch.nan)
+
+
+class DipoleMetrics(torch.nn.Module):
+    """The four metrics of a data set, named as they are logged.
+
+    Args:
+        stage: What the names begin with: ``"train"``, ``"val"`` or ``"test"``.
+
+    Example:
+        >>> import torch
+        >>> metrics = DipoleMetrics("test")
+        >>> nan = torch.full((2, 3), torch.nan)
+        >>> metrics.update(torch.tensor([1.8, 0.1]), torch.tensor([1.9, 0.0]), None, nan)
+        >>> round(metrics.compute()["test/dipole_mae"], 6)
+        0.1
+    """
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        # No compute groups: they merge metrics whose states were equal after the first batch,
+        # as those of MAE and RMSE are where every error is 0 or 1, and never part them again.
+        self.of_magnitude = MetricCollection(
+            {"dipole_mae": MagnitudeMAE(), "dipole_rmse": MagnitudeRMSE()},
+            prefix=f"{stage}/",
+            compute_groups=False,
+        )
+        self.of_vector = MetricCollection(
+            {"vector_mae": VectorMAE(), "angle": MeanAngle()},
+            prefix=f"{stage}/",
+            compute_groups=False,
+        )
+
+    def update(
+        self,
+        magnitude: Tensor,
+        reference_magnitude: Tensor,
+        dipole: Tensor | None,
+        reference_dipole: Tensor,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            magnitude: Predicted magnitudes ``[B]`` in debye.
+            reference_magnitude: Labels ``[B]`` in debye; NaN where there is none.
+            dipole: Predicted vectors ``[B, 3]`` in debye; None from a model without.
+            reference_dipole: Labels ``[B, 3]`` in debye; NaN where there is none.
+        """
+        self.of_magnitude.update(magnitude, reference_magnitude)
+        if dipole is not None:
+            self.of_vector.update(dipole, reference_dipole)
+
+    def compute(self) -> dict[str, float]:
+        """The metrics so far, by name; those that no molecule had a label for are left out."""
+        values = {**self.of_magnitude.compute(), **self.of_vector.compute()}
+        return {name: float(value) for name, value in values.items() if not value.isnan()}
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.of_magnitude.reset()
+        self.of_vector.reset()
+
+
+def _unless_unlabelled(value: Tensor, reference: Tensor) -> Tensor:
+    """``value`` where the reference is known, else NaN; a NaN prediction is an error, not a gap."""
+    known = ~reference.isnan()
+    if reference.ndim == 2:
+        known = known.all(dim=1)
+    return value.nan_to_num(nan=torch.inf).where(known, torch.nan)

@@ -1,0 +1,36 @@
+"""Molecules in and out: SMILES, SDF, XYZ, extended XYZ, ASE ``Atoms``, RDKit ``Mol`` <-> ``Data``.
+
+Nothing outside this package imports RDKit.
+"""
+
+from __future__ import annotations
+
+from dipolegnn.molecules.batch import SmilesRow, embed_smiles
+from dipolegnn.molecules.chemistry import canonical_smiles, from_rdkit, murcko_scaffold, to_rdkit
+from dipolegnn.molecules.conformers import from_smiles
+from dipolegnn.molecules.errors import Failure, MoleculeError, read_failures, write_failures
+from dipolegnn.molecules.files import read_file, write_file
+from dipolegnn.molecules.molecule import Molecules, make_data
+from dipolegnn.molecules.structures import from_ase, to_ase
+from dipolegnn.molecules.tables import TableColumns
+
+__all__ = [
+    "Failure",
+    "MoleculeError",
+    "Molecules",
+    "SmilesRow",
+    "TableColumns",
+    "canonical_smiles",
+    "embed_smiles",
+    "from_ase",
+    "from_rdkit",
+    "from_smiles",
+    "make_data",
+    "murcko_scaffold",
+    "read_failures",
+    "read_file",
+    "to_ase",
+    "to_rdkit",
+    "write_failures",
+    "write_file",
+]

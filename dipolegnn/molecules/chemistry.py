@@ -1,0 +1,289 @@
+"""RDKit molecules and ``Data``: reading SMILES, converting both ways, canonical forms.
+
+RDKit prints its reasons on standard error. Here they are caught and become part of the error.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDetermineBonds
+from rdkit.Chem.Scaffolds import MurckoScaffold
+from rdkit.Geometry import Point3D
+
+from dipolegnn._pyg import Data
+from dipolegnn.molecules.errors import MoleculeError
+from dipolegnn.molecules.molecule import make_data
+
+BOND_ORDER_ITERATIONS = 100_000
+"""The search for bond orders in a bare structure gives up after this many steps."""
+
+# RDKit's log is one stream per process: two threads must not redirect it at the same time.
+_LOG_LOCK = threading.RLock()
+
+
+class RDKitLog:
+    """What RDKit said inside a :func:`captured_log` block."""
+
+    def __init__(self, capture: rdBase.CaptureErrorLog) -> None:
+        self._capture = capture
+
+    def reason(self, default: str) -> str:
+        """Its first meaningful line, without the time stamp."""
+        for line in self._capture.messages.splitlines():
+            text = re.sub(r"^\[\d\d:\d\d:\d\d\]\s*", "", line).strip()
+            text = re.sub(r"^SMILES Parse Error: ", "", text)
+            if text and text != "****" and not text.endswith("Violation"):
+                return text
+        return default
+
+
+@contextmanager
+def captured_log() -> Iterator[RDKitLog]:
+    """Keep RDKit from printing, and yield what it says; its log settings are restored after."""
+    with _LOG_LOCK, rdBase.BlockLogs(), rdBase.CaptureErrorLog() as capture:
+        yield RDKitLog(capture)
+
+
+def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
+    """The molecule of a SMILES, without hydrogens; ``name`` is for the error.
+
+    Raises:
+        MoleculeError: Not a SMILES, an impossible valence, no atoms, several fragments, dummy
+            atoms, a radical.
+    """
+    text = smiles.strip()
+    params = Chem.SmilesParserParams()
+    # Text after the SMILES is a mistake, not a name. (RDKit's stubs have no setters.)
+    params.parseName = False  # type: ignore[assignment]
+    with captured_log() as log:
+        mol = Chem.MolFromSmiles(text, params)
+    if mol is None:
+        raise MoleculeError(
+            f"Not a valid SMILES: {log.reason('RDKit cannot read it')}",
+            remedy="Correct the SMILES",
+            molecule=name or text,
+        )
+    try:
+        if mol.GetNumAtoms() == 0:
+            raise MoleculeError("The SMILES is empty", remedy="Give a SMILES")
+        _check_elements(mol)
+        fragments = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
+        if len(fragments) > 1:
+            parts = ", ".join(Chem.MolToSmiles(part) for part in fragments)
+            raise MoleculeError(
+                f"{len(fragments)} fragments ({parts}); their arrangement in space is not defined",
+                remedy="Give one molecule: take away the counter-ion or solvent and neutralize, "
+                "or give the complex as a 3D structure",
+            )
+        _check_closed_shell(mol)
+    except MoleculeError as error:
+        raise error.located(molecule=name or text) from None
+    return mol
+
+
+def _check_elements(mol: Chem.Mol) -> None:
+    for atom in mol.GetAtoms():
+        if atom.GetAtomicNum() == 0:
+            raise MoleculeError(
+                f"Atom {atom.GetIdx() + 1} ({atom.GetSymbol()}) is a dummy atom, not an element",
+                remedy="Replace it by an element, or cap the open bond with hydrogen",
+            )
+
+
+def _check_closed_shell(mol: Chem.Mol) -> None:
+    for atom in mol.GetAtoms():
+        if atom.GetNumRadicalElectrons():
+            raise MoleculeError(
+                f"Atom {atom.GetIdx() + 1} ({atom.GetSymbol()}) has "
+                f"{atom.GetNumRadicalElectrons()} unpaired electron(s), and only closed-shell "
+                f"molecules are supported",
+                remedy="Add the missing hydrogens, or give the atom its formal charge",
+            )
+
+
+def from_rdkit(mol: Chem.Mol, *, name: str = "", mol_id: int = 0) -> list[Data]:
+    """One ``Data`` per conformer of a molecule with explicit hydrogens, atoms in its order.
+
+    ``Data.smiles`` is the canonical isomeric SMILES; ``Data.mol_block`` keeps bonds, stereo,
+    isotopes and charges. ``mol`` is not changed.
+
+    Args:
+        mol: Molecule with 3D conformers.
+        name: Name; by default the molecule's title (``_Name``), else its SMILES.
+        mol_id: Number of the molecule, shared by its conformers.
+
+    Raises:
+        MoleculeError: No 3D conformer, implicit hydrogens, dummy atoms, a radical.
+    """
+    title = mol.GetProp("_Name").strip() if mol.HasProp("_Name") else ""
+    try:
+        with captured_log():
+            return _from_rdkit(mol, name=name or title, mol_id=mol_id)
+    except MoleculeError as error:
+        raise error.located(molecule=name or title or _smiles_or_nothing(mol)) from None
+
+
+def _from_rdkit(mol: Chem.Mol, *, name: str, mol_id: int) -> list[Data]:
+    if mol.GetNumAtoms() == 0:
+        raise MoleculeError("The molecule has no atoms", remedy="Take the empty record out")
+    _check_elements(mol)
+    mol = Chem.Mol(mol)
+    with captured_log() as log:
+        try:
+            Chem.SanitizeMol(mol)
+        except (ValueError, RuntimeError) as error:
+            raise MoleculeError(
+                f"RDKit refuses the molecule: {log.reason(str(error))}",
+                remedy="Correct its valences and charges",
+            ) from None
+    if mol.GetNumConformers() == 0:
+        raise MoleculeError(
+            "The molecule has no 3D structure", remedy="Embed it, or give its SMILES instead"
+        )
+    if not all(conformer.Is3D() for conformer in mol.GetConformers()):
+        raise MoleculeError(
+            "The structure is a 2D drawing, not 3D coordinates",
+            remedy="Give its SMILES instead; or, if it is a planar 3D structure, mark it as 3D "
+            "(in an SDF '3D' in columns 21-22 of a record's second line)",
+        )
+    missing = sum(atom.GetTotalNumHs() for atom in mol.GetAtoms())
+    if missing:
+        raise MoleculeError(
+            f"{missing} hydrogen atom(s) have no coordinates",
+            remedy="Write the structure with explicit hydrogens (in RDKit: "
+            "Chem.AddHs(mol, addCoords=True))",
+        )
+    _check_closed_shell(mol)
+    smiles = Chem.MolToSmiles(Chem.RemoveHs(mol))
+    return [
+        conformer_data(mol, conformer.GetId(), name=name, mol_id=mol_id, smiles=smiles)
+        for conformer in mol.GetConformers()
+    ]
+
+
+def _smiles_or_nothing(mol: Chem.Mol) -> str:
+    with captured_log():
+        try:
+            return str(Chem.MolToSmiles(mol))
+        except RuntimeError:
+            return ""
+
+
+def conformer_data(
+    mol: Chem.Mol,
+    conformer: int,
+    *,
+    energy: float | None = None,
+    mol_id: int = 0,
+    smiles: str = "",
+    name: str = "",
+) -> Data:
+    """The ``Data`` of one conformer of a molecule that has all its hydrogens."""
+    data = make_data(
+        [atom.GetAtomicNum() for atom in mol.GetAtoms()],
+        mol.GetConformer(conformer).GetPositions(),
+        charge=Chem.GetFormalCharge(mol),
+        energy=energy,
+        mol_id=mol_id,
+        smiles=smiles,
+        name=name,
+    )
+    data.mol_block = Chem.MolToV3KMolBlock(mol, confId=conformer)
+    return data
+
+
+def to_rdkit(data: Data) -> Chem.Mol:
+    """The RDKit molecule of a ``Data``: same atoms, same order, coordinates of ``data.pos``.
+
+    Bonds come from ``data.mol_block`` where there is one; else they are perceived from the
+    distances and the total charge.
+
+    Raises:
+        MoleculeError: Bonds cannot be perceived, or ``mol_block`` is of another molecule.
+    """
+    try:
+        mol = _perceive_bonds(data) if "mol_block" not in data else _read_mol_block(data)
+    except MoleculeError as error:
+        raise error.located(molecule=data.name) from None
+    mol.SetProp("_Name", data.name)
+    return mol
+
+
+def _read_mol_block(data: Data) -> Chem.Mol:
+    with captured_log() as log:
+        mol = Chem.MolFromMolBlock(data.mol_block, removeHs=False)
+    if mol is None:
+        raise MoleculeError(
+            f"Its mol_block cannot be read: {log.reason('RDKit gives no reason')}",
+            remedy="Delete data.mol_block to have the bonds perceived from the coordinates",
+        )
+    if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != data.z.tolist():
+        raise MoleculeError(
+            "The atoms of its mol_block are not those of z",
+            remedy="Delete data.mol_block to have the bonds perceived from the coordinates",
+        )
+    conformer = mol.GetConformer()
+    for atom, xyz in enumerate(data.pos.tolist()):
+        conformer.SetAtomPosition(atom, Point3D(*xyz))
+    return mol
+
+
+def _perceive_bonds(data: Data) -> Chem.Mol:
+    mol = Chem.RWMol()
+    conformer = Chem.Conformer(len(data.z))
+    for atom, (number, xyz) in enumerate(zip(data.z.tolist(), data.pos.tolist(), strict=True)):
+        mol.AddAtom(Chem.Atom(number))
+        conformer.SetAtomPosition(atom, Point3D(*xyz))
+    mol.AddConformer(conformer)
+    charge = round(data.charge.item())
+    with captured_log() as log:
+        try:
+            rdDetermineBonds.DetermineBonds(mol, charge=charge, maxIterations=BOND_ORDER_ITERATIONS)
+            Chem.SanitizeMol(mol)
+            Chem.AssignStereochemistryFrom3D(mol)
+        except (ValueError, RuntimeError) as error:
+            raise MoleculeError(
+                f"No bonds fit the structure and its charge {charge:+d}: "
+                f"{log.reason(str(error).splitlines()[0])}",
+                remedy="Check the charge and the geometry, or write .xyz or .extxyz, which need "
+                "no bonds",
+            ) from None
+    return mol.GetMol()
+
+
+def canonical_smiles(smiles: str) -> str:
+    """RDKit's canonical isomeric SMILES: equal for equal molecules.
+
+    Raises:
+        MoleculeError: As :func:`parse_smiles`.
+
+    Example:
+        >>> canonical_smiles("OCC")
+        'CCO'
+    """
+    mol = parse_smiles(smiles)
+    with captured_log():
+        return str(Chem.MolToSmiles(mol))
+
+
+def murcko_scaffold(smiles: str) -> str:
+    """SMILES of the Bemis-Murcko scaffold: the rings and what links them; ``""`` without rings.
+
+    Source: Bemis and Murcko, J. Med. Chem. 39, 2887 (1996), in RDKit's variant, which keeps
+    exocyclic double bonds. Stereo is left out.
+
+    Raises:
+        MoleculeError: As :func:`parse_smiles`.
+
+    Example:
+        >>> murcko_scaffold("CC(=O)Oc1ccccc1C(=O)O")
+        'c1ccccc1'
+    """
+    mol = parse_smiles(smiles)
+    with captured_log():
+        return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol))

@@ -1,0 +1,233 @@
+"""From SMILES to 3D: ETKDGv3 embedding, MMFF94s (else UFF) minimization.
+
+The result depends on the SMILES, the number of conformers, the seed and RDKit's version. Stereo
+that the SMILES states is kept, and checked in 3D. What it leaves open RDKit settles by the seed,
+and all conformers of a molecule are then of that one stereoisomer.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers, rdMolAlign
+
+from dipolegnn._pyg import Data
+from dipolegnn.molecules.chemistry import captured_log, conformer_data, parse_smiles
+from dipolegnn.molecules.errors import MoleculeError
+
+TIME_LIMIT_S = 60
+"""Seconds that embedding, and again minimizing, a molecule may take; ordinary ones take 0.1."""
+
+MINIMIZER_STEPS = 10_000
+"""Steps of the minimizer at most for one conformer; hundreds are usual."""
+
+DUPLICATE_RMSD = 0.1
+"""Conformers closer than this (angstrom, hydrogens on carbon left out) are one conformer ..."""
+
+DUPLICATE_ENERGY = 0.1
+"""... if their energies are also closer than this (kcal/mol)."""
+
+# Symmetry-equivalent numberings tried per comparison. More exist only in molecules with many
+# equivalent groups, where the worst case is that a duplicate is kept.
+_MAX_MATCHES = 1000
+
+
+def from_smiles(
+    smiles: str,
+    *,
+    conformers: int = 1,
+    seed: int = 7,
+    name: str = "",
+    row: int | None = None,
+    mol_id: int = 0,
+) -> list[Data]:
+    """Conformers of a molecule, lowest force-field energy first.
+
+    Atoms come in the order of the SMILES, then the hydrogens as RDKit adds them (those of the
+    first atom first). Ordinary hydrogens written as atoms (``[H]O[H]``) count among the added ones;
+    isotopes (``[2H]``) keep their place.
+
+    Conformers that minimize to the same structure are kept once, and those that reach no minimum
+    or lose their stereo not at all, so fewer than asked for may come back: one for water, whatever
+    is asked.
+    ``energy`` is that of MMFF94s or, where that lacks parameters, UFF.
+
+    Args:
+        smiles: SMILES of one molecule.
+        conformers: Conformers to embed.
+        seed: Seed of the embedding.
+        name: Name; the SMILES by default.
+        row: Row in the source, for error messages.
+        mol_id: Number of the molecule.
+
+    Raises:
+        MoleculeError: An invalid SMILES or valence, several fragments, a dummy atom, a radical,
+            no force field for an element, no 3D structure that fits.
+
+    Example:
+        >>> water, = from_smiles("O")
+        >>> round(float((water.pos[0] - water.pos[1]).norm()), 2)
+        0.97
+
+    Source: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020) (ETKDGv3); Halgren, J. Comput. Chem.
+    20, 720 (1999) (MMFF94s); Rappé et al., J. Am. Chem. Soc. 114, 10024 (1992) (UFF).
+    """
+    if conformers < 1:
+        raise ValueError(f"conformers must be at least 1, got {conformers}.")
+    try:
+        mol = parse_smiles(smiles, name=name)
+        return embed(mol, smiles.strip(), conformers, seed, name, mol_id)
+    except MoleculeError as error:
+        raise error.located(molecule=name or smiles.strip(), row=row) from None
+
+
+def embed(
+    mol: Chem.Mol, smiles: str, conformers: int, seed: int, name: str, mol_id: int
+) -> list[Data]:
+    """The part of :func:`from_smiles` that follows the reading of the SMILES."""
+    with captured_log() as log:
+        try:
+            return _embed(mol, smiles, conformers, seed, name, mol_id)
+        except MoleculeError:
+            raise
+        except (RuntimeError, ValueError) as error:  # RDKit's own, for what it did not foresee
+            raise MoleculeError(
+                f"No 3D structure of it can be built: {log.reason(str(error))}",
+                remedy="Give a 3D structure (.sdf, .xyz)",
+            ) from None
+
+
+def _embed(
+    mol: Chem.Mol, smiles: str, conformers: int, seed: int, name: str, mol_id: int
+) -> list[Data]:
+    mol = Chem.AddHs(mol)
+    specified = _specified_stereo(mol)
+    _make_conformers(mol, 1, seed)
+    Chem.AssignStereochemistryFrom3D(mol)
+    if conformers > 1:
+        _make_conformers(mol, conformers, seed)
+    energies = _minimize(mol)
+    wanted = _specified_stereo(mol) | specified
+    kept = [
+        conformer
+        for conformer in sorted(energies, key=lambda c: (energies[c], c))
+        if _stereo_in_3d(mol, conformer, wanted) == wanted
+    ]
+    if not kept:
+        raise MoleculeError(
+            "The stereochemistry of the SMILES is not that of any structure found",
+            remedy="Check the stereo centres and double bonds, or give a 3D structure",
+        )
+    return [
+        conformer_data(
+            mol, conformer, energy=energies[conformer], mol_id=mol_id, smiles=smiles, name=name
+        )
+        for conformer in _distinct(mol, kept, energies)
+    ]
+
+
+def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:
+    """Replace the conformers of ``mol`` by freshly embedded ones."""
+    params = rdDistGeom.ETKDGv3()
+    # RDKit's stubs have no setters.
+    params.randomSeed = seed  # type: ignore[assignment]
+    params.timeout = TIME_LIMIT_S  # type: ignore[assignment]
+    start = time.monotonic()
+    found = rdDistGeom.EmbedMultipleConfs(mol, conformers, params)
+    if not found:
+        # Random starting coordinates succeed for crowded cages and long chains.
+        params.useRandomCoords = True  # type: ignore[assignment]
+        found = rdDistGeom.EmbedMultipleConfs(mol, conformers, params)
+    if not found:
+        taken = time.monotonic() - start
+        limit = f" within {TIME_LIMIT_S} s" if taken > TIME_LIMIT_S else ""
+        raise MoleculeError(
+            f"No 3D structure of it can be built{limit}",
+            remedy="Check it for impossible rings or stereo, or give a 3D structure (.sdf, .xyz)",
+        )
+
+
+def _minimize(mol: Chem.Mol) -> dict[int, float]:
+    """Minimize every conformer in place; energy in kcal/mol of each that converged."""
+    ids = [conformer.GetId() for conformer in mol.GetConformers()]
+    if mol.GetNumAtoms() == 1:
+        return dict.fromkeys(ids, 0.0)
+    mmff = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
+    if mmff is None and not rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
+        raise MoleculeError(
+            "Neither MMFF94s nor UFF has parameters for all of its atoms",
+            remedy="Give a 3D structure (.sdf, .xyz)",
+        )
+    deadline = time.monotonic() + TIME_LIMIT_S * len(ids)
+    energies = {}
+    for conformer in ids:
+        if mmff is not None:
+            field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, mmff, confId=conformer)
+        else:
+            field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol, confId=conformer)
+        field.Initialize()
+        # Minimize returns 0 on convergence. It goes in stages so that the clock can be looked at.
+        for _ in range(MINIMIZER_STEPS // 500):
+            if field.Minimize(maxIts=500) == 0:
+                energies[conformer] = field.CalcEnergy()
+                break
+            if time.monotonic() > deadline:
+                break
+    if not energies:
+        raise MoleculeError(
+            f"The force field did not reach a minimum in {MINIMIZER_STEPS} steps or "
+            f"{TIME_LIMIT_S} s a conformer",
+            remedy="Give a 3D structure (.sdf, .xyz)",
+        )
+    return energies
+
+
+StereoElement = tuple[str, int]
+
+
+def _specified_stereo(mol: Chem.Mol) -> dict[StereoElement, str]:
+    """Tetrahedral centres and double bonds of defined stereo, by kind and index."""
+    return {
+        (str(info.type), info.centeredOn): str(info.descriptor)
+        for info in Chem.FindPotentialStereo(mol)
+        if info.specified == Chem.StereoSpecified.Specified
+        and info.type in (Chem.StereoType.Atom_Tetrahedral, Chem.StereoType.Bond_Double)
+    }
+
+
+def _stereo_in_3d(
+    mol: Chem.Mol, conformer: int, wanted: dict[StereoElement, str]
+) -> dict[StereoElement, str]:
+    """What the elements of ``wanted`` are in the geometry of ``conformer``."""
+    if not wanted:
+        return {}
+    copy = Chem.Mol(mol, confId=conformer)
+    Chem.AssignStereochemistryFrom3D(copy, conformer)
+    found = _specified_stereo(copy)
+    return {element: found.get(element, "undefined") for element in wanted}
+
+
+def _distinct(mol: Chem.Mol, ordered: list[int], energies: dict[int, float]) -> list[int]:
+    """``ordered`` (by energy) without those that repeat an earlier one."""
+    if len(ordered) == 1:
+        return ordered
+    # Hydrogens on carbon follow from the skeleton and multiply the symmetry; those on O, N, S
+    # tell rotamers apart, whose dipoles differ.
+    skeleton = Chem.RWMol(mol)
+    skeleton.BeginBatchEdit()
+    for atom in mol.GetAtoms():
+        if atom.GetAtomicNum() == 1 and any(n.GetAtomicNum() == 6 for n in atom.GetNeighbors()):
+            skeleton.RemoveAtom(atom.GetIdx())
+    skeleton.CommitBatchEdit()
+    kept: list[int] = []
+    for conformer in ordered:
+        near = (k for k in kept if energies[conformer] - energies[k] < DUPLICATE_ENERGY)
+        if all(_rmsd(skeleton, conformer, k) >= DUPLICATE_RMSD for k in near):
+            kept.append(conformer)
+    return kept
+
+
+def _rmsd(skeleton: Chem.Mol, conformer: int, other: int) -> float:
+    probe = Chem.Mol(skeleton, confId=conformer)  # a copy, as alignment moves it
+    return float(rdMolAlign.GetBestRMS(probe, skeleton, conformer, other, maxMatches=_MAX_MATCHES))

@@ -1,0 +1,127 @@
+"""What went wrong with a molecule: an error, or a line in the table of failures of a batch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+class MoleculeError(ValueError):
+    """One molecule that cannot be read, embedded or labelled: what is wrong, and what to do.
+
+    Args:
+        problem: What was got and what was expected.
+        remedy: What the user can do about it.
+        molecule: Name or SMILES.
+        row: 1-based data row, record or frame in the source; ``None`` where there is none.
+        source: Name of the file, or ``""``.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str = "",
+        molecule: str = "",
+        row: int | None = None,
+        source: str = "",
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+        self.molecule = molecule
+        self.row = row
+        self.source = source
+
+    def located(
+        self, *, molecule: str = "", row: int | None = None, source: str = ""
+    ) -> MoleculeError:
+        """The same error with the gaps in its whereabouts filled in."""
+        return MoleculeError(
+            self.problem,
+            remedy=self.remedy,
+            molecule=self.molecule or molecule,
+            row=row if self.row is None else self.row,
+            source=self.source or source,
+        )
+
+    def __str__(self) -> str:
+        where = [self.source] if self.source else []
+        if self.row is not None:
+            where.append(f"row {self.row}")
+        if self.molecule:
+            where.append(f"molecule {self.molecule!r}")
+        text = f"{', '.join(where)}: {self.problem}" if where else self.problem
+        return f"{_sentence(text)} {_sentence(self.remedy)}".strip()
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", "?", "!")) else f"{text}."
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One line of the failures table.
+
+    Args:
+        source: Name of the file, or ``""``.
+        row: 1-based data row, record or frame in the source.
+        molecule: Name or SMILES.
+        stage: Where it failed: ``read``, ``embed``, ``label``, ...
+        problem: What is wrong.
+        remedy: What to do about it.
+    """
+
+    source: str
+    row: int | None
+    molecule: str
+    stage: str
+    problem: str
+    remedy: str
+
+    @classmethod
+    def from_error(cls, error: MoleculeError, stage: str) -> Failure:
+        """The line that stands for ``error``."""
+        return cls(error.source, error.row, error.molecule, stage, error.problem, error.remedy)
+
+
+_COLUMNS = [field.name for field in fields(Failure)]
+
+
+def write_failures(path: str | Path, failures: Sequence[Failure]) -> None:
+    """Write the failures table as CSV; the header is there even if nothing failed."""
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for failure in failures:
+            row = "" if failure.row is None else failure.row
+            rest = (failure.molecule, failure.stage, failure.problem, failure.remedy)
+            writer.writerow((failure.source, row, *rest))
+
+
+def read_failures(path: str | Path) -> list[Failure]:
+    """Read what :func:`write_failures` wrote.
+
+    Raises:
+        ValueError: The columns are not those of a failures table.
+    """
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != _COLUMNS:
+            raise ValueError(
+                f"{path} is no failures table: expected the columns {', '.join(_COLUMNS)}, got "
+                f"{', '.join(reader.fieldnames or []) or 'none'}."
+            )
+        return [
+            Failure(
+                source=line["source"],
+                row=int(line["row"]) if line["row"] else None,
+                molecule=line["molecule"],
+                stage=line["stage"],
+                problem=line["problem"],
+                remedy=line["remedy"],
+            )
+            for line in reader
+        ]

@@ -1,0 +1,240 @@
+"""The molecule: a PyG ``Data`` that always has the same fields, and what went wrong otherwise.
+
+Everything that reads or makes molecules goes through :func:`make_data`, so a ``Data`` that
+exists has finite coordinates, known elements and an even number of electrons. What cannot be
+made is a :class:`MoleculeError` or, in a batch, a :class:`Failure`: counted, listed, written out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+
+from dipolegnn._pyg import Data
+from dipolegnn.molecules.errors import Failure, MoleculeError
+
+MIN_DISTANCE = 0.4
+"""Atoms closer than this (angstrom) are taken for a mistake; the shortest bond, H-H, has 0.74."""
+
+MAX_COORDINATE = 1e4
+"""Beyond this (angstrom) single precision resolves a coordinate no better than 0.001 angstrom."""
+
+MAGNITUDE_TOLERANCE = 0.05
+"""A dipole vector and a magnitude given for the same molecule may differ by this much (debye)."""
+
+
+class Molecules(NamedTuple):
+    """What a batch came to: the molecules, in order, and a line for each one that failed."""
+
+    data: list[Data]
+    failures: list[Failure]
+
+
+def make_data(
+    z: ArrayLike | torch.Tensor,
+    pos: ArrayLike | torch.Tensor,
+    *,
+    charge: float = 0.0,
+    dipole: ArrayLike | torch.Tensor | None = None,
+    dipole_magnitude: float | None = None,
+    atomic_charges: ArrayLike | torch.Tensor | None = None,
+    energy: float | None = None,
+    mol_id: int = 0,
+    smiles: str = "",
+    name: str = "",
+) -> Data:
+    """A molecule as a ``Data``, after checks.
+
+    Args:
+        z: Atomic numbers ``[N]``.
+        pos: Coordinates ``[N, 3]`` in angstrom.
+        charge: Total charge in e, a whole number.
+        dipole: Dipole vector ``[3]`` or ``[1, 3]`` in debye, about the centre of mass for an ion;
+            ``None`` or NaN where it is unknown.
+        dipole_magnitude: Its length in debye, for when only that is known.
+        atomic_charges: Partial charges ``[N]`` in e; ``None`` or NaN where they are unknown.
+        energy: Energy in kcal/mol; only differences between conformers of a molecule count.
+        mol_id: Number of the molecule; its conformers share it.
+        smiles: SMILES, ``""`` if unknown.
+        name: Name; the SMILES stands in where it is ``""``.
+
+    Returns:
+        ``Data`` with ``z, pos, charge, dipole, dipole_magnitude, atomic_charges, energy, mol_id,
+        smiles, name``; labels that are not known are NaN.
+
+    Raises:
+        MoleculeError: Wrong shapes, numbers that are not finite, unknown elements, atoms on top of
+            each other, an odd number of electrons, contradicting labels.
+
+    Example:
+        >>> hydrogen_fluoride = make_data([9, 1], [[0, 0, 0], [0, 0, 0.917]], dipole=[0, 0, 1.82])
+        >>> round(hydrogen_fluoride.dipole_magnitude.item(), 2)
+        1.82
+    """
+    try:
+        numbers = _atomic_numbers(z)
+        positions = _positions(pos, numbers)
+        _check_electrons(numbers, charge)
+        vector, magnitude = _dipole_labels(dipole, dipole_magnitude)
+        partial = _per_atom(atomic_charges, len(numbers))
+        if energy is not None and math.isinf(energy):
+            raise MoleculeError(f"The energy is {energy}", remedy="Leave it out if it is unknown")
+    except MoleculeError as error:
+        raise error.located(molecule=name or smiles) from None
+    return Data(
+        z=torch.from_numpy(numbers),  # [N]
+        pos=torch.from_numpy(positions),  # [N, 3]
+        charge=torch.tensor([float(round(charge))], dtype=torch.float32),
+        dipole=torch.from_numpy(vector.astype(np.float32)).view(1, 3),
+        dipole_magnitude=torch.tensor([magnitude], dtype=torch.float32),
+        atomic_charges=torch.from_numpy(partial.astype(np.float32)),  # [N]
+        energy=torch.tensor([math.nan if energy is None else energy], dtype=torch.float32),
+        mol_id=torch.tensor([mol_id], dtype=torch.int64),
+        smiles=smiles,
+        name=name or smiles,
+    )
+
+
+def _array(values: ArrayLike | torch.Tensor, what: str) -> NDArray[np.float64]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise MoleculeError(
+            f"The {what} are not an array of numbers: got {str(values)[:80]}",
+            remedy=f"Give the {what} as numbers",
+        ) from None
+
+
+def _atomic_numbers(z: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
+    numbers = _array(z, "atomic numbers")
+    if numbers.ndim != 1 or numbers.size == 0:
+        raise MoleculeError(
+            f"Expected the atomic numbers of at least one atom, shape [N], got shape "
+            f"{list(numbers.shape)}",
+            remedy="Give one atomic number per atom",
+        )
+    known = np.isfinite(numbers) & (numbers >= 1) & (numbers < len(chemical_symbols))
+    known &= numbers == np.round(numbers)
+    if not known.all():
+        atom = int(np.argmin(known))
+        raise MoleculeError(
+            f"Atom {atom + 1} has the atomic number {numbers[atom]:g}, which is no element",
+            remedy="Replace dummy and unknown atoms by elements (1 to 118)",
+        )
+    return numbers.astype(np.int64)
+
+
+def _positions(pos: ArrayLike | torch.Tensor, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    positions = _array(pos, "coordinates")
+    expected = (len(numbers), 3)
+    if positions.shape != expected:
+        raise MoleculeError(
+            f"Expected coordinates of shape {list(expected)} for {len(numbers)} atoms, got "
+            f"{list(positions.shape)}",
+            remedy="Give x, y and z of every atom",
+        )
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        atom = int(np.argmin(finite))
+        raise MoleculeError(
+            f"Atom {atom + 1} ({chemical_symbols[numbers[atom]]}) has coordinates that are not "
+            f"finite: {positions[atom].tolist()}",
+            remedy="Give finite coordinates in angstrom",
+        )
+    if np.abs(positions).max() > MAX_COORDINATE:
+        raise MoleculeError(
+            f"A coordinate of {np.abs(positions).max():.4g} angstrom is too large to be held in "
+            f"single precision",
+            remedy="Move the molecule to the origin, and give coordinates in angstrom",
+        )
+    pairs = cKDTree(positions).query_pairs(MIN_DISTANCE, output_type="ndarray")
+    if len(pairs):
+        i, j = min((int(a), int(b)) for a, b in pairs)
+        distance = float(np.linalg.norm(positions[i] - positions[j]))
+        raise MoleculeError(
+            f"Atoms {i + 1} ({chemical_symbols[numbers[i]]}) and {j + 1} "
+            f"({chemical_symbols[numbers[j]]}) are {distance:.3f} angstrom apart",
+            remedy="Remove coincident atoms, and give coordinates in angstrom",
+        )
+    return positions.astype(np.float32)
+
+
+def _check_electrons(numbers: NDArray[np.int64], charge: float) -> None:
+    if not math.isfinite(charge) or abs(charge - round(charge)) > 1e-3:
+        raise MoleculeError(
+            f"The total charge must be a whole number of e, got {charge}",
+            remedy="Give the charge of the whole molecule",
+        )
+    electrons = int(numbers.sum()) - round(charge)
+    if electrons <= 0:
+        raise MoleculeError(
+            f"With the charge {charge:+g} no electron is left",
+            remedy="Give the charge of the whole molecule in e",
+        )
+    if electrons % 2:
+        raise MoleculeError(
+            f"{electrons} electrons (charge {charge:+g}): an odd number, so a radical, and only "
+            f"closed-shell molecules are supported",
+            remedy="If it is an ion, give its charge (in an XYZ file charge=-1 on the comment "
+            "line); else look for a hydrogen atom too many or too few",
+        )
+
+
+def _dipole_labels(
+    dipole: ArrayLike | torch.Tensor | None, magnitude: float | None
+) -> tuple[NDArray[np.float64], float]:
+    length = math.nan if magnitude is None else float(magnitude)
+    if math.isinf(length) or length < 0:
+        raise MoleculeError(
+            f"The dipole magnitude must be 0 D or more, got {length}",
+            remedy="Leave it out where it is unknown",
+        )
+    if dipole is None:
+        return np.full(3, math.nan), length
+    vector = _array(dipole, "components of the dipole")
+    if vector.shape not in ((3,), (1, 3)):
+        raise MoleculeError(
+            f"Expected a dipole of shape [3], got {list(vector.shape)}",
+            remedy="Give its x, y and z in debye",
+        )
+    vector = vector.reshape(3)
+    if np.isnan(vector).all():
+        return vector, length
+    if not np.isfinite(vector).all():
+        raise MoleculeError(
+            f"The dipole {vector.tolist()} is not finite",
+            remedy="Leave the whole vector out where it is unknown",
+        )
+    norm = float(np.linalg.norm(vector))
+    if abs(norm - length) > MAGNITUDE_TOLERANCE:
+        raise MoleculeError(
+            f"The dipole vector has the length {norm:.3f} D but the magnitude given is "
+            f"{length:.3f} D",
+            remedy="Check the units (1 e*angstrom = 4.8032 D), or give one of the two",
+        )
+    return vector, norm
+
+
+def _per_atom(values: ArrayLike | torch.Tensor | None, atoms: int) -> NDArray[np.float64]:
+    if values is None:
+        return np.full(atoms, math.nan)
+    charges = _array(values, "atomic charges")
+    if charges.shape != (atoms,):
+        raise MoleculeError(
+            f"Expected {atoms} atomic charges, got shape {list(charges.shape)}",
+            remedy="Give one charge per atom, in the order of the atoms",
+        )
+    if not (np.isfinite(charges).all() or np.isnan(charges).all()):
+        raise MoleculeError(
+            "Some of the atomic charges are not finite",
+            remedy="Give all of them, or none",
+        )
+    return charges

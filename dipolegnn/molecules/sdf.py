@@ -1,0 +1,151 @@
+"""SDF: one record at a time, so that a broken one does not take its neighbours along.
+
+The labels of a molecule are data fields of its record, with the unit in their names.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+from rdkit import Chem
+
+from dipolegnn._pyg import Data
+from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
+from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.molecule import Molecules, make_data
+
+_DIPOLE = "dipole_debye"
+_MAGNITUDE = "dipole_magnitude_debye"
+_CHARGES = "atomic_charges_e"
+_ENERGY = "energy_kcal_per_mol"
+_MOL_ID = "mol_id"
+_SMILES = "smiles"
+
+
+def parse_sdf(text: str, *, source: str = "") -> Molecules:
+    """The molecules of an SDF, V2000 or V3000, labels included if dipolegnn wrote them.
+
+    Args:
+        text: Content of the file.
+        source: Its name, for the failures.
+    """
+    data: list[Data] = []
+    failures: list[Failure] = []
+    for number, record in enumerate(_records(text), start=1):
+        title = record.split("\n", maxsplit=1)[0].strip()
+        try:
+            data.append(_read_record(record, number - 1))
+        except MoleculeError as error:
+            located = error.located(molecule=title, row=number, source=source)
+            failures.append(Failure.from_error(located, "read"))
+    return Molecules(data, failures)
+
+
+def _records(text: str) -> list[str]:
+    records: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if line.startswith("$$$$"):
+            records.append([])
+        else:
+            records[-1].append(line)
+    if not "".join(records[-1]).strip():
+        records.pop()  # what follows the last separator
+    return ["\n".join(lines) + "\n" for lines in records]
+
+
+def _read_record(record: str, mol_id: int) -> Data:
+    supplier = Chem.SDMolSupplier()
+    with captured_log() as log:
+        supplier.SetData(record, removeHs=False)
+        try:
+            mol = supplier[0]
+        except IndexError:
+            mol = None
+    if mol is None:
+        raise MoleculeError(
+            f"The record cannot be read: {log.reason('it is incomplete')}",
+            remedy="Correct or remove the record",
+        )
+    data = from_rdkit(mol, mol_id=mol_id)[0]
+    labels = {name: mol.GetProp(name) for name in mol.GetPropNames()}
+    if not labels:
+        return data
+    energy = _numbers(labels, _ENERGY)
+    magnitude = _numbers(labels, _MAGNITUDE)
+    labelled = make_data(
+        data.z,
+        data.pos,
+        charge=data.charge.item(),
+        dipole=_numbers(labels, _DIPOLE),
+        dipole_magnitude=None if magnitude is None else magnitude[0],
+        atomic_charges=_numbers(labels, _CHARGES),
+        energy=None if energy is None else energy[0],
+        mol_id=_whole_number(labels, _MOL_ID, mol_id),
+        smiles=labels.get(_SMILES, data.smiles),
+        name=data.name,
+    )
+    labelled.mol_block = data.mol_block
+    return labelled
+
+
+def _numbers(labels: dict[str, str], name: str) -> list[float] | None:
+    if name not in labels:
+        return None
+    try:
+        numbers = [float(word) for word in labels[name].split()]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise MoleculeError(
+            f"The data field {name} holds {labels[name]!r}, expected numbers",
+            remedy="Correct or remove the field",
+        )
+    return numbers
+
+
+def _whole_number(labels: dict[str, str], name: str, default: int) -> int:
+    try:
+        return int(labels.get(name, default))
+    except ValueError:
+        raise MoleculeError(
+            f"The data field {name} holds {labels[name]!r}, expected a whole number",
+            remedy="Correct or remove the field",
+        ) from None
+
+
+def sdf_text(data: Sequence[Data]) -> str:
+    """An SDF (V3000) of the molecules, with what is known about them as data fields.
+
+    Raises:
+        MoleculeError: A molecule without ``mol_block`` whose bonds cannot be perceived.
+    """
+    text = io.StringIO()
+    writer = Chem.SDWriter(text)
+    writer.SetForceV3000(True)
+    for molecule in data:
+        mol = to_rdkit(molecule)
+        mol.SetProp("_Name", " ".join(molecule.name.split()))  # it has to fit on one line
+        for name, value in _fields(molecule).items():
+            mol.SetProp(name, value)
+        with captured_log():
+            writer.write(mol)
+    writer.close()
+    return text.getvalue()
+
+
+def _fields(data: Data) -> dict[str, str]:
+    fields = {_SMILES: data.smiles} if data.smiles else {}
+    fields[_MOL_ID] = str(data.mol_id.item())
+    for name, values in (
+        (_DIPOLE, data.dipole),
+        (_MAGNITUDE, data.dipole_magnitude),
+        (_ENERGY, data.energy),
+        (_CHARGES, data.atomic_charges),
+    ):
+        numbers = values.flatten().tolist()
+        if not any(map(math.isnan, numbers)):
+            # Nine digits hold a single-precision number exactly.
+            fields[name] = " ".join(f"{number:.9g}" for number in numbers)
+    return fields

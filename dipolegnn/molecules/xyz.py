@@ -1,0 +1,204 @@
+"""XYZ and extended XYZ: frames, each read by itself.
+
+The format has no separator: a frame says how many lines it has. Where that number is wrong, the
+frame is given up and reading goes on at the next line that can be the start of a frame.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ase import Atoms
+from ase.data import atomic_numbers
+from ase.io import read, write
+
+from dipolegnn._pyg import Data
+from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.molecule import Molecules, make_data
+from dipolegnn.molecules.structures import from_ase, to_ase
+
+_CHARGE = re.compile(r"(?<!\S)charge\s*[=:]\s*([+-]?\d+)(?!\S)", re.IGNORECASE)
+
+
+class _Frame(NamedTuple):
+    comment: str
+    atoms: list[str]
+    problem: str
+
+
+def parse_xyz(text: str, *, source: str = "", extended: bool = False) -> Molecules:
+    """The frames of an XYZ file; ``mol_id`` counts them unless an extended frame states its own.
+
+    Plain frames: element (symbol or atomic number) and x, y, z in angstrom; further columns are
+    left out. The comment line is the name and may state ``charge=-1``. A frame whose comment has
+    ``Properties=`` is extended, in whatever file.
+
+    Args:
+        text: Content of the file.
+        source: Its name, for the failures.
+        extended: Every frame is extended XYZ.
+    """
+    data: list[Data] = []
+    failures: list[Failure] = []
+    for number, frame in enumerate(_frames(text), start=1):
+        try:
+            if frame.problem:
+                raise MoleculeError(
+                    frame.problem,
+                    remedy="A frame is the number of atoms, a comment line, and a line per atom",
+                )
+            if extended or "Properties=" in frame.comment:
+                data.append(_read_extended(frame, number - 1))
+            else:
+                data.append(_read_plain(frame, number - 1))
+        except MoleculeError as error:
+            located = error.located(molecule=_title(frame.comment), row=number, source=source)
+            failures.append(Failure.from_error(located, "read"))
+    return Molecules(data, failures)
+
+
+def _frames(text: str) -> Iterator[_Frame]:
+    lines = text.split("\n")
+    at = _skip_blank(lines, 0)
+    while at < len(lines):
+        count = lines[at].strip()
+        comment = lines[at + 1].strip() if at + 1 < len(lines) else ""
+        if not count.isdecimal():
+            yield _Frame("", [], f"Expected the number of atoms on line {at + 1}, got {count!r}")
+            at = _next_count(lines, at + 1)
+            continue
+        end = at + 2 + int(count)
+        atoms = lines[at + 2 : end]
+        after = _skip_blank(lines, end)
+        is_atom = [len(line.split()) >= 4 for line in atoms]
+        if len(atoms) < int(count) or not all(is_atom):
+            complete = [*is_atom, False].index(False)
+            problem = f"{count} atoms announced, but only {complete} line(s) of atoms follow"
+            yield _Frame(comment, [], problem)
+            at = _next_count(lines, at + 2)
+        elif after < len(lines) and _is_atom(lines[after]):
+            yield _Frame(comment, [], f"{count} atoms announced, but more lines follow")
+            at = _next_count(lines, after)
+        else:
+            yield _Frame(comment, atoms, "")
+            at = after
+
+
+def _is_atom(line: str) -> bool:
+    try:
+        return len([float(word) for word in line.split()[1:4]]) == 3
+    except ValueError:
+        return False
+
+
+def _skip_blank(lines: list[str], at: int) -> int:
+    while at < len(lines) and not lines[at].strip():
+        at += 1
+    return at
+
+
+def _next_count(lines: list[str], at: int) -> int:
+    while at < len(lines) and not lines[at].strip().isdecimal():
+        at += 1
+    return at
+
+
+def _title(comment: str) -> str:
+    stated = _text_value(comment, "name")
+    if stated is not None or "Properties=" in comment:
+        return stated or _text_value(comment, "smiles") or ""
+    return " ".join(_CHARGE.sub(" ", comment).split())
+
+
+def _read_plain(frame: _Frame, mol_id: int) -> Data:
+    charge = _CHARGE.search(frame.comment)
+    numbers = []
+    positions = []
+    for row, line in enumerate(frame.atoms, start=1):
+        symbol, *xyz = line.split()[:4]
+        numbers.append(_atomic_number(symbol, row))
+        try:
+            positions.append([float(word) for word in xyz])
+        except ValueError:
+            raise MoleculeError(
+                f"Atom {row} ({symbol}) has the coordinates {' '.join(xyz)!r}",
+                remedy="Give x, y and z as numbers, in angstrom",
+            ) from None
+    return make_data(
+        numbers,
+        positions,
+        charge=int(charge[1]) if charge else 0,
+        mol_id=mol_id,
+        name=_title(frame.comment),
+    )
+
+
+def _atomic_number(symbol: str, row: int) -> int:
+    if symbol.isdecimal():
+        return int(symbol)
+    number = atomic_numbers.get(symbol.capitalize(), 0)
+    if number == 0:
+        raise MoleculeError(
+            f"Atom {row} is {symbol!r}, which is no element",
+            remedy="Give the symbol of an element (H also for its isotopes), or its number",
+        )
+    return int(number)
+
+
+def _read_extended(frame: _Frame, mol_id: int) -> Data:
+    text = "\n".join([str(len(frame.atoms)), frame.comment, *frame.atoms, ""])
+    try:
+        atoms = read(io.StringIO(text), index=0, format="extxyz")
+    except KeyError as error:
+        raise MoleculeError(
+            f"Atom of the unknown element {error}",
+            remedy="Give the symbols of elements (H also for its isotopes)",
+        ) from None
+    except Exception as error:  # ASE has no one exception for what it cannot parse
+        raise MoleculeError(
+            f"ASE cannot read the frame: {error}", remedy="Correct it, or its Properties="
+        ) from None
+    assert isinstance(atoms, Atoms), "an index asks for one frame"
+    # ASE turns text that looks like a number or a truth value into one: F is the SMILES of HF.
+    for key in ("name", "smiles"):
+        value = _text_value(frame.comment, key)
+        if value is not None:
+            atoms.info[key] = value
+    return from_ase(atoms, mol_id=None if "mol_id" in atoms.info else mol_id)
+
+
+def _text_value(comment: str, key: str) -> str | None:
+    """The value of ``key="..."`` or ``key=...`` in a comment line, as text."""
+    match = re.search(rf'(?<!\S){key}=("(?:[^"\\]|\\.)*"|\S*)', comment)
+    if match is None:
+        return None
+    value = match[1]
+    # ASE escapes quotation marks, and not backslashes, which SMILES have.
+    return value[1:-1].replace(r"\"", '"') if value.startswith('"') else value
+
+
+def xyz_text(data: Sequence[Data]) -> str:
+    """Plain XYZ; the name, and the charge where it is not 0, in the comment line."""
+    lines = []
+    for molecule in data:
+        charge = round(molecule.charge.item())
+        comment = " ".join(molecule.name.split())
+        lines.append(f"{len(molecule.z)}\n{comment}{f' charge={charge:+d}' if charge else ''}")
+        atoms = to_ase(molecule)
+        for symbol, (x, y, z) in zip(atoms.symbols, atoms.positions, strict=True):
+            lines.append(f"{symbol:<2} {x:15.8f} {y:15.8f} {z:15.8f}")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def extxyz_text(data: Sequence[Data]) -> str:
+    """Extended XYZ in ASE's conventions: dipole in e·angstrom about the origin, energy in eV."""
+    text = io.StringIO()
+    for molecule in data:
+        atoms = to_ase(molecule)
+        if "name" in atoms.info:
+            atoms.info["name"] = " ".join(molecule.name.split())  # it has to fit on one line
+        write(text, atoms, format="extxyz")
+    return text.getvalue()

@@ -1,0 +1,22 @@
+"""Representations (PaiNN, SchNet), heads, and the model made of one of each."""
+
+from dipolegnn.nn.features import AtomFeatures
+from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
+from dipolegnn.nn.model import DipoleModel, build_model
+from dipolegnn.nn.painn import PaiNN
+from dipolegnn.nn.radial import BesselRBF, CosineCutoff, GaussianRBF
+from dipolegnn.nn.schnet import SchNet
+
+__all__ = [
+    "AtomFeatures",
+    "AtomwiseHead",
+    "BesselRBF",
+    "CosineCutoff",
+    "DipoleHead",
+    "DipoleModel",
+    "DipoleOutput",
+    "GaussianRBF",
+    "PaiNN",
+    "SchNet",
+    "build_model",
+]

@@ -1,0 +1,218 @@
+"""A representation and a head make a dipole model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from ase.data import atomic_masses
+from torch import Tensor, nn
+
+from dipolegnn._pyg import Data, EdgeIndex, segment
+from dipolegnn.config import ModelConfig
+from dipolegnn.graph import radius_graph
+from dipolegnn.nn.features import MAX_Z
+from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
+from dipolegnn.nn.painn import PaiNN
+from dipolegnn.nn.schnet import SchNet
+from dipolegnn.ops import why_not_fused
+
+
+class DipoleModel(nn.Module):
+    """Dipole moments of a batch of molecules.
+
+    The model builds its own radius graph, with the cutoff of its representation. The dipole of an
+    ion refers to the centre of mass (standard atomic weights).
+
+    Args:
+        representation: A network ``(z, pos, edge_index) -> AtomFeatures`` with the attributes
+            ``hidden_channels``, ``cutoff`` and ``has_vectors``.
+        head: What makes a dipole out of the features. A :class:`DipoleHead` that leaves
+            ``atomic_dipoles`` open is replaced by one without them if the representation has no
+            vectors; make optimizers from the parameters of the model, not of that head.
+        kernels: Which message passing runs: the fused kernels, plain PyTorch, or, with ``auto``,
+            the kernels wherever they can. Both compute the same. An attribute of the same name
+            changes it later; :attr:`message_passing` tells what runs.
+
+    Raises:
+        ValueError: If the two do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.data import Data
+        >>> from dipolegnn import DipoleHead, DipoleModel, PaiNN
+        >>> model = DipoleModel(PaiNN(hidden_channels=32), DipoleHead(32))
+        >>> pos = torch.tensor([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
+        >>> water = Data(z=torch.tensor([8, 1, 1]), pos=pos)
+        >>> out = model(water)
+        >>> out.dipole.shape, bool(out.charges.sum().abs() < 1e-5)
+        (torch.Size([1, 3]), True)
+    """
+
+    masses: Tensor
+
+    def __init__(
+        self,
+        representation: PaiNN | SchNet,
+        head: DipoleHead | AtomwiseHead,
+        kernels: Literal["auto", "fused", "plain"] = "auto",
+    ) -> None:
+        super().__init__()
+        name = type(representation).__name__
+        if representation.hidden_channels != head.hidden_channels:
+            raise ValueError(
+                f"{name} has hidden_channels={representation.hidden_channels} and "
+                f"{type(head).__name__} expects {head.hidden_channels}; give both the same."
+            )
+        if isinstance(head, DipoleHead):
+            head = head.fitted_to(name, representation.has_vectors)
+        self.representation = representation
+        self.head = head
+        self.kernels = kernels
+        self.register_buffer("masses", _standard_masses(), persistent=False)
+
+    def forward(self, batch: Data) -> DipoleOutput:
+        """Predicts the dipole moments of a batch.
+
+        Args:
+            batch: A PyG ``Batch`` or one ``Data`` with ``z [N]`` and ``pos [N, 3]`` in angstrom;
+                ``charge [B]`` in e if there are ions.
+
+        Returns:
+            ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye, ``charges [N]`` in e.
+
+        Raises:
+            ValueError: If ``z`` or ``pos`` is missing or holds what the model does not know, or if
+                ``kernels`` asks for what cannot run.
+        """
+        z, pos = batch.get("z"), batch.get("pos")
+        if z is None or pos is None:
+            raise ValueError(
+                f"A batch needs z [N] and pos [N, 3], got the fields {sorted(batch.keys())}."
+            )
+        dtype = next(self.head.parameters()).dtype
+        if pos.dtype != dtype:
+            raise ValueError(
+                f"The positions are {pos.dtype} and the model is {dtype}; convert one of them "
+                "with .to()."
+            )
+        index = batch.batch if isinstance(batch.batch, Tensor) else None
+        ptr = _molecule_pointers(z, index, batch.get("ptr"))
+        charge = batch.get("charge")
+        if charge is None:
+            charge = pos.new_zeros(ptr.numel() - 1)
+        if charge.numel() != ptr.numel() - 1:
+            raise ValueError(
+                f"charge must have one entry per molecule [{ptr.numel() - 1}], got "
+                f"{list(charge.shape)}."
+            )
+        edge_index = radius_graph(pos, self.representation.cutoff, index)
+        if self.message_passing == "fused":
+            size = (z.numel(), z.numel())
+            edge_index = EdgeIndex(
+                edge_index, sparse_size=size, sort_order="col", is_undirected=True
+            )
+        features = self.representation(z, pos, edge_index)
+        centered = pos - self._centers_of_mass(z, pos, ptr)
+        return self.head(features, centered, ptr, charge.view(-1).to(dtype))
+
+    @property
+    def message_passing(self) -> Literal["fused", "plain"]:
+        """What the next batch will run through, where the weights are now.
+
+        Raises:
+            ValueError: If ``kernels`` is none of its values, or is ``"fused"`` where the kernels
+                cannot run.
+        """
+        if self.kernels not in ("auto", "fused", "plain"):
+            raise ValueError(f"kernels must be auto, fused or plain, got {self.kernels!r}.")
+        if self.kernels == "plain":
+            return "plain"
+        reason = self._why_not_fused()
+        if reason is None:
+            return "fused"
+        if self.kernels == "fused":
+            raise ValueError(f"kernels='fused' is not possible: {reason}. Take 'auto' or 'plain'.")
+        return "plain"
+
+    def _why_not_fused(self) -> str | None:
+        if not isinstance(self.representation, PaiNN | SchNet):
+            return f"{type(self.representation).__name__} has no kernels"
+        if any(layer.explain for layer in self.representation.interactions):
+            return "an explainer looks at the messages, which the kernels never write down"
+        weight = self.representation.embedding.weight
+        return why_not_fused(weight.device, weight.dtype)
+
+    def _centers_of_mass(self, z: Tensor, pos: Tensor, ptr: Tensor) -> Tensor:
+        """The centre of mass of its molecule, for each atom ``[N, 3]``."""
+        mass = self.masses[z].unsqueeze(1)
+        centers = segment(mass * pos, ptr) / segment(mass, ptr)
+        return centers.repeat_interleave(ptr.diff(), dim=0, output_size=z.numel())
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture, from which :func:`build_model` makes the same model again.
+
+        Raises:
+            TypeError: If the representation or the head is not one of this package's.
+        """
+        representation, head = self.representation, self.head
+        if type(representation) not in (PaiNN, SchNet) or type(head) not in (
+            DipoleHead,
+            AtomwiseHead,
+        ):
+            raise TypeError(
+                "Only PaiNN or SchNet with DipoleHead or AtomwiseHead has a configuration that "
+                f"can be saved; this model has {type(representation).__name__} and "
+                f"{type(head).__name__}. Save its state_dict() beside the code that builds it."
+            )
+        common = ModelConfig(
+            representation="painn" if isinstance(representation, PaiNN) else "schnet",
+            hidden_channels=representation.hidden_channels,
+            num_interactions=representation.num_interactions,
+            num_rbf=representation.num_rbf,
+            cutoff=representation.cutoff,
+            radial_basis=representation.radial_basis,
+        )
+        if isinstance(head, AtomwiseHead):
+            return replace(common, head="atomwise", atomwise_aggregation=head.aggregation)
+        if representation.has_vectors and head.atomic_dipoles is False:
+            return replace(common, head="charges")
+        return common
+
+
+def build_model(config: ModelConfig) -> DipoleModel:
+    """Makes the model that a configuration describes, with fresh weights."""
+    kind = PaiNN if config.representation == "painn" else SchNet
+    representation = kind(
+        hidden_channels=config.hidden_channels,
+        num_interactions=config.num_interactions,
+        num_rbf=config.num_rbf,
+        cutoff=config.cutoff,
+        radial_basis=config.radial_basis,
+    )
+    if config.head == "atomwise":
+        head: DipoleHead | AtomwiseHead = AtomwiseHead(
+            config.hidden_channels, config.atomwise_aggregation
+        )
+    else:
+        head = DipoleHead(
+            config.hidden_channels, atomic_dipoles=False if config.head == "charges" else None
+        )
+    return DipoleModel(representation, head)
+
+
+def _standard_masses() -> Tensor:
+    """Standard atomic weights by atomic number, up to the last element of the embedding."""
+    return torch.tensor(atomic_masses[: MAX_Z + 1], dtype=torch.get_default_dtype())
+
+
+def _molecule_pointers(z: Tensor, index: Tensor | None, ptr: Tensor | None) -> Tensor:
+    """First atom of each molecule, and the number of atoms: ``[B + 1]``."""
+    if ptr is not None:
+        return ptr
+    if index is None:
+        return torch.tensor([0, z.numel()], device=z.device)
+    counts = index.bincount()
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

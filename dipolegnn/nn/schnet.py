@@ -1,0 +1,148 @@
+"""SchNet: continuous-filter convolutions over atoms.
+
+Schütt, Kindermans, Sauceda, Chmiela, Tkatchenko, Müller, SchNet: a continuous-filter
+convolutional neural network for modeling quantum interactions, NeurIPS 2017, arXiv:1706.08566.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+from dipolegnn._pyg import EdgeIndex, MessagePassing
+from dipolegnn.nn.basis import RadialFeatures, RadialLayer
+from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
+from dipolegnn.nn.radial import radial_basis_layer
+from dipolegnn.ops import cfconv
+
+
+class ShiftedSoftplus(nn.Module):
+    r"""The activation of SchNet, :math:`\ln(\tfrac12 e^x + \tfrac12)`, which is 0 at 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies it to each element."""
+        return nn.functional.softplus(x) - math.log(2.0)
+
+
+class SchNet(nn.Module):
+    r"""Scalar features of each atom, by continuous-filter convolutions.
+
+    ``s`` starts as an embedding of the element; each :class:`SchNetInteraction` adds to it.
+
+    Deviation from the paper: filters fall to 0 at the cutoff by a cosine, as in the authors'
+    later code, so that the features are continuous when an atom crosses it.
+
+    Args:
+        hidden_channels: Width F of the features and of the filters.
+        num_interactions: Number of interactions.
+        num_rbf: Number of radial basis functions R.
+        cutoff: Cutoff radius in angstrom.
+        radial_basis: Functions that distances are expanded in.
+
+    Raises:
+        ValueError: If a size is too small or the cutoff is not positive.
+    """
+
+    has_vectors = False
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        num_interactions: int = 6,
+        num_rbf: int = 50,
+        cutoff: float = 5.0,
+        radial_basis: Literal["gaussian", "bessel"] = "gaussian",
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden_channels, num_interactions, num_rbf, cutoff)
+        self.hidden_channels = hidden_channels
+        self.num_interactions = num_interactions
+        self.num_rbf = num_rbf
+        self.cutoff = float(cutoff)
+        self.radial_basis: Literal["gaussian", "bessel"] = radial_basis
+        self.embedding = ElementEmbedding(hidden_channels)
+        self.radial = RadialLayer(
+            radial_basis_layer(radial_basis, num_rbf, self.cutoff), self.cutoff
+        )
+        self.interactions = nn.ModuleList(
+            SchNetInteraction(hidden_channels, num_rbf, self.cutoff)
+            for _ in range(num_interactions)
+        )
+
+    def forward(self, z: Tensor, pos: Tensor, edge_index: Tensor) -> AtomFeatures:
+        """Describes every atom by its surroundings.
+
+        Args:
+            z: Atomic numbers ``[N]``.
+            pos: Positions ``[N, 3]`` in angstrom.
+            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, as
+                :func:`dipolegnn.radius_graph` makes it.
+
+        Returns:
+            ``s [N, F]``; ``v`` is None.
+
+        Raises:
+            ValueError: If ``z`` holds an element outside the embedding.
+        """
+        radial = self.radial(pos, edge_index)
+        s = self.embedding(z)  # [N, F]
+        for interaction in self.interactions:
+            s = s + interaction(s, pos, edge_index, radial)
+        return AtomFeatures(s, None)
+
+
+class SchNetInteraction(MessagePassing):
+    r"""One interaction block of SchNet (figure 2 of the paper).
+
+    .. math::
+        W_{ij} &= \left(\mathbf{W}_2\, \sigma(\mathbf{W}_1 e(d_{ij}) + b_1) + b_2\right)
+            f_c(d_{ij}) \\
+        \Delta s_i &= \mathbf{W}_5\, \sigma\left(\mathbf{W}_4 \sum_j (\mathbf{W}_3 s_j) \circ W_{ij}
+            + b_4\right) + b_5
+
+    Args:
+        hidden_channels: Width F of the features and of the filters.
+        num_rbf: Number of radial basis functions R.
+    """
+
+    SUPPORTS_FUSED_EDGE_INDEX = True
+
+    def __init__(self, hidden_channels: int, num_rbf: int, cutoff: float) -> None:
+        super().__init__(aggr="add", node_dim=0)
+        self.cutoff = cutoff
+        self.filter = nn.Sequential(
+            linear(num_rbf, hidden_channels),
+            ShiftedSoftplus(),
+            linear(hidden_channels, hidden_channels),
+        )
+        self.in_layer = linear(hidden_channels, hidden_channels, bias=False)
+        self.out_layers = nn.Sequential(
+            linear(hidden_channels, hidden_channels),
+            ShiftedSoftplus(),
+            linear(hidden_channels, hidden_channels),
+        )
+
+    def forward(self, s: Tensor, pos: Tensor, edge_index: Tensor, radial: RadialFeatures) -> Tensor:
+        """Returns the change ``[N, F]`` of ``s``.
+
+        Args:
+            s: Scalar features ``[N, F]``.
+            pos: Positions ``[N, 3]`` in angstrom.
+            edge_index: ``[2, E]``, source and target.
+            radial: Expanded distances.
+        """
+        w = self.filter(radial.rbf) * radial.envelope  # [E or T, F]
+        return self.out_layers(self.propagate(edge_index, x=self.in_layer(s), w=w, pos=pos))
+
+    def message(self, x_j: Tensor, w: Tensor) -> Tensor:
+        """Returns the message of each edge ``[E, F]``."""
+        return x_j * w
+
+    def message_and_aggregate(
+        self, edge_index: EdgeIndex, x: Tensor, w: Tensor, pos: Tensor
+    ) -> Tensor:
+        """The same sums ``[N, F]`` by the fused kernel, ``w`` being the filter on the grid."""
+        (rowptr, col), _ = edge_index.get_csc()
+        return cfconv(x, w, pos, rowptr, col, self.cutoff)

@@ -1,0 +1,171 @@
+"""The message of PaiNN on the GPU, forward and backward, in Triton.
+
+Arrays as on the CPU: ``x [N, 3F]``, ``v [N, 3F]``, ``table [T, 3F]``, ``out [N, 4F]``.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dipolegnn.ops.gpu_interpolation import (
+    interpolate,
+    interpolate_slope,
+    pair_geometry,
+    stencil,
+    weights,
+)
+
+
+@triton.jit
+def forward(x, v, table, pos, rowptr, col, out, per_length, rows,
+            F: tl.constexpr, BLOCK: tl.constexpr, POINTS: tl.constexpr):  # fmt: skip
+    """One program sums the messages to one atom, for one block of channels."""
+    i = tl.program_id(0).to(tl.int64)
+    f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = f < F
+    zero = tl.zeros_like(tl.load(x + f, mask=mask, other=0.0))
+    s, vx, vy, vz = zero, zero, zero, zero
+    for e in range(tl.load(rowptr + i), tl.load(rowptr + i + 1)):
+        j = tl.load(col + e)
+        d, ux, uy, uz = pair_geometry(pos, i, j)
+        start, offset = stencil(d, per_length, rows, POINTS)
+        a = interpolate(table, start, offset, f, mask, 3 * F, POINTS)
+        b = interpolate(table, start, offset, F + f, mask, 3 * F, POINTS)
+        c = interpolate(table, start, offset, 2 * F + f, mask, 3 * F, POINTS)
+        a *= tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
+        b *= tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
+        c *= tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+        s += a
+        vx += b * ux + c * tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
+        vy += b * uy + c * tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
+        vz += b * uz + c * tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+    tl.store(out + 4 * F * i + f, s, mask=mask)
+    tl.store(out + 4 * F * i + F + f, vx, mask=mask)
+    tl.store(out + 4 * F * i + 2 * F + f, vy, mask=mask)
+    tl.store(out + 4 * F * i + 3 * F + f, vz, mask=mask)
+
+
+@triton.jit
+def backward_atoms(x, v, table, pos, rowptr, col, grad, grad_x, grad_v, grad_pos,
+                   per_length, rows, slopes, slopes_per_length, slope_rows, atoms,
+                   F: tl.constexpr, BLOCK: tl.constexpr, POINTS: tl.constexpr,
+                   SLOPE: tl.constexpr, POSITIONS: tl.constexpr):  # fmt: skip
+    """One program gathers the gradients of one atom's features as a source, and its position.
+
+    Every edge has its reverse, so the atoms that atom j sends to are those that it hears from.
+    ``grad_pos [channel blocks, N, 3]`` gets the part of this block of channels; ``slopes`` holds
+    the rows of the table that its derivative is taken from.
+    """
+    j = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    f = block * BLOCK + tl.arange(0, BLOCK)
+    mask = f < F
+    xa = tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
+    xb = tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
+    xc = tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+    vx = tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
+    vy = tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
+    vz = tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+    hs = tl.load(grad + 4 * F * j + f, mask=mask, other=0.0)
+    hx = tl.load(grad + 4 * F * j + F + f, mask=mask, other=0.0)
+    hy = tl.load(grad + 4 * F * j + 2 * F + f, mask=mask, other=0.0)
+    hz = tl.load(grad + 4 * F * j + 3 * F + f, mask=mask, other=0.0)
+    ga, gb, gc = tl.zeros_like(xa), tl.zeros_like(xa), tl.zeros_like(xa)
+    gvx, gvy, gvz = tl.zeros_like(xa), tl.zeros_like(xa), tl.zeros_like(xa)
+    px = tl.sum(ga, 0)
+    py, pz = px, px
+    for e in range(tl.load(rowptr + j), tl.load(rowptr + j + 1)):
+        i = tl.load(col + e)
+        d, ux, uy, uz = pair_geometry(pos, i, j)
+        start, offset = stencil(d, per_length, rows, POINTS)
+        wa = interpolate(table, start, offset, f, mask, 3 * F, POINTS)
+        wb = interpolate(table, start, offset, F + f, mask, 3 * F, POINTS)
+        wc = interpolate(table, start, offset, 2 * F + f, mask, 3 * F, POINTS)
+        gs = tl.load(grad + 4 * F * i + f, mask=mask, other=0.0)
+        gx = tl.load(grad + 4 * F * i + F + f, mask=mask, other=0.0)
+        gy = tl.load(grad + 4 * F * i + 2 * F + f, mask=mask, other=0.0)
+        gz = tl.load(grad + 4 * F * i + 3 * F + f, mask=mask, other=0.0)
+        along_u = ux * gx + uy * gy + uz * gz
+        along_v = vx * gx + vy * gy + vz * gz
+        ga += gs * wa
+        gb += along_u * wb
+        gc += along_v * wc
+        gvx += xc * wc * gx
+        gvy += xc * wc * gy
+        gvz += xc * wc * gz
+        if POSITIONS:
+            da = interpolate_slope(slopes, d, slopes_per_length, slope_rows, f, mask, 3 * F, SLOPE)
+            db = interpolate_slope(
+                slopes, d, slopes_per_length, slope_rows, F + f, mask, 3 * F, SLOPE
+            )
+            dc = interpolate_slope(
+                slopes, d, slopes_per_length, slope_rows, 2 * F + f, mask, 3 * F, SLOPE
+            )
+            ya = tl.load(x + 3 * F * i + f, mask=mask, other=0.0)
+            yb = tl.load(x + 3 * F * i + F + f, mask=mask, other=0.0)
+            yc = tl.load(x + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
+            tx = tl.load(v + 3 * F * i + f, mask=mask, other=0.0)
+            ty = tl.load(v + 3 * F * i + F + f, mask=mask, other=0.0)
+            tz = tl.load(v + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
+            # Both messages of the pair: j to i along u, and i to j along -u.
+            by_distance = da * (gs * xa + hs * ya)
+            by_distance += db * (along_u * xb - (ux * hx + uy * hy + uz * hz) * yb)
+            by_distance += dc * (along_v * xc + (tx * hx + ty * hy + tz * hz) * yc)
+            gd = tl.sum(by_distance, 0) * per_length
+            qx = tl.sum(wb * (xb * gx - yb * hx), 0)
+            qy = tl.sum(wb * (xb * gy - yb * hy), 0)
+            qz = tl.sum(wb * (xb * gz - yb * hz), 0)
+            radial = gd - (qx * ux + qy * uy + qz * uz) / d
+            px += radial * ux + qx / d
+            py += radial * uy + qy / d
+            pz += radial * uz + qz / d
+    tl.store(grad_x + 3 * F * j + f, ga, mask=mask)
+    tl.store(grad_x + 3 * F * j + F + f, gb, mask=mask)
+    tl.store(grad_x + 3 * F * j + 2 * F + f, gc, mask=mask)
+    tl.store(grad_v + 3 * F * j + f, gvx, mask=mask)
+    tl.store(grad_v + 3 * F * j + F + f, gvy, mask=mask)
+    tl.store(grad_v + 3 * F * j + 2 * F + f, gvz, mask=mask)
+    if POSITIONS:
+        place = grad_pos + 3 * (block * atoms + j)
+        tl.store(place, px)
+        tl.store(place + 1, py)
+        tl.store(place + 2, pz)
+
+
+@triton.jit
+def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad, partial,
+                   per_length, F: tl.constexpr, BLOCK: tl.constexpr,
+                   POINTS: tl.constexpr):  # fmt: skip
+    """One program sums the filter's gradients over a chunk of edges that share a stencil.
+
+    ``partial [chunks, POINTS, 3F]``; :func:`dipolegnn.ops.gpu_interpolation.sum_chunks` adds up.
+    """
+    chunk = tl.program_id(0).to(tl.int64)
+    f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = f < F
+    m = tl.arange(0, POINTS)
+    zero = tl.zeros_like(tl.load(x + f, mask=mask, other=0.0))
+    sa = m[:, None].to(zero.dtype) * zero[None, :]
+    sb, sc = sa, sa
+    for e in range(tl.load(chunk_first + chunk), tl.load(chunk_last + chunk)):
+        j, i = tl.load(source + e), tl.load(target + e)
+        d, ux, uy, uz = pair_geometry(pos, i, j)
+        share = weights(d * per_length - tl.load(row + e), m, POINTS)[:, None]
+        gs = tl.load(grad + 4 * F * i + f, mask=mask, other=0.0)
+        gx = tl.load(grad + 4 * F * i + F + f, mask=mask, other=0.0)
+        gy = tl.load(grad + 4 * F * i + 2 * F + f, mask=mask, other=0.0)
+        gz = tl.load(grad + 4 * F * i + 3 * F + f, mask=mask, other=0.0)
+        xa = tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
+        xb = tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
+        xc = tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+        vx = tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
+        vy = tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
+        vz = tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+        sa += share * (gs * xa)[None, :]
+        sb += share * ((ux * gx + uy * gy + uz * gz) * xb)[None, :]
+        sc += share * ((vx * gx + vy * gy + vz * gz) * xc)[None, :]
+    place = partial + (chunk * POINTS + m[:, None]) * 3 * F + f[None, :]
+    tl.store(place, sa, mask=mask[None, :])
+    tl.store(place + F, sb, mask=mask[None, :])
+    tl.store(place + 2 * F, sc, mask=mask[None, :])

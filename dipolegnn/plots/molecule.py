@@ -1,0 +1,214 @@
+"""A molecule with its dipole moment."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from ase.data.colors import jmol_colors
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch
+from numpy.typing import ArrayLike, NDArray
+
+GREY, ARROW = "#8a8a8a", "#b3123f"
+
+BOND_TOLERANCE = 1.25
+"""Atoms closer than this times the sum of their covalent radii are drawn with a bond."""
+
+ANGSTROM_PER_DEBYE = 0.75
+"""Length of the arrow of a dipole."""
+
+LONGEST_ARROW = 6.0
+"""Longest arrow, in angstrom: a longer dipole gets a smaller scale, which the figure states."""
+
+_WIDTH_POINTS = 6.0 * 72  # Width of the figure.
+
+
+def draw_molecule(
+    z: ArrayLike,
+    pos: ArrayLike,
+    dipole: ArrayLike | None = None,
+    *,
+    magnitude: float | None = None,
+    title: str = "",
+) -> Figure:
+    """A molecule as balls and sticks with its dipole moment, which points from - to +.
+
+    It is seen along the direction in which it is thinnest, with the arrow in the plane of the
+    paper as far as that goes; what is further away is paler. The arrow starts so that its middle
+    is the middle of the molecule. Bonds are guessed from the distances.
+
+    Args:
+        z: Atomic numbers ``[N]``.
+        pos: Positions ``[N, 3]`` in angstrom.
+        dipole: Dipole moment ``[3]`` in debye; None: no arrow.
+        magnitude: Magnitude to state where there is no vector, in debye.
+        title: Name of the molecule.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+    numbers = np.asarray(z, dtype=int).reshape(-1)
+    xyz = np.asarray(pos, dtype=float)
+    if xyz.shape != (len(numbers), 3) or len(numbers) == 0:
+        raise ValueError(
+            f"z must be [N] and pos [N, 3], got the shapes {np.shape(z)} and {xyz.shape}."
+        )
+    mu = None if dipole is None else np.asarray(dipole, dtype=float).reshape(-1)
+    if mu is not None and mu.shape != (3,):
+        raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
+    view = _view(xyz, mu)
+    xyz = (xyz - xyz.mean(axis=0)) @ view.T
+    figure = Figure(figsize=(6.0, 5.4), layout="constrained")
+    axes = figure.subplots()
+    reach = np.abs(xyz[:, :2]).max(axis=0) + 1.0
+    caption = "" if magnitude is None else f"|μ| = {magnitude:.2f} D"
+    if mu is not None:
+        length = float(np.linalg.norm(mu))
+        scale = min(ANGSTROM_PER_DEBYE, LONGEST_ARROW / max(length, 1e-9))
+        tip = scale * (view @ mu)[:2] / 2
+        reach = np.maximum(reach, np.abs(tip) + 0.7)
+        if np.linalg.norm(tip) > 0.02:
+            _draw_arrow(axes, tip)
+        caption = f"|μ| = {length:.2f} D"
+        axes.text(
+            0.99,
+            0.01,
+            f"arrow from – to +, {scale:.2f} Å per D",
+            transform=axes.transAxes,
+            ha="right",
+            fontsize=9,
+            color=GREY,
+        )
+    _draw_balls_and_sticks(axes, numbers, xyz, _WIDTH_POINTS / (2 * float(reach.max())))
+    axes.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.set_title(title, fontsize=14)
+    axes.text(0.01, 0.01, caption, transform=axes.transAxes, fontsize=13, color=ARROW)
+    _element_key(axes, numbers)
+    return figure
+
+
+def _view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Rows: right, up and towards the eye, chosen so that most of the molecule can be seen."""
+    centred = xyz - xyz.mean(axis=0)
+    spread = centred.T @ centred
+    if mu is not None and np.linalg.norm(mu) > 1e-3:
+        # The arrow counts as two atoms, so that it is not looked at from behind.
+        tip = ANGSTROM_PER_DEBYE * mu
+        spread = spread + np.outer(tip, tip)
+    axes = np.linalg.eigh(spread)[1].T[::-1]  # longest first
+    if np.linalg.det(axes) < 0:  # A left-handed view would show the mirror image.
+        axes[2] *= -1
+    if mu is not None:
+        right, up = np.sign(axes[:2] @ mu)
+        flip = np.array([right or 1.0, up or 1.0, 0.0])
+        flip[2] = flip[0] * flip[1]
+        axes = axes * flip[:, None]
+    # A small turn, or atoms that lie one behind the other would hide each other.
+    angle = np.radians([12.0, 15.0])
+    about_x = np.array(
+        [
+            [1, 0, 0],
+            [0, np.cos(angle[0]), -np.sin(angle[0])],
+            [0, np.sin(angle[0]), np.cos(angle[0])],
+        ]
+    )
+    about_y = np.array(
+        [
+            [np.cos(angle[1]), 0, np.sin(angle[1])],
+            [0, 1, 0],
+            [-np.sin(angle[1]), 0, np.cos(angle[1])],
+        ]
+    )
+    view: NDArray[np.float64] = about_x @ about_y @ axes
+    return view
+
+
+def _draw_balls_and_sticks(
+    axes: Axes, numbers: NDArray[np.int_], xyz: NDArray[np.float64], points: float
+) -> None:
+    """Draws the atoms and bonds; ``points`` is the length of an angstrom on paper."""
+    depth = xyz[:, 2]
+    haze = 0.45 * (depth.max() - depth) / max(float(np.ptp(depth)), 4.0)  # 0 in front
+    radii = 0.25 + 0.28 * (covalent_radii[numbers] - 0.31)
+    for i in range(len(numbers)):
+        base = _paler(jmol_colors[numbers[i]], float(haze[i]))
+        # A ball, from dark at the rim to a highlight at the upper left.
+        for step in np.linspace(0, 1, 14):
+            centre = xyz[i, :2] + 0.32 * radii[i] * step * np.array([-0.7, 0.7])
+            color = 0.62 * base + 0.38 * base * min(1.0, 2 * step)
+            color = _paler(color, 0.75 * max(0.0, 2 * step - 1) ** 2)
+            axes.add_patch(
+                Circle(
+                    (centre[0], centre[1]),
+                    radii[i] * (1 - 0.93 * step),
+                    facecolor=color,
+                    edgecolor=0.35 * base if step == 0 else "none",
+                    linewidth=0.8,
+                    zorder=10 + depth[i],
+                )
+            )
+    for i, j in _bonds(numbers, xyz):
+        along = xyz[j] - xyz[i]
+        along /= np.linalg.norm(along)
+        ends = xyz[i] + 0.85 * radii[i] * along, xyz[j] - 0.85 * radii[j] * along
+        line = np.array(ends)[:, :2].T
+        shade = 0.35 + 0.5 * float(haze[i] + haze[j]) / 2
+        behind = 10 + min(depth[i], depth[j]) - 0.01
+        for width, tone in ((0.2, shade), (0.14, shade + 0.22), (0.05, shade + 0.4)):
+            axes.plot(
+                *line,
+                color=str(min(tone, 0.97)),
+                linewidth=width * points,
+                solid_capstyle="round",
+                zorder=behind,
+            )
+
+
+def _bonds(numbers: NDArray[np.int_], xyz: NDArray[np.float64]) -> list[tuple[int, int]]:
+    distance = np.linalg.norm(xyz[:, None] - xyz[None], axis=2)
+    radii = covalent_radii[numbers]
+    bonded = distance < BOND_TOLERANCE * (radii[:, None] + radii[None])
+    return [(int(i), int(j)) for i, j in np.argwhere(np.triu(bonded, k=1))]
+
+
+def _draw_arrow(axes: Axes, tip: NDArray[np.float64]) -> None:
+    for width, color, order in ((6.0, "white", 98), (3.0, ARROW, 99)):
+        axes.add_patch(
+            FancyArrowPatch(
+                (-tip[0], -tip[1]),
+                (tip[0], tip[1]),
+                arrowstyle="-|>,head_length=7,head_width=4",
+                mutation_scale=1.6,
+                linewidth=width,
+                color=color,
+                shrinkA=0,
+                shrinkB=0,
+                alpha=0.9,
+                zorder=order,
+            )
+        )
+
+
+def _element_key(axes: Axes, numbers: NDArray[np.int_]) -> None:
+    for number in sorted({int(n) for n in numbers}, key=lambda n: (n != 6, n != 1, n)):
+        axes.scatter(
+            [],
+            [],
+            s=70,
+            color=jmol_colors[number],
+            edgecolors=GREY,
+            linewidths=0.6,
+            label=chemical_symbols[number],
+        )
+    axes.legend(frameon=False, loc="upper right", handletextpad=0.1, borderaxespad=0)
+
+
+def _paler(color: NDArray[np.float64], by: float) -> NDArray[np.float64]:
+    mixed: NDArray[np.float64] = color + (1 - color) * by
+    return np.clip(mixed, 0, 1)

@@ -1,0 +1,21 @@
+"""Training: the loss, the LightningModule, and ``fit()``, the recipe from data to a saved model."""
+
+from dipolegnn.training.averaging import WarmedUpEMA
+from dipolegnn.training.callbacks import TrainingDiverged
+from dipolegnn.training.fit import TrainingInterrupted, fit
+from dipolegnn.training.loss import dipole_loss
+from dipolegnn.training.module import DipoleModule
+from dipolegnn.training.result import FitResult
+from dipolegnn.training.run_folder import RunFolder, read_history
+
+__all__ = [
+    "DipoleModule",
+    "FitResult",
+    "RunFolder",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "WarmedUpEMA",
+    "dipole_loss",
+    "fit",
+    "read_history",
+]

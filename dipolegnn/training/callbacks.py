@@ -1,0 +1,199 @@
+"""What happens at the end of each epoch: history, checkpoints, when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from dipolegnn.training.run_folder import write_history
+
+METRICS = ("loss", "dipole_mae", "dipole_rmse", "vector_mae", "angle")
+"""What is measured of training and validation molecules; debye, the angle in degrees."""
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "seconds",
+    *(f"train/{name}" for name in METRICS),
+    *(f"val/{name}" for name in METRICS),
+)
+"""Columns of ``history.csv``: epochs count from 1; step and lr as they are at its end."""
+
+Row = dict[str, float]
+"""One epoch: the columns of ``history.csv`` that there is a number for."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class History(Callback):
+    """Keeps the numbers of each epoch, in the checkpoint and as CSV.
+
+    Args:
+        path: The CSV file. It is written anew each epoch, so that after a resume it holds each
+            epoch once.
+        on_epoch: Called with each new row.
+    """
+
+    def __init__(self, path: Path, on_epoch: Callable[[pl.Trainer, Row], None]) -> None:
+        self.path = path
+        self.on_epoch = on_epoch
+        self.rows: list[Row] = []
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds a row.
+
+        Raises:
+            TrainingDiverged: If training or validation loss is not finite.
+        """
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row: Row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(time.monotonic() - self._started, 3),
+        }
+        row.update(
+            {
+                name: logged[name]
+                for name in HISTORY_COLUMNS
+                if "/" in name and name in logged and not math.isnan(logged[name])
+            }
+        )
+        for name in ("train/loss", "val/loss"):
+            if not math.isfinite(row.get(name, math.nan)):
+                raise TrainingDiverged(
+                    f"{name} became {logged.get(name)} in epoch {trainer.current_epoch + 1}. Lower "
+                    "the learning rate, clip the gradient, or look for a wrong label. The best "
+                    f"model so far, if any, is in {self.path.parent / 'checkpoints'}."
+                )
+        self.rows.append(row)
+        write_history(self.path, self.rows, HISTORY_COLUMNS)
+        self.on_epoch(trainer, row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from earlier rows."""
+        self.rows = list(state_dict["rows"])
+
+
+class TimeLimit(Callback):
+    """Stops at the end of the epoch after which another one would exceed the limit.
+
+    Args:
+        seconds: The limit, counted from the start of this ``fit`` (a resumed run gets it anew).
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.reached = False
+        self._started = time.monotonic()
+        self._epoch_started = 0.0
+        self._longest = 0.0
+
+    def seconds_left(self) -> float:
+        """Time until the limit."""
+        return self.seconds - (time.monotonic() - self._started)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of the epoch."""
+        self._epoch_started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decides whether there is time for another epoch."""
+        self._longest = max(self._longest, time.monotonic() - self._epoch_started)
+        self.reached = self.seconds_left() < self._longest
+        if self.reached:
+            trainer.should_stop = True
+
+
+class PatientEarlyStopping(EarlyStopping):
+    """Early stopping by the validation loss that also stops a run which had stopped before.
+
+    Lightning's remembers how long it has waited, but not that it has stopped: a run that was
+    killed right after its last epoch would train one epoch more when it is resumed.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val/loss", patience=patience)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the patience is used up."""
+        return self.wait_count >= self.patience
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops at once if the patience was used up before."""
+        if self.stopped:
+            trainer.should_stop = True
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint of the epoch with the lowest validation loss: ``best.ckpt``.
+
+    Lightning's forgets the best loss so far when the run's folder has been moved; this one only
+    remembers file names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor="val/loss",
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from an earlier best, wherever its folder is now."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        super().load_state_dict(
+            {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": here(state_dict["best_model_path"]),
+                "kth_best_model_path": here(state_dict["kth_best_model_path"]),
+                "best_k_models": {
+                    here(path): score for path, score in state_dict["best_k_models"].items()
+                },
+            }
+        )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """The checkpoint of the last complete epoch: ``last.ckpt``.
+
+    ``save_last`` of Lightning (2.6.6) leaves out the epochs that are not the best so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            monitor=None,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has nothing to go on from."""

@@ -1,0 +1,292 @@
+"""The one way to train a model, which the command and the experiments share."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+
+from dipolegnn.checkpoint import JSON, save_model
+from dipolegnn.config import TrainConfig
+from dipolegnn.data import ConformerDataset, DipoleDataModule
+from dipolegnn.nn import DipoleModel
+from dipolegnn.training.averaging import WarmedUpEMA
+from dipolegnn.training.callbacks import (
+    BestCheckpoint,
+    History,
+    LastCheckpoint,
+    PatientEarlyStopping,
+    Row,
+    TimeLimit,
+)
+from dipolegnn.training.module import DipoleModule
+from dipolegnn.training.progress import EpochLines, ProgressBar, Silence
+from dipolegnn.training.result import (
+    FitResult,
+    StoppedBy,
+    Summary,
+    is_finished,
+    read_result,
+    read_summary,
+)
+from dipolegnn.training.run_folder import AtomicCheckpointIO, RunFolder, write_json
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped by SIGINT (Ctrl-C) or SIGTERM; the message says how to go on."""
+
+
+def fit(
+    model: DipoleModel,
+    datamodule: DipoleDataModule,
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    test: bool = False,
+    progress: bool = True,
+    time_limit: float | None = None,
+) -> FitResult:
+    """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
+
+    A run that was interrupted or killed goes on from its last complete epoch with ``resume``, and
+    then gives the same model as one that was never interrupted: bit for bit on a CPU; on a GPU up
+    to the order in which it adds numbers.
+
+    Args:
+        model: The model with its initial weights. It is not changed; ``config.seed`` does not
+            touch its weights either (seed before building it).
+        datamodule: Gives the batches of training, validation and, with ``test``, test molecules.
+        config: The recipe.
+        run_dir: The folder to write to.
+        resume: Go on with the run in ``run_dir``; start it if there is none.
+        test: Measure the final model on the test molecules as well.
+        progress: Show the progress: a bar on a terminal, one line per epoch elsewhere.
+        time_limit: Stop in time for this many seconds, at the end of an epoch. The schedules
+            cosine and onecycle do not know of it: cut short, they end at a high learning rate,
+            and the model is worse than one of fewer ``max_epochs``. Such a run can be resumed.
+
+    Returns:
+        The model and how good it is.
+
+    Raises:
+        FileExistsError: If ``run_dir`` holds a run and ``resume`` is false.
+        ValueError: If the run to be resumed was made with another configuration or other data, if
+            ``config`` and ``datamodule`` disagree, or if a batch has no label at all.
+        TrainingDiverged: If the loss is no longer finite.
+        TrainingInterrupted: On SIGINT and SIGTERM.
+    """
+    folder = RunFolder(Path(run_dir))
+    data = _describe(datamodule, config)
+    folder.prepare(model.config, config, data, resume)
+    if folder.metrics.exists():
+        summary = read_summary(folder)
+        if is_finished(summary, config, test):
+            return read_result(folder, summary)
+        folder.metrics.unlink()
+
+    limit = None if time_limit is None else TimeLimit(time_limit)
+    patience = config.early_stopping_patience
+    early = None if patience is None else PatientEarlyStopping(patience)
+    shown = _progress(progress, limit)
+    history = History(folder.history, shown.epoch)
+    callbacks: list[Callback | None] = [
+        None if config.ema_decay is None else WarmedUpEMA(config.ema_decay),
+        history,
+        early,
+        limit,
+        shown,
+        LearningRateMonitor(logging_interval="step"),
+        # Last, in this order: the last checkpoint knows of everything before it.
+        BestCheckpoint(folder.checkpoints),
+        LastCheckpoint(folder.checkpoints),
+    ]
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            default_root_dir=folder.path,
+            accelerator=_accelerator(config),
+            devices=1,
+            precision="64-true" if config.precision == 64 else "32-true",
+            max_epochs=config.max_epochs,
+            callbacks=[callback for callback in callbacks if callback is not None],
+            logger=TensorBoardLogger(
+                folder.path, name=None, version=folder.tensorboard.name, default_hp_metric=False
+            ),
+            gradient_clip_val=config.gradient_clip,
+            # The sanity check would validate before there is anything to validate, and a resumed
+            # run would do it at another time than the original.
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
+        )
+        try:
+            trainer.fit(
+                # Converted here, because the average is copied before Lightning converts it.
+                DipoleModule(_copy(model, config).train(), config),
+                datamodule=datamodule,
+                ckpt_path=folder.last if folder.last.exists() else None,
+                weights_only=True,
+            )
+        except SystemExit as stop:  # What Lightning makes of SIGINT and SIGTERM.
+            raise TrainingInterrupted(_how_to_go_on(folder, history.rows)) from stop
+        best, epoch = _best_model(model, folder, config)
+        tested = _test(best, datamodule, config) if test else None
+
+    stopped_by: StoppedBy = "max_epochs"
+    if len(history.rows) < config.max_epochs:
+        stopped_by = "early_stopping" if early is not None and early.stopped else "time_limit"
+    summary = Summary(
+        val=_of_stage("val", history.rows[epoch - 1]),
+        test=tested,
+        best_epoch=epoch,
+        epochs=len(history.rows),
+        stopped_by=stopped_by,
+    )
+    save_model(
+        folder.model,
+        best,
+        {"data": data, "train": asdict(config), "result": asdict(summary)},
+    )
+    write_json(folder.metrics, asdict(summary))
+    return read_result(folder, summary)
+
+
+def _describe(datamodule: DipoleDataModule, config: TrainConfig) -> dict[str, JSON]:
+    """What to write down about the data: which they are, and how they are split."""
+    for name in ("batch_size", "seed"):
+        of_data, of_config = getattr(datamodule, name), getattr(config, name)
+        if of_data != of_config:
+            raise ValueError(
+                f"The datamodule has {name}={of_data} and the configuration {name}={of_config}; "
+                "give both the same."
+            )
+    dataset, split = datamodule.dataset, datamodule.split
+    described: dict[str, JSON] = {}
+    if isinstance(dataset, ConformerDataset) and dataset.card is not None:
+        card = dataset.card
+        described = {
+            "name": card.name,
+            "level_of_theory": card.level_of_theory,
+            "elements": list(card.elements),
+            "sha256": card.sha256,
+        }
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    digest = hashlib.sha256()
+    for part in parts.values():
+        digest.update(torch.as_tensor(part).numpy().tobytes() + b"|")
+    return {
+        **described,
+        "structures": {name: len(part) for name, part in parts.items()},
+        "split_sha256": digest.hexdigest(),
+    }
+
+
+def _accelerator(config: TrainConfig) -> str:
+    """``"cpu"`` or ``"cuda"``: Apple's GPUs lack the float64 that the metrics add up in."""
+    if config.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "accelerator is 'gpu', and PyTorch sees no CUDA device. Install a CUDA build of "
+            "PyTorch, or train with accelerator 'cpu'."
+        )
+    return "cuda" if config.accelerator == "gpu" else "cpu"
+
+
+def _progress(wanted: bool, limit: TimeLimit | None) -> ProgressBar | EpochLines | Silence:
+    if not wanted:
+        return Silence()
+    console = Console(file=sys.stdout)
+    return ProgressBar(console, limit) if console.is_terminal else EpochLines(console, limit)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Holds back what Lightning has to say that no setting turns off and nobody needs."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)  # Devices found, tips for other products.
+    try:
+        with warnings.catch_warnings():
+            # The molecules are in memory; a worker process would spend longer handing over a
+            # batch than it takes to make one.
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            # They are there because the run is being resumed.
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
+            # Lightning (2.6.6) uses what torch is about to rename.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _how_to_go_on(folder: RunFolder, rows: Sequence[Row]) -> str:
+    if not folder.last.exists():
+        return "Interrupted before the first epoch was complete; nothing was saved."
+    return (
+        f"Interrupted after {len(rows)} complete epochs, which are in {folder.last}. "
+        "Go on with --resume (resume=True)."
+    )
+
+
+def _copy(model: DipoleModel, config: TrainConfig) -> DipoleModel:
+    return deepcopy(model).to(torch.float64 if config.precision == 64 else torch.float32)
+
+
+def _best_model(
+    model: DipoleModel, folder: RunFolder, config: TrainConfig
+) -> tuple[DipoleModel, int]:
+    """The model of the best epoch, and the number of that epoch."""
+    checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
+    best = _copy(model, config).cpu()
+    # The averages, where there are averages: they are what was validated.
+    weights = {
+        name.removeprefix("model."): weight
+        for name, weight in checkpoint["state_dict"].items()
+        if name.startswith("model.")
+    }
+    best.load_state_dict(weights)
+    return best.eval(), int(checkpoint["epoch"]) + 1
+
+
+def _test(
+    model: DipoleModel, datamodule: DipoleDataModule, config: TrainConfig
+) -> dict[str, float]:
+    trainer = pl.Trainer(
+        accelerator=_accelerator(config),
+        devices=1,
+        precision="64-true" if config.precision == 64 else "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (logged,) = trainer.test(DipoleModule(model, config), datamodule=datamodule, verbose=False)
+    model.cpu()
+    return _of_stage("test", logged)
+
+
+def _of_stage(stage: str, row: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of one stage, by their names without it."""
+    return {
+        name.removeprefix(f"{stage}/"): value
+        for name, value in row.items()
+        if name.startswith(f"{stage}/") and not math.isnan(value)
+    }

@@ -1,0 +1,144 @@
+"""The LightningModule: loss, metrics, optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import (
+    LRSchedulerConfigType,
+    OptimizerLRSchedulerConfig,
+)
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import TrainConfig
+from dipolegnn.metrics import DipoleMetrics
+from dipolegnn.nn import DipoleModel
+from dipolegnn.training.loss import molecule_losses
+
+ONECYCLE_START = 1 / 25
+"""One-cycle schedule: first learning rate, as a fraction of the peak."""
+
+ONECYCLE_RISE = 0.1
+"""One-cycle schedule: fraction of all steps until the peak."""
+
+
+class DipoleModule(pl.LightningModule):
+    """Trains a dipole model.
+
+    Logs, for ``train``, ``val`` and ``test`` alike and over whole epochs: ``val/loss``,
+    ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye; where there are vectors,
+    ``val/vector_mae`` in debye and ``val/angle`` in degrees. Those of ``train`` are measured on
+    the way, while the weights change.
+
+    Args:
+        model: The model to train.
+        config: The recipe.
+    """
+
+    def __init__(self, model: DipoleModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": DipoleMetrics(stage) for stage in ("train", "val", "test")}
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds anything random in this epoch by its number, so that a resumed run repeats it."""
+        pl.seed_everything(self.config.seed + self.current_epoch, verbose=False)
+
+    def training_step(self, batch: Data, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        return self._step("train", batch)
+
+    def validation_step(self, batch: Data, batch_idx: int) -> None:
+        """Loss and metrics of a batch."""
+        self._step("val", batch)
+
+    def test_step(self, batch: Data, batch_idx: int) -> None:
+        """Loss and metrics of a batch."""
+        self._step("test", batch)
+
+    def _step(self, stage: str, batch: Data) -> Tensor:
+        dtype = next(self.model.parameters()).dtype
+        if batch.pos.dtype != dtype:  # Lightning's precision="64-true" leaves PyG's batches alone.
+            batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+        output = self.model(batch)
+        losses = molecule_losses(output, batch, self.config)
+        loss = losses.mean()
+        # Weighted by the number of labelled molecules, so that the last, smaller batch of an
+        # epoch does not count as much as a full one.
+        self.log(
+            f"{stage}/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=losses.numel(),
+            sync_dist=True,
+        )
+        metrics = self.metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, DipoleMetrics)
+        metrics.update(output.magnitude, batch.dipole_magnitude, output.dipole, batch.dipole)
+        for collection in (metrics.of_magnitude, metrics.of_vector):
+            self.log_dict(collection, on_step=False, on_epoch=True, batch_size=losses.numel())
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and the schedule of the configuration.
+
+        All parameters decay alike. Biases and embeddings are often left out of it, but at the
+        usual lr x weight_decay of 1e-5 a step, a weight loses less than a tenth in 10,000 steps.
+        """
+        config = self.config
+        optimizer = AdamW(
+            self.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        # Asking for the total loads the data, which num_training_batches needs.
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer, total_steps)}
+
+    def _schedule(self, optimizer: Optimizer, total_steps: int) -> LRSchedulerConfigType:
+        config = self.config
+        if config.scheduler == "plateau":
+            plateau = ReduceLROnPlateau(
+                optimizer,
+                factor=config.plateau_factor,
+                patience=config.plateau_patience,
+                cooldown=config.plateau_cooldown,
+            )
+            # Once per epoch, after its validation. Lightning's interval="epoch" would do so after
+            # the checkpoint is written, which then lacks that epoch: a resumed run would reduce
+            # the rate an epoch late. (It counts steps within the epoch, so this is its last.)
+            return LRSchedulerConfigType(
+                scheduler=plateau,
+                monitor="val/loss",
+                interval="step",
+                frequency=int(self.trainer.num_training_batches),
+                name="lr",
+            )
+        shape = cosine if config.scheduler == "cosine" else onecycle
+        return LRSchedulerConfigType(
+            scheduler=LambdaLR(optimizer, lambda step: shape(step, total_steps)),
+            interval="step",
+            name="lr",
+        )
+
+
+def cosine(step: float, total_steps: float) -> float:
+    """Learning rate as a fraction of the peak: half a cosine, from 1 to nearly 0."""
+    return 0.5 * (1 + math.cos(math.pi * step / total_steps))
+
+
+def onecycle(step: int, total_steps: int) -> float:
+    """Learning rate as a fraction of the peak: quickly up and slowly down, on two half cosines.
+
+    After Smith and Topin, arXiv:1708.07120, without their cycle of the momentum.
+    """
+    rise = ONECYCLE_RISE * total_steps
+    if step < rise:
+        return 1 - (1 - ONECYCLE_START) * cosine(step, rise)
+    return cosine(step - rise, total_steps - rise)

@@ -1,0 +1,155 @@
+"""Progress of a training run: a bar on a terminal, a line per epoch in a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from dipolegnn.training.callbacks import Row, TimeLimit
+
+
+class Silence(Callback):
+    """Shows nothing."""
+
+    def epoch(self, trainer: pl.Trainer, row: Row) -> None:
+        """Takes in the numbers of an epoch, and keeps them to itself."""
+
+
+class EpochLines(Callback):
+    """Writes one line per epoch, for logs and for terminals that cannot redraw.
+
+    Args:
+        console: Where to write.
+        limit: The time limit of the run, if there is one.
+    """
+
+    def __init__(self, console: Console, limit: TimeLimit | None) -> None:
+        self.console = console
+        self.limit = limit
+        self._seconds = 0.0
+        self._epochs = 0
+
+    def epoch(self, trainer: pl.Trainer, row: Row) -> None:
+        """Writes the line of an epoch."""
+        self._seconds += row["seconds"]
+        self._epochs += 1
+        assert trainer.max_epochs is not None
+        to_go = trainer.max_epochs - trainer.current_epoch - 1
+        left = self._seconds / self._epochs * to_go
+        if self.limit is not None:
+            left = min(left, max(self.limit.seconds_left(), 0.0))
+        self.console.print(
+            f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}"
+            f"/{trainer.max_epochs}  {_numbers(row)}  {duration(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class ProgressBar(Callback):
+    """A bar over all epochs of a run, with time left and the numbers of the last epoch.
+
+    Lightning's own bar starts anew with each epoch, and so never says when the run will end.
+
+    Args:
+        console: The terminal.
+        limit: The time limit of the run, if there is one.
+    """
+
+    def __init__(self, console: Console, limit: TimeLimit | None) -> None:
+        self.limit = limit
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=12),  # The line fits into 80 columns.
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]} left"),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._task: TaskID | None = None
+        self._numbers = ""
+
+    def epoch(self, trainer: pl.Trainer, row: Row) -> None:
+        """Shows the numbers of an epoch."""
+        self._numbers = f"loss {row['train/loss']:.4f}"
+        if "val/dipole_mae" in row:
+            self._numbers = f"val MAE {row['val/dipole_mae']:.4f} D  {self._numbers}"
+        self._show(trainer, 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the bar."""
+        assert trainer.max_epochs is not None
+        self._task = self._progress.add_task(
+            "", total=None, epoch=self._count(trainer), left="?", numbers=""
+        )
+        total = trainer.max_epochs * int(trainer.num_training_batches)
+        self._progress.update(self._task, total=total, completed=trainer.global_step)
+        self._progress.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Moves the bar on."""
+        self._show(trainer, 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the bar as it is."""
+        self._progress.stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves the bar as it is."""
+        self._progress.stop()
+
+    def _show(self, trainer: pl.Trainer, steps: int) -> None:
+        assert self._task is not None
+        task = self._progress.tasks[self._task]
+        left = task.time_remaining
+        if self.limit is not None:
+            limit = max(self.limit.seconds_left(), 0.0)
+            left = limit if left is None else min(left, limit)
+        self._progress.update(
+            self._task,
+            advance=steps,
+            epoch=self._count(trainer),
+            left="?" if left is None else duration(left),
+            numbers=self._numbers,
+        )
+
+    @staticmethod
+    def _count(trainer: pl.Trainer) -> str:
+        return f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+
+
+def _numbers(row: Row) -> str:
+    """The numbers of an epoch on one line, with units."""
+    parts = [f"train loss {row['train/loss']:.4f}", f"val loss {row['val/loss']:.4f}"]
+    if "val/dipole_mae" in row:
+        parts.append(f"val MAE {row['val/dipole_mae']:.4f} D")
+    return "  ".join([*parts, f"lr {row['lr']:.1e}"])
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people.
+
+    Example:
+        >>> duration(75), duration(3700)
+        ('1 min 15 s', '1 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

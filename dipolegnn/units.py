@@ -1,0 +1,45 @@
+"""Every conversion constant, and the unit of every field of a molecule's ``Data``.
+
+Inside the package lengths are in angstrom, dipole moments in debye, charges in
+elementary charges and conformer energies in kcal/mol. Conversions happen once, where
+numbers enter or leave.
+
+A dipole moment points from negative to positive charge. For a neutral molecule it does
+not depend on the origin; for an ion it does, and the origin is then the centre of mass
+(standard atomic weights).
+"""
+
+from __future__ import annotations
+
+# CODATA 2018: e * 1e-10 m / (1e-21 C m^2 s^-1 / c).
+DEBYE_PER_E_ANGSTROM = 4.803204712570263
+"""1 e·Å in debye."""
+
+BOHR_IN_ANGSTROM = 0.529177210903
+"""1 bohr in angstrom (CODATA 2018)."""
+
+DEBYE_PER_E_BOHR = DEBYE_PER_E_ANGSTROM * BOHR_IN_ANGSTROM
+"""1 atomic unit of dipole moment (e·a0) in debye, about 2.5417."""
+
+KCAL_PER_MOL_PER_EV = 23.060547830619026
+"""1 eV per particle in kcal/mol (CODATA 2018)."""
+
+BOLTZMANN_KCAL_PER_MOL_K = 1.987204258640832e-3
+"""Boltzmann's constant (gas constant) in kcal/(mol K)."""
+
+ROOM_TEMPERATURE_K = 298.15
+"""Temperature of Boltzmann weights unless another one is asked for, in kelvin."""
+
+FIELD_UNITS: dict[str, str] = {
+    "z": "atomic number",
+    "pos": "angstrom",
+    "charge": "e",
+    "dipole": "debye",
+    "dipole_magnitude": "debye",
+    "atomic_charges": "e",
+    "energy": "kcal/mol",
+    "mol_id": "1",
+    "smiles": "1",
+    "name": "1",
+}
+"""Unit of each field of a molecule's ``Data``; ``"1"`` where there is none."""

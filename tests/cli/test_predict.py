@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from dipolegnn.checkpoint import save_model
+from dipolegnn.cli import main
+from dipolegnn.config import ModelConfig
+from dipolegnn.molecules import read_failures, read_file
+from dipolegnn.nn import build_model
+from tests.cli.helpers import TABLE, assert_message, predictions
+
+
+def test_one_broken_molecule_does_not_stop_the_others(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "O", "C1CC", "[NH4+]", "--model", str(trained)]) == 1
+
+    captured = capsys.readouterr()
+    assert "failed: argument 2, C1CC: Not a valid SMILES" in captured.err
+    for text in ("|μ| (D)", "x (Å)", "charge (e)", "[NH4+]", "mean error"):
+        assert text in captured.out
+    assert "[NH4+]: ion (+1 e): the dipole refers to the centre of mass" in captured.out
+
+
+def test_json_has_units_conformers_and_failures(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("CCO", "xyz", "[OH-]", "--model", str(trained), "--conformers", "4")
+    content = predictions(capsys, *words)
+
+    ethanol, hydroxide = content["molecules"]
+    assert content["units"]["magnitude"] == "debye"
+    assert ethanol["symbols"] == ["C", "C", "O", *"HHHHHH"]
+    conformers = ethanol["conformers"]
+    assert len(conformers) > 1
+    assert conformers[0]["energy"] == 0
+    assert sum(c["weight"] for c in conformers) == pytest.approx(1)
+    mean = sum(c["weight"] * c["magnitude"] for c in conformers)
+    assert ethanol["magnitude"] == pytest.approx(mean)
+    assert ethanol["smallest"] == min(c["magnitude"] for c in conformers)
+    assert [len(c["charges"]) for c in conformers] == [9] * len(conformers)
+    assert sum(hydroxide["conformers"][0]["charges"]) == pytest.approx(-1, abs=1e-5)
+    assert "centre of mass" in hydroxide["notes"][0]
+    (failure,) = content["failures"]
+    assert (failure["molecule"], failure["row"]) == ("xyz", 2)
+
+
+def test_temperature_moves_the_average(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("CCCO", "--model", str(trained), "--conformers", "4", "--temperature")
+    (cold,) = predictions(capsys, *words, "1")["molecules"]
+    (hot,) = predictions(capsys, *words, "100000")["molecules"]
+
+    assert cold["magnitude"] == pytest.approx(cold["conformers"][0]["magnitude"])
+    magnitudes = [c["magnitude"] for c in hot["conformers"]]
+    assert hot["magnitude"] == pytest.approx(sum(magnitudes) / len(magnitudes), rel=1e-2)
+
+
+def test_arguments_after_two_dashes_are_molecules(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = predictions(capsys, "--model", str(trained), "--", "O", "-C")
+
+    assert [molecule["smiles"] for molecule in content["molecules"]] == ["O"]
+    assert [failure["molecule"] for failure in content["failures"]] == ["-C"]
+
+
+def test_files_and_smiles_keep_their_order(
+    table: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = predictions(capsys, "O", str(table), "N", "--model", str(trained))
+
+    names = [molecule["name"] for molecule in content["molecules"]]
+    expected = [line.split(",")[1] for line in TABLE.splitlines()[1:] if "broken" not in line]
+    assert names == ["O", *expected, "N"]
+    assert [(f["source"], f["row"]) for f in content["failures"]] == [("table.csv", 7)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".extxyz", ".sdf"])
+def test_predictions_in_a_file(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    path = tmp_path / "new" / f"out{suffix}"
+    content = predictions(capsys, "O", "CCO", "--model", str(trained), "--output", str(path))
+
+    ethanol = content["molecules"][1]
+    dipole = ethanol["conformers"][0]["dipole"]
+    if suffix == ".json":
+        assert json.loads(path.read_text(encoding="utf-8")) == content
+    elif suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            row = list(csv.DictReader(file))[1]
+        assert float(row["magnitude_D"]) == pytest.approx(ethanol["magnitude"], abs=1e-6)
+        assert [float(row[f"dipole_{x}_D"]) for x in "xyz"] == pytest.approx(dipole, abs=1e-6)
+    else:
+        _, read = read_file(path).data
+        assert read.dipole.flatten().tolist() == pytest.approx(dipole, abs=1e-5)
+        charges = ethanol["conformers"][0]["charges"]
+        assert read.atomic_charges.tolist() == pytest.approx(charges, abs=1e-5)
+    assert not path.with_name(f"{path.name}.failures.csv").exists()
+
+
+def test_failures_lie_beside_the_output(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    assert main(["predict", "O", "C1CC", "--model", str(trained), "--output", str(path)]) == 1
+    assert [f.molecule for f in read_failures(tmp_path / "out.csv.failures.csv")] == ["C1CC"]
+
+    assert main(["predict", "O", "--model", str(trained), "--output", str(path)]) == 0
+    assert not (tmp_path / "out.csv.failures.csv").exists()
+
+
+def test_conformers_of_a_structure_file_are_averaged(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.sdf"
+    words = ("--model", str(trained))
+    from_smiles_ = predictions(
+        capsys, "CCCO", "CCO", *words, "--conformers", "4", "--output", str(path)
+    )
+    from_file = predictions(capsys, str(path), *words)
+
+    for before, after in zip(from_smiles_["molecules"], from_file["molecules"], strict=True):
+        assert len(after["conformers"]) == len(before["conformers"])
+        assert after["magnitude"] == pytest.approx(before["magnitude"], abs=1e-3)
+
+
+def test_says_when_an_element_was_never_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, build_model(ModelConfig()), {"data": {"elements": ["H", "C", "O"]}})
+
+    content = predictions(capsys, "CO", "CN", "--model", str(path))
+
+    methanol, methylamine = content["molecules"]
+    assert methanol["notes"] == []
+    assert methylamine["notes"] == ["the model was not trained on N: do not rely on it"]
+
+
+def test_an_element_that_no_model_knows_is_a_failure(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "heavy.xyz"
+    path.write_text("2\nmendelevium hydride\nMd 0 0 0\nH 0 0 2\n", encoding="utf-8")
+
+    content = predictions(capsys, "O", str(path), "N", "--model", str(trained))
+
+    assert [molecule["name"] for molecule in content["molecules"]] == ["O", "N"]
+    (failure,) = content["failures"]
+    assert (failure["source"], failure["row"]) == ("heavy.xyz", 1)
+    assert failure["molecule"] == "mendelevium hydride"
+
+
+def test_a_magnitude_without_a_vector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, build_model(ModelConfig(hidden_channels=8, head="atomwise")), {})
+
+    (water,) = predictions(capsys, "O", "--model", str(path))["molecules"]
+    assert water["conformers"][0]["dipole"] is None
+    assert "magnitude only" in water["notes"][0]
+
+    assert main(["predict", "O", "--model", str(path), "--output", str(tmp_path / "o.csv")]) == 0
+    assert "–" in capsys.readouterr().out
+
+
+def test_the_model_may_be_named_by_the_environment(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIPOLEGNN_MODEL", str(trained))
+    assert len(predictions(capsys, "O")["molecules"]) == 1
+
+    monkeypatch.setenv("DIPOLEGNN_MODEL", "elsewhere")
+    assert main(["predict", "O"]) == 2
+    assert_message(capsys, "DIPOLEGNN_MODEL names elsewhere, which is not there")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "No molecules"),
+        (["O", "--output", "o.txt"], "unknown suffix, expected one of .csv, .json"),
+        (["O", "--temperature", "0"], "--temperature must be positive, in kelvin, got 0"),
+        (["missing.sdf"], "There is no file missing.sdf"),
+        (["O", "--conformers", "0"], "conformers must be at least 1, got 0"),
+    ],
+)
+def test_predict_refuses(
+    trained: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["predict", *words, "--model", str(trained)]) == 2
+    assert_message(capsys, message)

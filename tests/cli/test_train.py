@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipolegnn.checkpoint import load_model
+from dipolegnn.cli import main
+from dipolegnn.config import ModelConfig, TrainConfig
+from tests.cli.helpers import SMALL, assert_message
+
+
+def test_train_takes_its_defaults_from_a_file_and_flags_override(
+    built: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ["--data", str(built), "--output", str(tmp_path / "run"), "--quiet"]
+    config = ["--config", str(trained / "config.json"), "--max-epochs", "1", "--seed", "5"]
+    assert main(["train", *words, *config]) == 0
+
+    config_json = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config_json["model"]["hidden_channels"] == 8
+    assert (config_json["train"]["max_epochs"], config_json["train"]["seed"]) == (1, 5)
+    assert config_json["train"]["batch_size"] == 4
+
+
+def test_train_resumes_with_the_settings_of_the_run(
+    built: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(built), "--output", str(trained)]
+    assert main(words) == 2
+    assert_message(capsys, "already holds a run (finished). Go on with it (--resume")
+
+    assert main([*words, "--resume", "--quiet"]) == 0
+    assert "test: magnitude MAE" in capsys.readouterr().out
+
+    assert main([*words, "--resume", "--lr", "0.5"]) == 2
+    assert_message(capsys, "lr was 0.001 and is 0.5")
+
+
+def test_train_interrupted(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("Go on with --resume.")
+
+    monkeypatch.setattr("dipolegnn.cli.train.fit", interrupt)
+    assert main(["train", "--data", str(built), "--output", str(tmp_path)]) == 130
+    assert "Go on with --resume." in capsys.readouterr().err
+
+
+def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+
+    out = capsys.readouterr().out
+    for field in (*fields(ModelConfig), *fields(TrainConfig)):
+        assert f"--{field.name.replace('_', '-')} " in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a JSON file"),
+        ('{"lr": 1}', 'expected {"model": {...}, "train": {...}}'),
+        ('{"train": {"learning_rate": 1}}', "unknown settings learning_rate; expected some of"),
+        ('{"model": {"cutoff": -1}}', "cutoff must be a positive distance"),
+        ('{"model": {"num_rbf": "many"}}', "num_rbf: Input should be a valid integer"),
+        ('{"model": []}', "model cannot be used"),
+    ],
+)
+def test_train_refuses_a_config(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content, encoding="utf-8")
+    words = ["--data", str(built), "--output", str(tmp_path / "run"), "--config", str(path)]
+    assert main(["train", *words]) == 2
+    assert_message(capsys, message)
+
+
+def test_seed_makes_the_weights(built: Path, tmp_path: Path) -> None:
+    weights = []
+    for run, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        words = ["--max-epochs", "1", "--quiet", "--seed", seed, *SMALL]
+        assert main(["train", "--data", str(built), "--output", str(tmp_path / run), *words]) == 0
+        model, _ = load_model(tmp_path / run / "model.safetensors")
+        weights.append(next(model.parameters()))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

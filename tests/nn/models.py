@@ -1,0 +1,83 @@
+"""The models that the tests are about: every representation, head and precision, untrained."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, PaiNN, SchNet
+
+CUTOFF = 4.0
+"""Cutoff of the models, in angstrom; small, so that small molecules have edges that are missing."""
+
+HIDDEN_CHANNELS = 16
+
+
+class Variant(NamedTuple):
+    """What distinguishes the models under test. Another axis (a back end) is a field more here."""
+
+    representation: str
+    head: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.representation}-{self.head}-{str(self.dtype).removeprefix('torch.')}"
+
+
+HEADS_OF = {
+    "painn": ("dipole", "charges", "sum", "mean"),
+    "painn-bessel": ("dipole",),
+    "schnet": ("dipole", "sum", "mean"),
+}
+"""The heads that each representation is tested with."""
+
+VARIANTS = [
+    Variant(representation, head, dtype)
+    for representation, heads in HEADS_OF.items()
+    for head in heads
+    for dtype in (torch.float32, torch.float64)
+]
+
+
+def make_model(
+    representation: str, head: str, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> DipoleModel:
+    """A model with random weights, biases included, and dipoles of some debye."""
+    body: PaiNN | SchNet
+    if representation == "schnet":
+        body = SchNet(HIDDEN_CHANNELS, num_interactions=3, num_rbf=10, cutoff=CUTOFF)
+    elif representation == "painn":
+        body = PaiNN(HIDDEN_CHANNELS, num_interactions=3, num_rbf=10, cutoff=CUTOFF)
+    else:
+        assert representation == "painn-bessel"
+        body = PaiNN(HIDDEN_CHANNELS, 2, num_rbf=6, cutoff=CUTOFF, radial_basis="bessel")
+    model = DipoleModel(body, _make_head(head))
+    randomize(model, seed)
+    return model.to(dtype)
+
+
+def _make_head(name: str) -> DipoleHead | AtomwiseHead:
+    if name == "dipole":
+        return DipoleHead(HIDDEN_CHANNELS)
+    if name == "charges":
+        return DipoleHead(HIDDEN_CHANNELS, atomic_dipoles=False)
+    assert name in ("sum", "mean")
+    return AtomwiseHead(HIDDEN_CHANNELS, aggregation="sum" if name == "sum" else "mean")
+
+
+def randomize(module: torch.nn.Module, seed: int, gain: float = 0.7) -> None:
+    """Fills all parameters with random numbers, the same in every precision.
+
+    A gain of 1 keeps the size of features in a linear layer; sums over neighbours enlarge them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            numbers = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias"):
+                numbers = 0.2 * numbers
+            elif "embedding" not in name:
+                numbers = gain * numbers / math.sqrt(parameter.size(1))
+            parameter.copy_(numbers)

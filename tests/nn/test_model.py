@@ -1,0 +1,284 @@
+"""How models are composed, what they refuse, and their configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from ase import Atoms
+
+from dipolegnn._pyg import Batch, Data
+from dipolegnn.config import ModelConfig
+from dipolegnn.graph import radius_graph
+from dipolegnn.nn import (
+    AtomFeatures,
+    AtomwiseHead,
+    DipoleHead,
+    DipoleModel,
+    PaiNN,
+    SchNet,
+    build_model,
+)
+from dipolegnn.nn.features import MAX_Z
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM
+from tests.nn.models import make_model
+from tests.nn.structures import methane, molecule, random_molecule
+from tests.tolerances import assert_close
+
+F32, F64 = torch.float32, torch.float64
+
+REPRESENTATIONS: tuple[Literal["painn", "schnet"], ...] = ("painn", "schnet")
+BASES: tuple[Literal["gaussian", "bessel"], ...] = ("gaussian", "bessel")
+HEADS: tuple[Literal["dipole", "charges", "atomwise"], ...] = ("dipole", "charges", "atomwise")
+AGGREGATIONS: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
+
+CONFIGS = [
+    ModelConfig(representation, 8, 2, 5, 4.25, basis, head, aggregation)
+    for representation in REPRESENTATIONS
+    for basis in BASES
+    for head in HEADS
+    for aggregation in AGGREGATIONS
+]
+
+
+# The model's parts
+
+
+def test_representations_are_what_they_say() -> None:
+    data = random_molecule(7, seed=0, dtype=F32)
+    edges = radius_graph(data.pos, 5.0)
+    s, v = PaiNN(hidden_channels=12)(data.z, data.pos, edges)
+    assert s.shape == (7, 12)
+    assert v is not None
+    assert v.shape == (7, 3, 12)
+    s, v = SchNet(hidden_channels=12)(data.z, data.pos, edges)
+    assert s.shape == (7, 12)
+    assert v is None
+
+
+def test_edges_point_from_target_to_source() -> None:
+    """One edge alone, into atom 0: only that atom learns of the other, in its direction."""
+    painn = make_model("painn", "dipole").representation
+    z, pos = torch.tensor([6, 8]), torch.tensor([[0.0, 0, 0], [0.0, 0, 1.2]], dtype=F64)
+    edge = torch.tensor([[1], [0]])
+    _, v = painn(z, pos, edge)
+    assert v is not None
+    assert v[1].abs().max() == 0
+    assert v[0, :2].abs().max() == 0
+    assert v[0, 2].abs().max() > 0.01
+
+
+def test_number_of_parameters_is_that_of_schnetpack() -> None:
+    """580,736 there, with embeddings of the numbers 0 to 99; here also of element 100."""
+    parameters = sum(p.numel() for p in PaiNN(128, 3, 20, 5.0).parameters())
+    assert parameters == 580_736 + 128
+
+
+@pytest.mark.parametrize("make", [PaiNN, SchNet])
+def test_fresh_weights(make: type[PaiNN | SchNet]) -> None:
+    """As published: N(0, 1) embeddings, Xavier-uniform matrices, biases of 0."""
+    torch.manual_seed(0)
+    for name, parameter in make(hidden_channels=64).named_parameters():
+        if name.endswith("bias"):
+            assert parameter.abs().max() == 0
+        elif name == "embedding.weight":
+            assert parameter.std().item() == pytest.approx(1.0, abs=0.05)
+        else:
+            bound = math.sqrt(6 / sum(parameter.shape))
+            assert 0.9 * bound < parameter.abs().max() <= bound
+
+
+# Composition
+
+
+@pytest.mark.parametrize("head", [DipoleHead(16), AtomwiseHead(16)])
+@pytest.mark.parametrize("make", [PaiNN, SchNet])
+def test_widths_must_agree(make: type[PaiNN | SchNet], head: DipoleHead | AtomwiseHead) -> None:
+    expected = f"{make.__name__} has hidden_channels=8 and {type(head).__name__} expects 16"
+    with pytest.raises(ValueError, match=expected):
+        DipoleModel(make(8), head)
+
+
+def test_atomic_dipoles_need_vectors() -> None:
+    with pytest.raises(ValueError, match="needs vector features, and SchNet has none"):
+        DipoleModel(SchNet(8), DipoleHead(8, atomic_dipoles=True))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_a_head_adapted_to_schnet_keeps_its_precision(dtype: torch.dtype) -> None:
+    model = DipoleModel(SchNet(8).to(dtype), DipoleHead(8).to(dtype))
+    assert model(methane(dtype)).dipole.dtype == dtype
+
+
+@pytest.mark.parametrize("make", [PaiNN, SchNet])
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("hidden_channels", 0, "at least 1"),
+        ("num_interactions", 0, "at least 1"),
+        ("num_rbf", 1, "at least 2"),
+        ("cutoff", 0.0, "a positive distance"),
+        ("cutoff", -5.0, "a positive distance"),
+        ("cutoff", math.nan, "a positive distance"),
+        ("cutoff", math.inf, "a positive distance"),
+        ("radial_basis", "spline", "'gaussian' or 'bessel'"),
+    ],
+)
+def test_sizes_that_make_no_network(
+    make: type[PaiNN | SchNet], argument: str, value: float | str, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be {expected}.*got '?{value}"):
+        make(**{argument: value})  # type: ignore[arg-type]
+
+
+# What comes in
+
+
+def test_charge_defaults_to_0() -> None:
+    model = make_model("painn", "dipole", F32)
+    batch = Batch.from_data_list([random_molecule(5, 0, F32), random_molecule(6, 1, F32)])
+    bare = Data(z=batch.z, pos=batch.pos, batch=batch.batch)
+    assert torch.equal(model(bare).dipole, model(batch).dipole)
+
+
+@pytest.mark.parametrize("charge", [torch.tensor([2]), torch.tensor([[2.0]]), torch.tensor(2.0)])
+def test_charge_may_be_whole_or_have_another_shape(charge: torch.Tensor) -> None:
+    model = make_model("painn", "dipole", F32)
+    data = random_molecule(5, seed=0, dtype=F32, charge=2.0)
+    expected = model(data).dipole
+    data.charge = charge
+    output = model(data)
+    assert output.dipole.dtype == F32
+    assert torch.equal(output.dipole, expected)
+
+
+def test_an_ion_refers_to_its_centre_of_mass() -> None:
+    """With weights of 0, each atom has the same charge."""
+    model = make_model("painn", "dipole")
+    for parameter in model.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    data = random_molecule(7, seed=5, charge=-2.0)
+    center = torch.tensor(Atoms(data.z.numpy(), data.pos.numpy()).get_center_of_mass())
+    expected = -2.0 * DEBYE_PER_E_ANGSTROM * (data.pos.mean(dim=0) - center)
+    assert expected.norm() > 1
+    # ASE's masses are in double precision, the model's were made in single.
+    assert_close(model(data).dipole[0], expected, F32)
+
+
+@pytest.mark.parametrize("field", ["z", "pos"])
+def test_missing_field(field: str) -> None:
+    data = methane(F32)
+    del data[field]
+    left = sorted(data.keys())
+    with pytest.raises(ValueError, match=r"needs z \[N\] and pos \[N, 3\]") as caught:
+        make_model("painn", "dipole", F32)(data)
+    assert str(left) in str(caught.value)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(F32, F64), (F64, F32)])
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_precisions_must_agree(representation: str, ours: torch.dtype, theirs: torch.dtype) -> None:
+    model = make_model(representation, "dipole", ours)
+    with pytest.raises(ValueError, match=f"positions are {theirs} and the model is {ours}"):
+        model(methane(theirs))
+
+
+@pytest.mark.parametrize("number", [-1, 0, MAX_Z + 1, 118])
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_unknown_element(representation: str, number: int) -> None:
+    data = methane(F32)
+    data.z[3] = number
+    with pytest.raises(ValueError, match=f"atomic number {number}; .* elements 1 to {MAX_Z}"):
+        make_model(representation, "dipole", F32)(data)
+
+
+def test_every_element_of_the_embedding_is_taken() -> None:
+    z = list(range(1, MAX_Z + 1))
+    data = molecule(z, [[2.0 * i, 0.0, 0.0] for i in z], F32)
+    output = make_model("painn", "dipole", F32)(data)
+    assert bool(output.charges.isfinite().all())
+    assert len(output.charges.unique()) > 90
+
+
+@pytest.mark.parametrize("charges", [0, 1, 3])
+def test_charge_needs_an_entry_per_molecule(charges: int) -> None:
+    batch = Batch.from_data_list([methane(F32), methane(F32)])
+    batch.charge = torch.zeros(charges)
+    with pytest.raises(ValueError, match=rf"one entry per molecule \[2\], got \[{charges}\]"):
+        make_model("painn", "dipole", F32)(batch)
+
+
+def test_atoms_of_a_molecule_must_follow_each_other() -> None:
+    data = methane(F32)
+    data.batch = torch.tensor([0, 1, 0, 1, 0])
+    del data.charge
+    with pytest.raises(ValueError, match="batch must be ascending"):
+        make_model("painn", "dipole", F32)(data)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize("asked", CONFIGS, ids=str)
+def test_config_round_trip(asked: ModelConfig) -> None:
+    model = build_model(asked)
+    again = build_model(model.config)
+    assert again.config == model.config
+    again.load_state_dict(model.state_dict(), strict=True)
+    data = random_molecule(6, seed=0, dtype=F32)
+    assert torch.equal(again(data).magnitude, model(data).magnitude)
+
+    # Nothing that matters for this model is lost on the way.
+    kept = {"representation", "hidden_channels", "num_interactions", "num_rbf", "cutoff"}
+    kept |= {"radial_basis"}
+    if asked.head == "atomwise":
+        kept |= {"head", "atomwise_aggregation"}
+    elif asked.representation == "painn":
+        kept |= {"head"}
+    for name in kept:
+        assert getattr(model.config, name) == getattr(asked, name)
+
+
+def test_config_is_that_of_the_parts() -> None:
+    model = DipoleModel(PaiNN(24, 2, 7, 4.5, "bessel"), AtomwiseHead(24, "mean"))
+    assert model.config == ModelConfig(
+        representation="painn",
+        hidden_channels=24,
+        num_interactions=2,
+        num_rbf=7,
+        cutoff=4.5,
+        radial_basis="bessel",
+        head="atomwise",
+        atomwise_aggregation="mean",
+    )
+    assert DipoleModel(PaiNN(24), DipoleHead(24, atomic_dipoles=True)).config.head == "dipole"
+    assert DipoleModel(PaiNN(24), DipoleHead(24, atomic_dipoles=False)).config.head == "charges"
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_default_config_is_the_default_model(representation: Literal["painn", "schnet"]) -> None:
+    if representation == "painn":
+        assert DipoleModel(PaiNN(), DipoleHead(128)).config == ModelConfig()
+    model = build_model(ModelConfig(representation=representation))
+    assert model.config == ModelConfig(representation=representation)
+
+
+def test_a_foreign_representation_works_but_has_no_config() -> None:
+    class Elements(torch.nn.Module):
+        """Knows the element of each atom and nothing else."""
+
+        hidden_channels, cutoff, has_vectors = 8, 5.0, False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(100, 8)
+
+        def forward(self, z, pos, edge_index):  # type: ignore[no-untyped-def]
+            return AtomFeatures(self.table(z), None)
+
+    model = DipoleModel(Elements(), DipoleHead(8))  # type: ignore[arg-type]
+    assert model(random_molecule(5, seed=0, dtype=F32)).magnitude.item() > 0
+    with pytest.raises(TypeError, match="this model has Elements and DipoleHead"):
+        _ = model.config

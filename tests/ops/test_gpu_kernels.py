@@ -1,0 +1,73 @@
+"""The GPU kernels against the CPU's: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dipolegnn.ops import cpu
+from tests.ops.examples import CUTOFF, example, table
+
+pytest.importorskip("triton", reason="Triton is not installed (extra dev, Linux)")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
+"""Largest deviation, relative to the largest entry."""
+
+
+def there(tensor: Tensor) -> Tensor:
+    return tensor.to(DEVICE)
+
+
+def check(got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> None:
+    for a, b in zip(
+        (got,) if isinstance(got, Tensor) else got,
+        (expected,) if isinstance(expected, Tensor) else expected,
+        strict=True,
+    ):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        if b.numel():
+            scale = float(b.abs().max()) or 1.0
+            assert float((a.cpu() - b).abs().max()) / scale < TOLERANCE[b.dtype]
+
+
+@pytest.mark.parametrize("sizes", [(6, 1, 5), (1,)], ids=str)
+@pytest.mark.parametrize("channels", [1, 17, 130])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_painn_message(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]) -> None:
+    from dipolegnn.ops import gpu
+
+    g = example(channels, dtype, sizes)
+    w, up = table(g.coefficients), torch.randn(g.x.size(0), 4, channels, dtype=dtype)
+    x, v, rows, pos, ptr, col = map(there, (g.x, g.v, w, g.pos, g.rowptr, g.col))
+    check(
+        gpu.painn_message(x, v, rows, pos, ptr, col, CUTOFF),
+        cpu.painn_message(g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF),
+    )
+    for by_pos in (True, False):
+        check(
+            gpu.painn_message_backward(there(up), x, v, rows, pos, ptr, col, CUTOFF, by_pos),
+            cpu.painn_message_backward(up, g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos),
+        )
+
+
+@pytest.mark.parametrize("sizes", [(6, 1, 5), (1,)], ids=str)
+@pytest.mark.parametrize("channels", [1, 17, 130])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_cfconv(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]) -> None:
+    from dipolegnn.ops import gpu
+
+    g = example(channels, dtype, sizes, parts=1)
+    w, up = table(g.coefficients), torch.randn(g.x.shape, dtype=dtype)
+    x, rows, pos, ptr, col = map(there, (g.x, w, g.pos, g.rowptr, g.col))
+    check(
+        gpu.cfconv(x, rows, pos, ptr, col, CUTOFF),
+        cpu.cfconv(g.x, w, g.pos, g.rowptr, g.col, CUTOFF),
+    )
+    for by_pos in (True, False):
+        check(
+            gpu.cfconv_backward(there(up), x, rows, pos, ptr, col, CUTOFF, by_pos),
+            cpu.cfconv_backward(up, g.x, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos),
+        )

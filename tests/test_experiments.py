@@ -1,0 +1,166 @@
+"""Each experiment runs, in its fast mode, from data to results."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from dipolegnn._pyg import Data
+from dipolegnn.checkpoint import load_model
+from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
+from dipolegnn.molecules import Molecules, from_smiles
+from dipolegnn.predict import predict
+
+SMILES = ("O", "N", "C", "CO", "CC", "C=O", "CCO", "C#N", "CC#N", "CN", "CCC", "COC")
+
+
+@pytest.fixture(scope="module")
+def molecules() -> list[Data]:
+    """With vectors that stand for labels: what counts is that they are there."""
+    found = []
+    for number, smiles in enumerate(SMILES):
+        (data,) = from_smiles(smiles, mol_id=number)
+        data.dipole = (data.pos[0] - data.pos[-1])[None]
+        data.dipole_magnitude = data.dipole.norm(dim=1)
+        found.append(data)
+    return found
+
+
+def script(root: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs an experiment as a user does."""
+    return subprocess.run(
+        [sys.executable, str(root / "experiments" / f"{name}.py"), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+    )
+
+
+def module(root: Path, name: str) -> ModuleType:
+    """An experiment as a module: quicker than a process of its own."""
+    spec = importlib.util.spec_from_file_location(name, root / "experiments" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    # Where dataclasses look for the names in annotations.
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_quickstart(project_root: Path, molecules: list[Data], tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    split = make_split(molecules, val=2, test=2)
+    save_dataset(data, Molecules(molecules, []), About(name="few"), split=split)
+
+    done = script(project_root, "quickstart", "--fast", "--data", str(data), "--output", str(run))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for text in ("water", "aspirin", "experiment (D)", "magnitude MAE", "model.safetensors"):
+        assert text in done.stdout
+    for name in ("parity.png", "learning_curve.png", "aspirin.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    with (run / "test_predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    tested = ConformerDataset(data)[split.test]
+    assert [int(row["mol_id"]) for row in rows] == [int(d.mol_id) for d in tested]
+    model, _ = load_model(run / "model.safetensors")
+    again = predict(model, list(tested))
+    assert [float(row["predicted_D"]) for row in rows] == pytest.approx(
+        [p.magnitude for p in again], abs=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def challenge_data(molecules: list[Data], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files in the format of the challenge's."""
+    folder = tmp_path_factory.mktemp("challenge")
+    n = np.array([data.z.numel() for data in molecules], dtype=np.uint8)
+    z = torch.cat([data.z for data in molecules]).numpy().astype(np.uint8)
+    pos = torch.cat([data.pos for data in molecules]).numpy()
+    number = np.arange(100, 100 + len(molecules), dtype=np.int32)
+    np.savez(folder / "challenge_test_structures.npz", n=n, z=z, pos=pos, molecule=number)
+    np.savez(
+        folder / "challenge_train.npz",
+        n=n,
+        z=z,
+        pos=pos,
+        molecule=number,
+        mu=torch.cat([data.dipole_magnitude for data in molecules]).numpy(),
+        dipole=torch.cat([data.dipole for data in molecules]).numpy(),
+        dipole_ok=number % 2 == 0,
+    )
+    return folder
+
+
+def read_challenge(run: Path) -> dict[int, float]:
+    with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        assert reader.fieldnames == ["molecule", "dipole_magnitude"]
+        return {int(row["molecule"]): float(row["dipole_magnitude"]) for row in reader}
+
+
+def test_challenge_as_it_was_and_resumed(
+    project_root: Path, challenge_data: Path, tmp_path: Path
+) -> None:
+    words = ["--fast", "--variant", "original", "--data", str(challenge_data)]
+    words += ["--output", str(tmp_path)]
+    done = script(project_root, "challenge", *words)
+
+    assert done.returncode == 0, done.stderr
+    found = read_challenge(tmp_path)
+    assert list(found) == list(range(100, 112))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["model"]["head"] == "atomwise"
+    recipe = config["train"]
+    assert (recipe["loss"], recipe["early_stopping_patience"]) == ("mse", 13)
+
+    # A finished run is taken up where it ended.
+    (tmp_path / "predictions.csv").unlink()
+    module(project_root, "challenge").main([*words, "--resume"])
+    assert read_challenge(tmp_path) == pytest.approx(found, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["corrected", "light"])
+def test_challenge_put_right(
+    project_root: Path, challenge_data: Path, tmp_path: Path, variant: str
+) -> None:
+    words = ["--fast", "--variant", variant, "--data", str(challenge_data), "--vectors"]
+    words += ["--output", str(tmp_path), "--seed", "4", "--max-epochs", "3"]
+    module(project_root, "challenge").main(words)
+
+    assert min(read_challenge(tmp_path).values()) >= 0
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["model"]["head"] == "dipole"
+    assert (config["train"]["seed"], config["train"]["max_epochs"]) == (4, 3)
+    dataset = ConformerDataset(tmp_path / "data-seed4-vectors-fast")
+    sure = [bool(data.dipole.isfinite().all()) for data in dataset]
+    assert sure == [number % 2 == 0 for number in range(len(dataset))]
+    assert len(dataset.split().test) == 0
+
+
+def test_the_schedule_put_right_gets_to_halve_the_rate_before_it_stops(project_root: Path) -> None:
+    challenge = module(project_root, "challenge")
+    for recipe, halved in ((challenge.ORIGINAL, False), (challenge.CORRECTED, True)):
+        train = recipe.train
+        # The second reduction comes patience + 1 epochs after the end of the first one's cooldown.
+        second = 2 * (train.plateau_patience + 1) + train.plateau_cooldown
+        assert (train.early_stopping_patience > second) == halved
+
+
+def test_challenge_without_its_data_says_so(project_root: Path, tmp_path: Path) -> None:
+    challenge = module(project_root, "challenge")
+    with pytest.raises(SystemExit, match="name its folder with --data or DIPOLEGNN_DATA"):
+        challenge.main(["--output", str(tmp_path / "run"), "--data", str(tmp_path)])

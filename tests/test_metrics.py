@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dipolegnn.metrics import (
+    DipoleMetrics,
+    MagnitudeMAE,
+    MagnitudeRMSE,
+    MeanAngle,
+    VectorMAE,
+)
+
+NAN = float("nan")
+
+
+def test_numbers_that_can_be_checked_by_hand() -> None:
+    predicted, reference = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1.0, 1.0, 2.0])
+    mae, rmse = MagnitudeMAE(), MagnitudeRMSE()
+    mae.update(predicted, reference)
+    rmse.update(predicted, reference)
+    assert float(mae.compute()) == pytest.approx(4 / 3)
+    assert float(rmse.compute()) == pytest.approx(math.sqrt(10 / 3))
+
+
+def test_vector_error_is_the_length_of_the_difference() -> None:
+    metric = VectorMAE()
+    metric.update(
+        torch.tensor([[3.0, 0.0, 4.0], [1.0, 1.0, 1.0]]), torch.tensor([[0.0] * 3, [1.0] * 3])
+    )
+    assert float(metric.compute()) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "degrees"),
+    [
+        ([2.0, 0.0, 0.0], 0.0),
+        ([0.0, 0.5, 0.0], 90.0),
+        ([-1e-3, 0.0, 0.0], 180.0),
+        ([1.0, 1.0, 0.0], 45.0),
+        ([0.0, 0.0, 0.0], 90.0),
+        ([1.0, 1e-6, 0.0], math.degrees(1e-6)),
+    ],
+)
+def test_angle(predicted: list[float], degrees: float) -> None:
+    metric = MeanAngle()
+    metric.update(torch.tensor([predicted]), torch.tensor([[1.0, 0.0, 0.0]]))
+    assert float(metric.compute()) == pytest.approx(degrees, rel=1e-6)
+
+
+def test_direction_of_a_vanishing_dipole_does_not_count() -> None:
+    metric = MeanAngle()
+    reference = torch.tensor([[0.05, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    metric.update(torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), reference)
+    assert float(metric.compute()) == pytest.approx(45.0)
+
+
+def test_batches_of_any_size_and_order_give_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, reference = torch.rand(2, 1000, generator=generator)
+    whole, parts = MagnitudeRMSE(), MagnitudeRMSE()
+    whole.update(predicted, reference)
+    order = torch.randperm(1000, generator=generator)
+    for part in order.split([1, 700, 7, 292]):
+        parts.update(predicted[part], reference[part])
+    assert float(parts.compute()) == pytest.approx(float(whole.compute()), rel=1e-14)
+    by_batch = torch.stack([(predicted - reference)[p].square().mean() for p in order.split(700)])
+    assert float(by_batch.mean().sqrt()) != pytest.approx(float(whole.compute()), rel=1e-4)
+
+
+def test_sums_in_double_precision() -> None:
+    # In float32 a sum of a million times 0.1 is off in the third digit.
+    metric = MagnitudeMAE()
+    for _ in range(100):
+        metric.update(torch.full((10_000,), 0.1), torch.zeros(10_000))
+    assert float(metric.compute()) == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_molecules_without_a_label_are_left_out() -> None:
+    metric = MagnitudeMAE()
+    metric.update(torch.tensor([1.0, 7.0]), torch.tensor([1.5, NAN]))
+    assert float(metric.compute()) == pytest.approx(0.5)
+    vector = VectorMAE()
+    vector.update(torch.ones(2, 3), torch.tensor([[1.0, 1.0, 2.0], [NAN, 1.0, 1.0]]))
+    assert float(vector.compute()) == pytest.approx(1.0)
+
+
+def test_a_prediction_that_is_not_a_number_is_not_left_out() -> None:
+    metric = MagnitudeMAE()
+    metric.update(torch.tensor([1.0, NAN]), torch.tensor([1.0, 1.0]))
+    assert math.isinf(float(metric.compute()))
+    angle = MeanAngle()
+    angle.update(torch.full((1, 3), NAN), torch.ones(1, 3))
+    assert math.isinf(float(angle.compute()))
+
+
+@pytest.mark.parametrize("kind", [MagnitudeMAE, MagnitudeRMSE, VectorMAE, MeanAngle])
+def test_of_nothing_is_nan_without_a_warning(
+    kind: type[MagnitudeMAE | MagnitudeRMSE | VectorMAE | MeanAngle],
+) -> None:
+    metric = kind()
+    assert math.isnan(float(metric.compute()))
+    metric.reset()
+    shape = (2, 3) if kind in (VectorMAE, MeanAngle) else (2,)
+    metric.update(torch.ones(shape), torch.full(shape, NAN))
+    assert math.isnan(float(metric.compute()))
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"predicted \[4\] and reference \[4, 1\]"):
+        MagnitudeMAE().update(torch.ones(4), torch.ones(4, 1))
+
+
+def test_metrics_of_a_model_without_vectors() -> None:
+    metrics = DipoleMetrics("val")
+    metrics.update(torch.ones(2), torch.zeros(2), None, torch.ones(2, 3))
+    assert metrics.compute() == {"val/dipole_mae": 1.0, "val/dipole_rmse": 1.0}
+
+
+def test_metrics_part_again_after_equal_states() -> None:
+    # Errors of 1 give MAE and RMSE equal sums; torchmetrics' compute groups would merge them.
+    metrics = DipoleMetrics("test")
+    nothing = torch.full((1, 3), NAN)
+    metrics.update(torch.ones(1), torch.zeros(1), None, nothing)
+    metrics.update(torch.full((1,), 3.0), torch.zeros(1), None, nothing)
+    assert metrics.compute() == {
+        "test/dipole_mae": pytest.approx(2.0),
+        "test/dipole_rmse": pytest.approx(math.sqrt(5)),
+    }
+    metrics.reset()
+    assert metrics.compute() == {}
