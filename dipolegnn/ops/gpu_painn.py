@@ -112,7 +112,7 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad, grad_x, grad_v, grad_pos
             by_distance = da * (gs * xa + hs * ya)
             by_distance += db * (along_u * xb - (ux * hx + uy * hy + uz * hz) * yb)
             by_distance += dc * (along_v * xc + (tx * hx + ty * hy + tz * hz) * yc)
-            gd = tl.sum(by_distance, 0) * per_length
+            gd = tl.sum(by_distance, 0) * slopes_per_length
             qx = tl.sum(wb * (xb * gx - yb * hx), 0)
             qy = tl.sum(wb * (xb * gy - yb * hy), 0)
             qz = tl.sum(wb * (xb * gz - yb * hz), 0)
