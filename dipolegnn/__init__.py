@@ -10,10 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dipolegnn.checkpoint import load_model, save_model
     from dipolegnn.config import ModelConfig, TrainConfig
     from dipolegnn.data import ConformerDataset, DipoleDataModule
     from dipolegnn.graph import radius_graph
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
+    from dipolegnn.predict import predict_smiles
+    from dipolegnn.training import fit
 
 __version__ = "0.1.0"
 
@@ -29,7 +32,11 @@ __all__ = [
     "SchNet",
     "TrainConfig",
     "__version__",
+    "fit",
+    "load_model",
+    "predict_smiles",
     "radius_graph",
+    "save_model",
 ]
 
 _HOME = {
@@ -43,7 +50,11 @@ _HOME = {
     "PaiNN": "dipolegnn.nn",
     "SchNet": "dipolegnn.nn",
     "TrainConfig": "dipolegnn.config",
+    "fit": "dipolegnn.training",
+    "load_model": "dipolegnn.checkpoint",
+    "predict_smiles": "dipolegnn.predict",
     "radius_graph": "dipolegnn.graph",
+    "save_model": "dipolegnn.checkpoint",
 }
 
 

@@ -22,6 +22,10 @@ TIME_LIMIT_S = 60
 MINIMIZER_STEPS = 10_000
 """Steps of the minimizer at most for one conformer; hundreds are usual."""
 
+ATTEMPTS = 10
+"""Seeds tried, counting up from the one given: open stereo may first be settled as an isomer that
+cannot exist, such as a trans-fused small ring, and that minimizing undoes."""
+
 DUPLICATE_RMSD = 0.1
 """Conformers closer than this (angstrom, hydrogens on carbon left out) are one conformer ..."""
 
@@ -102,6 +106,24 @@ def _embed(
     mol: Chem.Mol, smiles: str, conformers: int, seed: int, name: str, mol_id: int
 ) -> list[Data]:
     mol = Chem.AddHs(mol)
+    for attempt in range(ATTEMPTS):
+        embedded = Chem.Mol(mol)
+        energies = _stereoisomer(embedded, conformers, seed + attempt)
+        if energies:
+            return [
+                conformer_data(
+                    embedded, k, energy=energies[k], mol_id=mol_id, smiles=smiles, name=name
+                )
+                for k in _distinct(embedded, sorted(energies, key=lambda k: energies[k]), energies)
+            ]
+    raise MoleculeError(
+        "The stereochemistry of the SMILES is not that of any structure found",
+        remedy="Check the stereo centres and double bonds, or give a 3D structure",
+    )
+
+
+def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int) -> dict[int, float]:
+    """Give ``mol`` minimized conformers of one stereoisomer; energy of each that has kept it."""
     specified = _specified_stereo(mol)
     _make_conformers(mol, 1, seed)
     Chem.AssignStereochemistryFrom3D(mol)
@@ -109,22 +131,7 @@ def _embed(
         _make_conformers(mol, conformers, seed)
     energies = _minimize(mol)
     wanted = _specified_stereo(mol) | specified
-    kept = [
-        conformer
-        for conformer in sorted(energies, key=lambda c: (energies[c], c))
-        if _stereo_in_3d(mol, conformer, wanted) == wanted
-    ]
-    if not kept:
-        raise MoleculeError(
-            "The stereochemistry of the SMILES is not that of any structure found",
-            remedy="Check the stereo centres and double bonds, or give a 3D structure",
-        )
-    return [
-        conformer_data(
-            mol, conformer, energy=energies[conformer], mol_id=mol_id, smiles=smiles, name=name
-        )
-        for conformer in _distinct(mol, kept, energies)
-    ]
+    return {k: e for k, e in energies.items() if _stereo_in_3d(mol, k, wanted) == wanted}
 
 
 def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rdkit import Chem, rdBase
 
-from dipolegnn.molecules import MoleculeError, from_smiles, to_rdkit
+from dipolegnn.molecules import MoleculeError, canonical_smiles, from_smiles, to_rdkit
 
 
 def distance(pos: torch.Tensor, i: int, j: int) -> float:
@@ -131,3 +131,11 @@ def test_without_a_name_the_smiles_names_the_molecule() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="conformers must be at least 1, got 0"):
         from_smiles("O", conformers=0)
+
+
+@pytest.mark.parametrize("smiles", ["C1CC2OC12", "C1C2NC12", "CC1C2OC12"])
+def test_open_stereo_of_small_fused_rings_ends_up_possible(smiles: str) -> None:
+    (data,) = from_smiles(smiles)
+    assert canonical_smiles(smiles) == Chem.MolToSmiles(
+        Chem.RemoveHs(to_rdkit(data)), isomericSmiles=False
+    )
