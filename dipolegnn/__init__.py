@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dipolegnn.graph import radius_graph
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
     from dipolegnn.predict import predict_smiles
-    from dipolegnn.training import fit
+    from dipolegnn.training.fit import fit
 
 __version__ = "0.1.0"
 

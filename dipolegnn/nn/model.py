@@ -69,6 +69,7 @@ class DipoleModel(nn.Module):
             head = head.fitted_to(name, representation.has_vectors)
         self.representation = representation
         self.head = head
+        _check_kernels(kernels)
         self.kernels = kernels
         self.register_buffer("masses", _standard_masses(), persistent=False)
 
@@ -125,8 +126,7 @@ class DipoleModel(nn.Module):
             ValueError: If ``kernels`` is none of its values, or is ``"fused"`` where the kernels
                 cannot run.
         """
-        if self.kernels not in ("auto", "fused", "plain"):
-            raise ValueError(f"kernels must be auto, fused or plain, got {self.kernels!r}.")
+        _check_kernels(self.kernels)
         if self.kernels == "plain":
             return "plain"
         reason = self._why_not_fused()
@@ -201,6 +201,11 @@ def build_model(config: ModelConfig) -> DipoleModel:
             config.hidden_channels, atomic_dipoles=False if config.head == "charges" else None
         )
     return DipoleModel(representation, head)
+
+
+def _check_kernels(kernels: str) -> None:
+    if kernels not in ("auto", "fused", "plain"):
+        raise ValueError(f"kernels must be auto, fused or plain, got {kernels!r}.")
 
 
 def _standard_masses() -> Tensor:

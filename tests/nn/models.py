@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -15,15 +15,20 @@ CUTOFF = 4.0
 HIDDEN_CHANNELS = 16
 
 
+Kernels = Literal["fused", "plain"]
+
+
 class Variant(NamedTuple):
-    """What distinguishes the models under test. Another axis (a back end) is a field more here."""
+    """What distinguishes the models under test."""
 
     representation: str
     head: str
     dtype: torch.dtype
+    kernels: Kernels
 
     def __str__(self) -> str:
-        return f"{self.representation}-{self.head}-{str(self.dtype).removeprefix('torch.')}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.representation}-{self.head}-{dtype}-{self.kernels}"
 
 
 HEADS_OF = {
@@ -34,15 +39,20 @@ HEADS_OF = {
 """The heads that each representation is tested with."""
 
 VARIANTS = [
-    Variant(representation, head, dtype)
+    Variant(representation, head, dtype, kernels)
     for representation, heads in HEADS_OF.items()
     for head in heads
     for dtype in (torch.float32, torch.float64)
+    for kernels in get_args(Kernels)
 ]
 
 
 def make_model(
-    representation: str, head: str, dtype: torch.dtype = torch.float64, seed: int = 0
+    representation: str,
+    head: str,
+    dtype: torch.dtype = torch.float64,
+    kernels: Kernels = "fused",
+    seed: int = 0,
 ) -> DipoleModel:
     """A model with random weights, biases included, and dipoles of some debye."""
     body: PaiNN | SchNet
@@ -53,7 +63,7 @@ def make_model(
     else:
         assert representation == "painn-bessel"
         body = PaiNN(HIDDEN_CHANNELS, 2, num_rbf=6, cutoff=CUTOFF, radial_basis="bessel")
-    model = DipoleModel(body, _make_head(head))
+    model = DipoleModel(body, _make_head(head), kernels)
     randomize(model, seed)
     return model.to(dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import ase.data
 import numpy as np
@@ -14,7 +14,7 @@ from dipolegnn._pyg import Data
 from dipolegnn.graph import radius_graph
 from dipolegnn.nn import DipoleModel
 from tests.nn import dense
-from tests.nn.models import CUTOFF, HEADS_OF, make_model
+from tests.nn.models import CUTOFF, HEADS_OF, Kernels, make_model
 from tests.nn.structures import molecule, random_molecule
 
 PARITY = 1e-12
@@ -78,8 +78,9 @@ def assert_parity(actual: torch.Tensor | None, expected: dense.Array | float | N
     ],
     ids=["neutral", "crowded", "anion", "atom", "no-edges"],
 )
-def test_prediction(representation: str, head: str, data: Data) -> None:
-    model = make_model(representation, head)
+@pytest.mark.parametrize("kernels", get_args(Kernels))
+def test_prediction(representation: str, head: str, kernels: Kernels, data: Data) -> None:
+    model = make_model(representation, head, kernels=kernels)
     expected = densely(model, data, data.pos.numpy())
     features = model.representation(data.z, data.pos, radius_graph(data.pos, CUTOFF))
     output = model(data)
@@ -94,10 +95,11 @@ def test_prediction(representation: str, head: str, data: Data) -> None:
     assert_parity(output.charges, expected.charges)
 
 
+@pytest.mark.parametrize("kernels", get_args(Kernels))
 @pytest.mark.parametrize(("representation", "head"), MODELS)
-def test_gradient(representation: str, head: str) -> None:
+def test_gradient(representation: str, head: str, kernels: Kernels) -> None:
     """Automatic derivatives with respect to the positions against differences of the loops."""
-    model = make_model(representation, head)
+    model = make_model(representation, head, kernels=kernels)
     data = random_molecule(6, seed=7, charge=1.0)
     weights = np.array([0.3, -0.5, 0.8])
 

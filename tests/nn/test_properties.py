@@ -42,7 +42,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 @pytest.fixture
 def model(variant: Variant) -> DipoleModel:
-    return make_model(variant.representation, variant.head, variant.dtype)
+    return make_model(*variant)
 
 
 def samples(dtype: torch.dtype) -> list[Data]:
