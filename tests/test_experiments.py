@@ -164,3 +164,24 @@ def test_challenge_without_its_data_says_so(project_root: Path, tmp_path: Path) 
     challenge = module(project_root, "challenge")
     with pytest.raises(SystemExit, match="name its folder with --data or DIPOLEGNN_DATA"):
         challenge.main(["--output", str(tmp_path / "run"), "--data", str(tmp_path)])
+
+
+def test_compare_speed(project_root: Path, tmp_path: Path) -> None:
+    """Both sides run, and agree under the same weights: the script stops if they do not."""
+    python = project_root / ".venv-peers" / "bin" / "python"
+    if not (project_root / ".venv-peers" / "complete").exists():
+        pytest.skip("schnetpack is not installed (make peers)")
+    done = subprocess.run(
+        [
+            *(str(python), str(project_root / "experiments" / "compare_speed.py"), "--fast"),
+            *("--repeats", "1", "--threads", "1", "--output", str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert {row["peer"] for row in rows} == {"schnetpack", "torch_geometric"}
+    assert all(row["ours_ms"] > 0 and row["peer_ms"] > 0 for row in rows)
+    assert "| PaiNN F 128 L 3 | training |" in (tmp_path / "speed.md").read_text()

@@ -67,6 +67,12 @@ def test_learning_curve_of_one_epoch_and_of_none(tmp_path: Path) -> None:
         learning_curve([])
 
 
+def test_learning_curve_with_a_rate_of_zero(tmp_path: Path) -> None:
+    row = {"epoch": 1.0, "lr": 0.0, "train/loss": 0.5, "val/loss": 0.4}
+    learning_curve([row]).savefig(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 0
+
+
 def test_water_with_its_arrow(tmp_path: Path) -> None:
     water = molecule("H2O")
     hydrogens = water.positions[1:].mean(axis=0)

@@ -135,7 +135,9 @@ def learning_curve(history: Sequence[Mapping[str, float]], title: str = "") -> F
     curve(mae, "val/dipole_mae", "validation", ORANGE)
     curve(rate, "lr", "learning rate", GREY)
     for axes in (loss, mae, rate):
-        axes.set_yscale("log")
+        # A run of one epoch may have a learning rate of 0 and nothing else, which has no logarithm.
+        if any(len(line.get_ydata()) for line in axes.lines):
+            axes.set_yscale("log")
         axes.axvline(best["epoch"], color=GREY, linewidth=1, linestyle=":", zorder=0)
     loss.set_ylabel("loss")
     mae.set_ylabel("MAE of |μ| (D)")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from peers import schnetpack_weights
 
 from dipolegnn._pyg import Batch
 from dipolegnn.graph import radius_graph
@@ -74,45 +75,6 @@ def make_batch() -> Batch:
     return Batch.from_data_list(molecules)
 
 
-def schnetpack_weights(model: DipoleModel) -> Arrays:
-    """Our weights under schnetpack's names; the differences in layout are all here."""
-    body = model.representation
-    sizes = Sizes(body.hidden_channels, body.num_interactions, body.num_rbf, body.cutoff)
-    width = sizes.cutoff / (sizes.num_rbf - 1)
-    ours = {k: v.numpy() for k, v in model.state_dict().items()}
-    filters = [f"representation.interactions.{t}.filter" for t in range(sizes.interactions)]
-    theirs = {
-        # They have rows for 0 to 99; we have one for element 100 besides.
-        "representation/embedding.weight": ours["representation.embedding.weight"][:100],
-        # One big filter network, sliced per interaction.
-        "representation/filter_net.weight": np.concatenate([ours[f"{f}.weight"] for f in filters]),
-        "representation/filter_net.bias": np.concatenate([ours[f"{f}.bias"] for f in filters]),
-        # Rounded to single precision by them.
-        "representation/radial_basis.offsets": np.arange(sizes.num_rbf) * width,
-        "representation/radial_basis.widths": np.full(sizes.num_rbf, width),
-        "representation/cutoff_fn.cutoff": np.array([sizes.cutoff]),
-    }
-    # Activations are no layers of their own in theirs: layers 0 and 2 are 0 and 1.
-    into = "representation"
-    for name, weight in ours.items():
-        match name.split("."):
-            case [_, "interactions", t, "phi", n, part]:
-                net = f"{into}/interactions.{t}.interatomic_context_net"
-                theirs[f"{net}.{int(n) // 2}.{part}"] = weight
-            case [_, "mixings", t, "psi", n, part]:
-                net = f"{into}/mixing.{t}.intraatomic_context_net"
-                theirs[f"{net}.{int(n) // 2}.{part}"] = weight
-            case [_, "mixings", t, "vectors", "weight"]:
-                theirs[f"{into}/mixing.{t}.mu_channel_mix.weight"] = weight
-            case ["head", "blocks", block, "vectors", "weight"]:
-                theirs[f"output/outnet.{block}.mix_vectors.weight"] = weight
-            case ["head", "blocks", block, "scalars", n, part]:
-                theirs[f"output/outnet.{block}.scalar_net.{int(n) // 2}.{part}"] = weight
-            case ["head", _, n, part]:
-                theirs[f"output/outnet.{int(n) // 2}.{part}"] = weight
-    return theirs
-
-
 @pytest.fixture(scope="module")
 def peer(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arrays]:
     """What schnetpack makes of the batch, with each head."""
@@ -128,7 +90,7 @@ def peer(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         job: dict[str, Any] = {
             "head": head,
             **sizes._asdict(),
-            **schnetpack_weights(make_model(head)),
+            **{name: w.numpy() for name, w in schnetpack_weights(make_model(head)).items()},
             "weights": WEIGHTS if head in ("dipole", "charges") else 1.0,
             "z": batch.z.numpy(),
             "pos": batch.pos.numpy(),
