@@ -29,6 +29,10 @@ OUTPUTS = (".csv", ".json", *WRITABLE)
 """Suffixes of what can be written."""
 
 
+KERNELS_FROM_ATOMS = 2000
+"""Atoms from which on the fused kernels save more time than the half second that loading takes."""
+
+
 def run(options: Predict) -> int:
     """Predicts, prints and writes; what failed is listed and makes the exit status 1."""
     if not options.molecules:
@@ -42,6 +46,8 @@ def run(options: Predict) -> int:
     loaded = open_model(options.model)
     molecules = _read(options)
     progress = len(molecules.data) > 1000 and not options.json
+    if sum(data.num_nodes or 0 for data in molecules.data) < KERNELS_FROM_ATOMS:
+        loaded.model.kernels = "plain"
     predictions = predict(loaded.model, molecules.data, progress=progress)
     report = Report(
         loaded, average(predictions, options.temperature), molecules.failures, options.temperature

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from ase import Atoms
 from ase.data import atomic_numbers
-from ase.io import read, write
 
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.errors import Failure, MoleculeError
@@ -151,6 +150,8 @@ def _atomic_number(symbol: str, row: int) -> int:
 def _read_extended(frame: _Frame, mol_id: int) -> Data:
     text = "\n".join([str(len(frame.atoms)), frame.comment, *frame.atoms, ""])
     try:
+        from ase.io import read  # slow to import, and of use for extended XYZ alone
+
         atoms = read(io.StringIO(text), index=0, format="extxyz")
     except KeyError as error:
         raise MoleculeError(
@@ -200,5 +201,7 @@ def extxyz_text(data: Sequence[Data]) -> str:
         atoms = to_ase(molecule)
         if "name" in atoms.info:
             atoms.info["name"] = " ".join(molecule.name.split())  # it has to fit on one line
+        from ase.io import write
+
         write(text, atoms, format="extxyz")
     return text.getvalue()
