@@ -98,13 +98,12 @@ def _load(command: str) -> ModuleType:
     """Imports a command.
 
     Importing makes hardly any garbage, but so many objects that looking for it takes a sixth of
-    the time; what has been imported is left out of later searches as well.
+    the time.
     """
     gc.disable()
     try:
         return import_module(f"dipolegnn.cli.{command}")
     finally:
-        gc.freeze()
         gc.enable()
 
 

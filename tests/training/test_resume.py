@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import getpid, kill
 from pathlib import Path
 
@@ -163,6 +163,15 @@ def history_has(path: Path, rows: int) -> bool:
     return history.exists() and len(history.read_text().splitlines()) > rows
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in its background with SIGINT ignored, tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_signal_keeps_the_last_epoch_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals
@@ -177,6 +186,7 @@ def test_a_signal_keeps_the_last_epoch_and_says_how_to_go_on(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_in_the_first_epoch_says_that_nothing_is_saved(tmp_path: Path) -> None:
     interrupt = Interrupt(5, lambda: kill(getpid(), signal.SIGINT))
     with pytest.raises(TrainingInterrupted, match="before the first epoch"):
