@@ -12,7 +12,6 @@ schnetpack gets its neighbour list ready made.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -253,7 +252,7 @@ def memory_of(side: str, options: Options) -> float:
         command += ["--data", str(options.data)]
     if options.fast:
         command.append("--fast")
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -78,7 +78,7 @@ class SchnetpackPeer(nn.Module):
 
         # schnetpack 2.1.1 imports this name for annotations, and torch 2.13 no longer has it.
         if not hasattr(loader, "T_co"):
-            setattr(loader, "T_co", Any)  # noqa: B010
+            setattr(loader, "T_co", Any)  # noqa: B010 (mypy refuses the plain assignment)
         from schnetpack import representation
         from schnetpack.atomistic import Atomwise, DipoleMoment, PairwiseDistances
         from schnetpack.nn import CosineCutoff, GaussianRBF
