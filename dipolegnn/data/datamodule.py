@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import DistributedSampler
 
-from dipolegnn._pyg import DataLoader, InMemoryDataset
+from dipolegnn._pyg import Batch, DataLoader, InMemoryDataset
+from dipolegnn.data.packed import PackedBatches, why_not_packed
 from dipolegnn.data.splits import PARTS, Split
+
+Loader: TypeAlias = TorchDataLoader[Any]
+"""PyG's ``DataLoader`` is one as well."""
+
+_LEFT_OUT = ("mol_block",)
+"""Fields that no batch needs."""
 
 
 class DipoleDataModule(pl.LightningDataModule):
@@ -19,6 +28,10 @@ class DipoleDataModule(pl.LightningDataModule):
     of a random number generator, so a run that is resumed sees the batches that it would have seen.
     With several devices each gets its own share: equal shares in training (a few molecules are
     repeated to that end), every molecule exactly once in evaluation.
+
+    Where the data set allows it (:func:`dipolegnn.data.packed.why_not_packed`), its arrays lie on
+    the device of the trainer and batches are cut out of them there; else PyG's ``DataLoader``
+    makes them out of one ``Data`` per molecule. The batches are the same.
 
     Args:
         dataset: The molecules.
@@ -65,7 +78,7 @@ class DipoleDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         """The training molecules, in another order each epoch.
 
         Raises:
@@ -78,7 +91,7 @@ class DipoleDataModule(pl.LightningDataModule):
         )
         return self._loader(part, sampler, self.batch_size)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         """The validation molecules, in the order of the data set.
 
         Raises:
@@ -86,7 +99,7 @@ class DipoleDataModule(pl.LightningDataModule):
         """
         return self._eval_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> Loader:
         """The test molecules, in the order of the data set.
 
         Raises:
@@ -94,7 +107,7 @@ class DipoleDataModule(pl.LightningDataModule):
         """
         return self._eval_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> Loader:
         """The test molecules, in the order of the data set.
 
         Raises:
@@ -102,7 +115,7 @@ class DipoleDataModule(pl.LightningDataModule):
         """
         return self._eval_dataloader("test")
 
-    def _eval_dataloader(self, name: str) -> DataLoader:
+    def _eval_dataloader(self, name: str) -> Loader:
         part = self._part(name)
         replicas, rank = self._share()
         if len(part) < replicas:
@@ -130,15 +143,58 @@ class DipoleDataModule(pl.LightningDataModule):
 
     def _loader(
         self, part: InMemoryDataset, sampler: DistributedSampler[Any], batch_size: int
-    ) -> DataLoader:
+    ) -> Loader:
+        if why_not_packed(part) is None:
+            return TorchDataLoader(
+                PackedBatches(part, self._device(), exclude=_LEFT_OUT),
+                batch_size=None,
+                sampler=_Batches(sampler, batch_size),
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+                collate_fn=_as_it_is,
+            )
         return DataLoader(
             part,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            exclude_keys=["mol_block"],
+            exclude_keys=list(_LEFT_OUT),
         )
+
+    def _device(self) -> torch.device:
+        """Where packed batches are made; worker processes make them on the CPU."""
+        if self.trainer is None or self.num_workers > 0:
+            return torch.device("cpu")
+        device: torch.device = self.trainer.strategy.root_device
+        return device
+
+
+class _Batches(DistributedSampler[Any]):
+    """The positions that a sampler gives, in lists of one batch each.
+
+    (A ``DistributedSampler``, because Lightning leaves those as they are.)
+    """
+
+    def __init__(self, sampler: DistributedSampler[Any], batch_size: int) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        positions = list(self.sampler)
+        for start in range(0, len(positions), self.batch_size):
+            yield positions[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the order is for."""
+        self.sampler.set_epoch(epoch)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 class _EachOnce(DistributedSampler[Any]):

@@ -44,6 +44,7 @@ class RadialLayer(nn.Module):
         super().__init__()
         self.rbf = rbf
         self.envelope = CosineCutoff(cutoff)
+        self._grid: RadialFeatures | None = None
 
     def forward(self, pos: Tensor, edge_index: Tensor) -> RadialFeatures:
         """Returns the features of every edge; of the grid where ``edge_index`` asks for kernels.
@@ -53,10 +54,84 @@ class RadialLayer(nn.Module):
             edge_index: ``[2, E]``; an ``EdgeIndex`` asks for the kernels.
         """
         if isinstance(edge_index, EdgeIndex):
-            grid = distance_grid(self.rbf.cutoff, self.rbf.intervals, pos)
-            return RadialFeatures(self.rbf(grid), self.envelope(grid).unsqueeze(1), None)
+            return self._on_grid(pos)
         j, i = edge_index[0], edge_index[1]
         edge_vec = pos[j] - pos[i]  # [E, 3]
         dist = torch.linalg.vector_norm(edge_vec, dim=1)  # [E]
         unit = edge_vec / dist.unsqueeze(1)
         return RadialFeatures(self.rbf(dist), self.envelope(dist).unsqueeze(1), unit)
+
+    def _on_grid(self, like: Tensor) -> RadialFeatures:
+        """The features of the grid, which are constants: worked out once per dtype and device."""
+        kept = self._grid
+        if kept is None or kept.rbf.dtype != like.dtype or kept.rbf.device != like.device:
+            with torch.inference_mode(False), torch.no_grad():  # as in FilterRows
+                grid = distance_grid(self.rbf.cutoff, self.rbf.intervals, like)
+                kept = RadialFeatures(self.rbf(grid), self.envelope(grid).unsqueeze(1), None)
+            if not torch.compiler.is_compiling():
+                self._grid = kept
+        return kept
+
+
+class FilterRows:
+    """The filter of one interaction, a row for each distance.
+
+    On the grid the rows are kept as long as the weights stay the same, for as long as nobody asks
+    for their gradient: a prediction for a single molecule would otherwise spend most of its time
+    on them.
+    """
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+
+    def __call__(self, network: nn.Module, radial: RadialFeatures) -> Tensor:
+        """The filter times the cutoff factors: ``[E, C]``, or ``[T, C]`` on the grid.
+
+        Args:
+            network: What makes the filter out of the radial basis.
+            radial: The distances.
+        """
+        weights = tuple(network.parameters())
+        if not _may_keep(radial, weights):
+            return _rows(network, radial)
+        kept = self._kept
+        if kept is None or not kept.is_of(radial, weights):
+            # A tensor made in inference mode could not be used in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                copies = tuple(weight.clone() for weight in weights)
+                kept = _Kept(radial.rbf, copies, _rows(network, radial))
+            self._kept = kept
+        return kept.rows
+
+
+def _rows(network: nn.Module, radial: RadialFeatures) -> Tensor:
+    rows: Tensor = network(radial.rbf) * radial.envelope
+    return rows
+
+
+def _may_keep(radial: RadialFeatures, weights: tuple[Tensor, ...]) -> bool:
+    return (
+        radial.unit is None
+        # Comparing the weights would make every step wait for a GPU.
+        and radial.rbf.device.type == "cpu"
+        and not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _Kept(NamedTuple):
+    """The rows on the grid, and what they were made from.
+
+    The weights themselves are compared, in a few microseconds: version counters miss changes
+    through ``.data``, by which moving averages are swapped in and out.
+    """
+
+    rbf: Tensor
+    weights: tuple[Tensor, ...]
+    rows: Tensor
+
+    def is_of(self, radial: RadialFeatures, weights: tuple[Tensor, ...]) -> bool:
+        return self.rbf is radial.rbf and all(
+            a.dtype == b.dtype and torch.equal(a, b)
+            for a, b in zip(self.weights, weights, strict=True)
+        )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dipolegnn._pyg import EdgeIndex, MessagePassing
-from dipolegnn.nn.basis import RadialFeatures, RadialLayer
+from dipolegnn.nn.basis import FilterRows, RadialFeatures, RadialLayer
 from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
 from dipolegnn.nn.radial import radial_basis_layer
-from dipolegnn.ops import painn_message
+from dipolegnn.ops import mixing_change, mixing_context, painn_message
 
 _NORM_EPS = 1e-8
 """Keeps the gradient of |V v| finite where V v is 0, as it is in the first interaction's start."""
@@ -98,7 +98,7 @@ class PaiNN(nn.Module):
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
             ds, dv = interaction(s, v, pos, edge_index, radial)
             s, v = s + ds, v + dv
-            ds, dv = mixing(s, v)
+            ds, dv = mixing(s, v, fused=isinstance(edge_index, EdgeIndex))
             s, v = s + ds, v + dv
         return AtomFeatures(s, v)
 
@@ -124,6 +124,7 @@ class PaiNNInteraction(MessagePassing):
     def __init__(self, hidden_channels: int, num_rbf: int, cutoff: float) -> None:
         super().__init__(aggr="add", node_dim=0)
         self.cutoff = cutoff
+        self.filter_rows = FilterRows()
         self.phi = nn.Sequential(
             linear(hidden_channels, hidden_channels),
             nn.SiLU(),
@@ -143,11 +144,11 @@ class PaiNNInteraction(MessagePassing):
             edge_index: ``[2, E]``, source and target.
             radial: Expanded distances.
         """
-        w = self.filter(radial.rbf) * radial.envelope  # [E or T, 3F]
-        change = self.propagate(
+        w = self.filter_rows(self.filter, radial)  # [E or T, 3F]
+        changes: tuple[Tensor, Tensor] = self.propagate(
             edge_index, x=self.phi(s), v=v, w=w, unit=radial.unit, pos=pos
-        )  # [N, 4, F]
-        return change[:, 0], change[:, 1:]
+        )
+        return changes
 
     def message(self, x_j: Tensor, v_j: Tensor, w: Tensor, unit: Tensor) -> Tensor:
         """Returns scalar and vector message of each edge, stacked: ``[E, 4, F]``."""
@@ -157,10 +158,17 @@ class PaiNNInteraction(MessagePassing):
 
     def message_and_aggregate(
         self, edge_index: EdgeIndex, x: Tensor, v: Tensor, w: Tensor, pos: Tensor
-    ) -> Tensor:
-        """The same sums ``[N, 4, F]`` by the fused kernel, ``w`` being the filter on the grid."""
+    ) -> tuple[Tensor, Tensor]:
+        """The sums by the fused kernel, ``w`` being the filter on the grid."""
         (rowptr, col), _ = edge_index.get_csc()
         return painn_message(x, v, w, pos, rowptr, col, self.cutoff)
+
+    def update(self, inputs: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The changes ``[N, F]`` and ``[N, 3, F]``, from the stacked sums of the messages."""
+        if isinstance(inputs, Tensor):
+            ds, dv = inputs.split([1, 3], dim=1)
+            return ds.squeeze(1), dv
+        return inputs
 
 
 class PaiNNMixing(nn.Module):
@@ -184,9 +192,18 @@ class PaiNNMixing(nn.Module):
             linear(hidden_channels, 3 * hidden_channels),
         )
 
-    def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the changes ``[N, F]`` of ``s`` and ``[N, 3, F]`` of ``v``."""
-        vv, uv = self.vectors(v).chunk(2, dim=2)  # [N, 3, F] each
+    def forward(self, s: Tensor, v: Tensor, fused: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns the changes ``[N, F]`` of ``s`` and ``[N, 3, F]`` of ``v``.
+
+        Args:
+            s: Scalar features ``[N, F]``.
+            v: Vector features ``[N, 3, F]``.
+            fused: Whether the elementwise work goes through the fused kernels.
+        """
+        vectors = self.vectors(v)  # [N, 3, 2F]
+        if fused:
+            return mixing_change(vectors, self.psi(mixing_context(s, vectors, _NORM_EPS)))
+        vv, uv = vectors.chunk(2, dim=2)  # [N, 3, F] each
         norm = torch.sqrt(vv.square().sum(dim=1) + _NORM_EPS)  # [N, F]
         a, b, c = self.psi(torch.cat([s, norm], dim=1)).chunk(3, dim=1)  # [N, F] each
         return a + c * (uv * vv).sum(dim=1), b.unsqueeze(1) * uv

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dipolegnn._pyg import EdgeIndex, MessagePassing
-from dipolegnn.nn.basis import RadialFeatures, RadialLayer
+from dipolegnn.nn.basis import FilterRows, RadialFeatures, RadialLayer
 from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
 from dipolegnn.nn.radial import radial_basis_layer
 from dipolegnn.ops import cfconv
@@ -112,6 +112,7 @@ class SchNetInteraction(MessagePassing):
     def __init__(self, hidden_channels: int, num_rbf: int, cutoff: float) -> None:
         super().__init__(aggr="add", node_dim=0)
         self.cutoff = cutoff
+        self.filter_rows = FilterRows()
         self.filter = nn.Sequential(
             linear(num_rbf, hidden_channels),
             ShiftedSoftplus(),
@@ -133,7 +134,7 @@ class SchNetInteraction(MessagePassing):
             edge_index: ``[2, E]``, source and target.
             radial: Expanded distances.
         """
-        w = self.filter(radial.rbf) * radial.envelope  # [E or T, F]
+        w = self.filter_rows(self.filter, radial)  # [E or T, F]
         return self.out_layers(self.propagate(edge_index, x=self.in_layer(s), w=w, pos=pos))
 
     def message(self, x_j: Tensor, w: Tensor) -> Tensor:

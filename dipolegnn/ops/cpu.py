@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from dipolegnn.ops import cpu_cfconv, cpu_painn
+from dipolegnn.ops import cpu_cfconv, cpu_mixing, cpu_painn
 from dipolegnn.ops.table import STENCIL_POINTS, rows_per_length, slope_table
-from dipolegnn.ops.threads import Share, plan, run
+from dipolegnn.ops.threads import Shares, equal_shares, plan, run
 
 
 def _per_length(table: Tensor, cutoff: float) -> np.floating:
@@ -20,24 +18,21 @@ def _per_length(table: Tensor, cutoff: float) -> np.floating:
 
 def painn_message(
     x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
-) -> Tensor:
-    """See operators.py. Returns ``[N, 4, F]``."""
-    atoms, channels = x.size(0), x.size(1) // 3
-    out = x.new_zeros(atoms, 4 * channels)
-    graph = (rowptr.numpy(), col.numpy(), pos.detach().numpy())
-    arrays = (*graph, x.numpy(), v.view(atoms, 3 * channels).numpy(), table.numpy())
-    scale, target = _per_length(table, cutoff), out.numpy()
-
-    def work(share: Share) -> None:
-        a, b, low, high, _ = share
-        cpu_painn.forward(a, b, low, high, STENCIL_POINTS[x.dtype], *arrays, scale, target)
-
-    run(plan(*graph[:2], channels), work)
-    return out.view(atoms, 4, channels)
+) -> tuple[Tensor, Tensor]:
+    """See operators.py. Returns ``[N, F]`` and ``[N, 3, F]``."""
+    ds, dv = x.new_zeros(x.size(0), x.size(1) // 3), torch.zeros_like(v)
+    graph = (rowptr.numpy(), col.numpy())
+    run(
+        cpu_painn.forward_shares, plan(*graph, ds.size(1)), STENCIL_POINTS[x.dtype], *graph,
+        pos.numpy(), x.numpy(), v.flatten(1).numpy(), table.numpy(), _per_length(table, cutoff),
+        ds.numpy(), dv.flatten(1).numpy(),
+    )  # fmt: skip
+    return ds, dv
 
 
 def painn_message_backward(
-    grad: Tensor,
+    grad_ds: Tensor,
+    grad_dv: Tensor,
     x: Tensor,
     v: Tensor,
     table: Tensor,
@@ -48,23 +43,19 @@ def painn_message_backward(
     positions: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by x, v, table and pos (zeros unless ``positions``)."""
-    atoms, channels = x.size(0), x.size(1) // 3
-    graph = (rowptr.numpy(), col.numpy(), pos.detach().numpy())
-    arrays = (*graph, x.numpy(), v.view(atoms, 3 * channels).numpy(), table.numpy())
-    scale, upstream = _per_length(table, cutoff), grad.view(atoms, 4 * channels).numpy()
-    grad_x, grad_v = torch.zeros_like(x), x.new_zeros(atoms, 3 * channels)
+    graph = (rowptr.numpy(), col.numpy())
+    shares = plan(*graph, v.size(2))
+    grad_x, grad_v = torch.zeros_like(x), torch.zeros_like(v)
+    tables, places = _buffers(shares, table, pos)
     slopes_from = slope_table(table)
-
-    def work(share: Share, grad_table: np.ndarray, grad_pos: np.ndarray) -> None:
-        a, b, low, high, _ = share
-        cpu_painn.backward(
-            a, b, low, high, STENCIL_POINTS[x.dtype], *arrays, scale, upstream,
-            grad_x.numpy(), grad_v.numpy(), grad_table, grad_pos,
-            slopes_from.numpy(), _per_length(slopes_from, cutoff), positions,
-        )  # fmt: skip
-
-    grad_table, grad_pos = _reduced(plan(*graph[:2], channels), work, table, pos)
-    return grad_x, grad_v.view_as(v), grad_table, grad_pos
+    run(
+        cpu_painn.backward_shares, shares, STENCIL_POINTS[x.dtype], *graph,
+        pos.numpy(), x.numpy(), v.flatten(1).numpy(), table.numpy(), _per_length(table, cutoff),
+        grad_ds.numpy(), grad_dv.flatten(1).numpy(), grad_x.numpy(), grad_v.flatten(1).numpy(),
+        tables.numpy(), places.numpy(),
+        slopes_from.numpy(), _per_length(slopes_from, cutoff), positions,
+    )  # fmt: skip
+    return grad_x, grad_v, _sum(tables), _sum(places)
 
 
 def cfconv(
@@ -72,25 +63,11 @@ def cfconv(
 ) -> Tensor:
     """See operators.py. Returns ``[N, F]``."""
     out = torch.zeros_like(x)
-    graph = (rowptr.numpy(), col.numpy(), pos.detach().numpy())
-    scale, target = _per_length(table, cutoff), out.numpy()
-
-    def work(share: Share) -> None:
-        a, b, low, high, _ = share
-        cpu_cfconv.forward(
-            a,
-            b,
-            low,
-            high,
-            STENCIL_POINTS[x.dtype],
-            *graph,
-            x.numpy(),
-            table.numpy(),
-            scale,
-            target,
-        )
-
-    run(plan(*graph[:2], x.size(1)), work)
+    graph = (rowptr.numpy(), col.numpy())
+    run(
+        cpu_cfconv.forward_shares, plan(*graph, x.size(1)), STENCIL_POINTS[x.dtype], *graph,
+        pos.numpy(), x.numpy(), table.numpy(), _per_length(table, cutoff), out.numpy(),
+    )  # fmt: skip
     return out
 
 
@@ -105,44 +82,76 @@ def cfconv_backward(
     positions: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by x, table and pos (zeros unless ``positions``)."""
-    graph = (rowptr.numpy(), col.numpy(), pos.detach().numpy())
-    scale = _per_length(table, cutoff)
+    graph = (rowptr.numpy(), col.numpy())
+    shares = plan(*graph, x.size(1))
     grad_x = torch.zeros_like(x)
+    tables, places = _buffers(shares, table, pos)
     slopes_from = slope_table(table)
-
-    def work(share: Share, grad_table: np.ndarray, grad_pos: np.ndarray) -> None:
-        a, b, low, high, _ = share
-        cpu_cfconv.backward(
-            a, b, low, high, STENCIL_POINTS[x.dtype], *graph, x.numpy(), table.numpy(), scale,
-            grad.numpy(), grad_x.numpy(), grad_table, grad_pos,
-            slopes_from.numpy(), _per_length(slopes_from, cutoff), positions,
-        )  # fmt: skip
-
-    grad_table, grad_pos = _reduced(plan(*graph[:2], x.size(1)), work, table, pos)
-    return grad_x, grad_table, grad_pos
+    run(
+        cpu_cfconv.backward_shares, shares, STENCIL_POINTS[x.dtype], *graph,
+        pos.numpy(), x.numpy(), table.numpy(), _per_length(table, cutoff),
+        grad.numpy(), grad_x.numpy(), tables.numpy(), places.numpy(),
+        slopes_from.numpy(), _per_length(slopes_from, cutoff), positions,
+    )  # fmt: skip
+    return grad_x, _sum(tables), _sum(places)
 
 
-def _reduced(
-    shares: list[Share],
-    work: Callable[[Share, np.ndarray, np.ndarray], None],
-    table: Tensor,
-    pos: Tensor,
+def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
+    """See mixing.py. Returns ``[N, 2F]``."""
+    out = s.new_empty(s.size(0), 2 * s.size(1))
+    small = s.numpy().dtype.type(eps)
+    run(
+        cpu_mixing.context, equal_shares(*s.shape),
+        s.numpy(), vectors.flatten(1).numpy(), small, out.numpy(),
+    )  # fmt: skip
+    return out
+
+
+def mixing_context_backward(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by s and vectors."""
+    grad_s = grad.new_empty(grad.size(0), grad.size(1) // 2)
+    grad_vectors = torch.zeros_like(vectors)
+    run(
+        cpu_mixing.context_backward, equal_shares(*grad_s.shape),
+        grad.numpy(), vectors.flatten(1).numpy(), out.numpy(),
+        grad_s.numpy(), grad_vectors.flatten(1).numpy(),
+    )  # fmt: skip
+    return grad_s, grad_vectors
+
+
+def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
+    """See mixing.py. Returns ``[N, F]`` and ``[N, 3, F]``."""
+    atoms, channels = abc.size(0), abc.size(1) // 3
+    ds, dv = abc.new_empty(atoms, channels), abc.new_empty(atoms, 3, channels)
+    run(
+        cpu_mixing.change, equal_shares(atoms, channels),
+        vectors.flatten(1).numpy(), abc.numpy(), ds.numpy(), dv.flatten(1).numpy(),
+    )  # fmt: skip
+    return ds, dv
+
+
+def mixing_change_backward(
+    grad_ds: Tensor, grad_dv: Tensor, vectors: Tensor, abc: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Runs the shares with buffers of their own where they would meet, and adds those in order.
+    """Gradients by vectors and abc."""
+    grad_vectors, grad_abc = torch.empty_like(vectors), torch.empty_like(abc)
+    run(
+        cpu_mixing.change_backward, equal_shares(*grad_ds.shape),
+        grad_ds.numpy(), grad_dv.flatten(1).numpy(), vectors.flatten(1).numpy(), abc.numpy(),
+        grad_vectors.flatten(1).numpy(), grad_abc.numpy(),
+    )  # fmt: skip
+    return grad_vectors, grad_abc
 
-    Shares of atoms meet in the table, shares of channels in the positions.
+
+def _buffers(shares: Shares, table: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros to add to where shares meet.
+
+    Shares of atoms meet in the table ``[slots, T, C]``, shares of channels in the positions
+    ``[shares, N, 3]``.
     """
-    slots = max(share.slot for share in shares) + 1
-    tables = table.new_zeros(slots, *table.shape)
-    places = [torch.zeros_like(pos, memory_format=torch.contiguous_format) for _ in shares]
-    buffers = {share: place.numpy() for share, place in zip(shares, places, strict=True)}
+    slots = int(shares[:, 4].max()) + 1
+    return table.new_zeros(slots, *table.shape), pos.new_zeros(len(shares), *pos.shape)
 
-    def one(share: Share) -> None:
-        work(share, tables[share.slot].numpy(), buffers[share])
 
-    run(shares, one)
-    grad_table = tables[0] if slots == 1 else tables.sum(dim=0)
-    grad_pos = places[0]
-    for place in places[1:]:
-        grad_pos += place
-    return grad_table, grad_pos
+def _sum(buffers: Tensor) -> Tensor:
+    return buffers[0] if buffers.size(0) == 1 else buffers.sum(dim=0)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 
 from dipolegnn.ops.cpu_interpolation import (
     combine_rows,
     compiled,
     dot,
+    lagrange_scales,
     lagrange_slopes,
     lagrange_weights,
+    shared_out,
     spread_rows,
     stencil_start,
 )
@@ -25,8 +28,9 @@ from dipolegnn.ops.table import SLOPE_POINTS
 @compiled
 def forward(first, last, low, high, points, rowptr, col, pos, x, table, per_length, out):
     """Adds the messages between the atoms ``first:last`` to the channels ``low:high`` of out."""
-    w = np.empty(high - low, x.dtype)
-    weights = np.empty(points, x.dtype)
+    lo, hi = np.uint64(low), np.uint64(high)
+    w = np.empty(x.shape[1], x.dtype)
+    weights, scales = np.empty(points, x.dtype), lagrange_scales(points, x)
     for i in range(first, last):
         for e in range(rowptr[i], rowptr[i + 1]):
             j = col[e]
@@ -35,16 +39,11 @@ def forward(first, last, low, high, points, rowptr, col, pos, x, table, per_leng
             rx, ry, rz = pos[j, 0] - pos[i, 0], pos[j, 1] - pos[i, 1], pos[j, 2] - pos[i, 2]
             d = math.sqrt(rx * rx + ry * ry + rz * rz)
             start = stencil_start(d * per_length, points, table.shape[0])
-            lagrange_weights(d * per_length - start, weights)
-            combine_rows(table, start, weights, low, w)
-            _add_product(x[j, low:high], w, out[i, low:high])
-            _add_product(x[i, low:high], w, out[j, low:high])
-
-
-@compiled
-def _add_product(a, b, out):
-    for f in range(out.shape[0]):
-        out[f] += a[f] * b[f]
+            lagrange_weights(d * per_length - start, scales, weights)
+            combine_rows(table, start, weights, lo, hi, w)
+            for f in range(lo, hi):
+                out[i, f] += x[j, f] * w[f]
+                out[j, f] += x[i, f] * w[f]
 
 
 @compiled
@@ -57,9 +56,9 @@ def backward(
     ``grad [N, F]`` is the gradient of ``out``. ``slopes_from`` holds the rows of the
     table that its derivative is taken from; it and ``grad_pos`` matter only with ``positions``.
     """
-    w = np.empty(high - low, x.dtype)
-    gw = np.empty(high - low, x.dtype)
-    weights = np.empty(points, x.dtype)
+    lo, hi = np.uint64(low), np.uint64(high)
+    w, gw = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    weights, scales = np.empty(points, x.dtype), lagrange_scales(points, x)
     slopes = np.empty(SLOPE_POINTS, x.dtype)
     for i in range(first, last):
         for e in range(rowptr[i], rowptr[i + 1]):
@@ -69,22 +68,45 @@ def backward(
             rx, ry, rz = pos[j, 0] - pos[i, 0], pos[j, 1] - pos[i, 1], pos[j, 2] - pos[i, 2]
             d = math.sqrt(rx * rx + ry * ry + rz * rz)
             start = stencil_start(d * per_length, points, table.shape[0])
-            lagrange_weights(d * per_length - start, weights)
-            combine_rows(table, start, weights, low, w)
-            gw[:] = 0
-            _add_product(grad[i, low:high], w, grad_x[j, low:high])
-            _add_product(grad[j, low:high], w, grad_x[i, low:high])
-            _add_product(grad[i, low:high], x[j, low:high], gw)
-            _add_product(grad[j, low:high], x[i, low:high], gw)
-            spread_rows(grad_table, start, weights, low, gw)
+            lagrange_weights(d * per_length - start, scales, weights)
+            combine_rows(table, start, weights, lo, hi, w)
+            for f in range(lo, hi):
+                gw[f] = grad[i, f] * x[j, f] + grad[j, f] * x[i, f]
+                grad_x[j, f] += grad[i, f] * w[f]
+                grad_x[i, f] += grad[j, f] * w[f]
+            spread_rows(grad_table, start, weights, lo, hi, gw)
             if positions:
                 start = stencil_start(d * slopes_per_length, SLOPE_POINTS, slopes_from.shape[0])
                 lagrange_slopes(d * slopes_per_length - start, slopes)
-                combine_rows(slopes_from, start, slopes, low, w)
-                gd = dot(gw, w) * slopes_per_length / d
+                combine_rows(slopes_from, start, slopes, lo, hi, w)
+                gd = dot(gw, w, lo, hi) * slopes_per_length / d
                 grad_pos[j, 0] += gd * rx
                 grad_pos[j, 1] += gd * ry
                 grad_pos[j, 2] += gd * rz
                 grad_pos[i, 0] -= gd * rx
                 grad_pos[i, 1] -= gd * ry
                 grad_pos[i, 2] -= gd * rz
+
+
+@shared_out
+def forward_shares(shares, points, rowptr, col, pos, x, table, per_length, out):
+    """:func:`forward` for each share."""
+    for k in numba.prange(shares.shape[0]):
+        forward(
+            shares[k, 0], shares[k, 1], shares[k, 2], shares[k, 3], points, rowptr, col, pos,
+            x, table, per_length, out,
+        )  # fmt: skip
+
+
+@shared_out
+def backward_shares(
+    shares, points, rowptr, col, pos, x, table, per_length,
+    grad, grad_x, grad_tables, grad_places, slopes_from, slopes_per_length, positions,
+):  # fmt: skip
+    """:func:`backward` for each share, with its slot of ``grad_tables`` and its ``grad_places``."""
+    for k in numba.prange(shares.shape[0]):
+        backward(
+            shares[k, 0], shares[k, 1], shares[k, 2], shares[k, 3], points, rowptr, col, pos,
+            x, table, per_length, grad, grad_x, grad_tables[shares[k, 4]], grad_places[k],
+            slopes_from, slopes_per_length, positions,
+        )  # fmt: skip

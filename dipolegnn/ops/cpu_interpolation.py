@@ -1,7 +1,9 @@
 """What the CPU kernels share: Lagrange interpolation in a filter table, compiled by numba.
 
-Loops run over views of rows, so that LLVM sees unit stride and vectorizes; weights and positions
-of the stencil are worked out once per pair of atoms.
+Weights and positions of the stencil are worked out once per pair of atoms. Channels are counted
+by unsigned numbers: numba would make every signed index wrap around at 0, which keeps LLVM from
+seeing unit stride. Arrays are indexed as they are, because a view of a row costs as much as 20
+channels.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True
 """nogil: threads run side by side; fastmath: sums may be reordered, which vectorizing needs;
 cache: compiled once per machine, kept on disk."""
 
+shared_out = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True, parallel=True)
+"""The same for a loop over shares by ``prange``, one thread each; see threads.py."""
+
 
 @compiled
 def stencil_start(position, points, rows):
@@ -22,14 +27,27 @@ def stencil_start(position, points, rows):
 
 
 @compiled
-def lagrange_weights(offset, weights):
+def lagrange_scales(points, like):
+    """The denominators of the weights, inverted; of the type of ``like``."""
+    scales = np.empty(points, like.dtype)
+    for m in range(points):
+        product = 1.0
+        for n in range(points):
+            if n != m:
+                product *= m - n
+        scales[m] = 1.0 / product
+    return scales
+
+
+@compiled
+def lagrange_weights(offset, scales, weights):
     """Weights of the stencil's rows, which lie at 0, 1, ..., for the value at an offset."""
     points = weights.shape[0]
     for m in range(points):
-        value = offset * 0 + 1
+        value = scales[m]
         for n in range(points):
             if n != m:
-                value *= (offset - n) / (m - n)
+                value *= offset - n
         weights[m] = value
 
 
@@ -49,46 +67,44 @@ def lagrange_slopes(offset, slopes):
 
 
 @compiled
-def combine_rows(table, start, weights, column, out):
-    """out[f] = sum_m weights[m] * table[start + m, column + f]."""
-    width = out.shape[0]
+def combine_rows(table, start, weights, first, last, out):
+    """out[f] = sum_m weights[m] * table[start + m, f] for the columns ``first:last``."""
     for m in range(0, weights.shape[0], 4):
         w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
-        t0 = table[start + m, column : column + width]
-        t1 = table[start + m + 1, column : column + width]
-        t2 = table[start + m + 2, column : column + width]
-        t3 = table[start + m + 3, column : column + width]
+        t0 = np.uint64(start + m)
+        t1, t2, t3 = t0 + np.uint64(1), t0 + np.uint64(2), t0 + np.uint64(3)
         if m == 0:
-            for f in range(width):
-                out[f] = w0 * t0[f] + w1 * t1[f] + w2 * t2[f] + w3 * t3[f]
+            for f in range(first, last):
+                out[f] = (
+                    w0 * table[t0, f] + w1 * table[t1, f] + w2 * table[t2, f] + w3 * table[t3, f]
+                )
         else:
-            for f in range(width):
-                out[f] += w0 * t0[f] + w1 * t1[f] + w2 * t2[f] + w3 * t3[f]
+            for f in range(first, last):
+                out[f] += (
+                    w0 * table[t0, f] + w1 * table[t1, f] + w2 * table[t2, f] + w3 * table[t3, f]
+                )
 
 
 @compiled
-def spread_rows(table, start, weights, column, values):
-    """table[start + m, column + f] += weights[m] * values[f]: the adjoint of combine_rows."""
-    width = values.shape[0]
+def spread_rows(table, start, weights, first, last, values):
+    """table[start + m, f] += weights[m] * values[f]: the adjoint of combine_rows."""
     for m in range(0, weights.shape[0], 4):
         w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
-        t0 = table[start + m, column : column + width]
-        t1 = table[start + m + 1, column : column + width]
-        t2 = table[start + m + 2, column : column + width]
-        t3 = table[start + m + 3, column : column + width]
-        for f in range(width):
+        t0 = np.uint64(start + m)
+        t1, t2, t3 = t0 + np.uint64(1), t0 + np.uint64(2), t0 + np.uint64(3)
+        for f in range(first, last):
             value = values[f]
-            t0[f] += w0 * value
-            t1[f] += w1 * value
-            t2[f] += w2 * value
-            t3[f] += w3 * value
+            table[t0, f] += w0 * value
+            table[t1, f] += w1 * value
+            table[t2, f] += w2 * value
+            table[t3, f] += w3 * value
 
 
 @compiled
-def dot(a, b):
-    """Sum of products of two rows."""
+def dot(a, b, first, last):
+    """Sum of products of the entries ``first:last``."""
     total = a[0] * 0
-    for f in range(a.shape[0]):
+    for f in range(first, last):
         total += a[f] * b[f]
     return total
 

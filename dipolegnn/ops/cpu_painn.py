@@ -2,21 +2,24 @@
 
 Each pair of neighbours is visited once, at the edge whose source comes first; its filter serves
 both directions. Arrays: ``x [N, 3F]``, ``v [N, 3F]`` (the three directions of a channel F apart),
-``table [T, 3F]``, ``pos [N, 3]``, ``out [N, 4F]`` (scalars, then the three directions).
+``table [T, 3F]``, ``pos [N, 3]``, ``ds [N, F]``, ``dv [N, 3F]``.
 """
 
 from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 
 from dipolegnn.ops.cpu_interpolation import (
     combine_rows,
     compiled,
     dot,
+    lagrange_scales,
     lagrange_slopes,
     lagrange_weights,
+    shared_out,
     spread_rows,
     stencil_start,
 )
@@ -24,12 +27,13 @@ from dipolegnn.ops.table import SLOPE_POINTS
 
 
 @compiled
-def forward(first, last, low, high, points, rowptr, col, pos, x, v, table, per_length, out):
-    """Adds the messages between the atoms ``first:last`` to the channels ``low:high`` of out."""
-    channels = x.shape[1] // 3
-    width = high - low
-    w = np.empty((3, width), x.dtype)
-    weights = np.empty(points, x.dtype)
+def forward(first, last, low, high, points, rowptr, col, pos, x, v, table, per_length, ds, dv):
+    """Adds the messages between the atoms ``first:last`` to the channels ``low:high`` of ds, dv."""
+    F = np.uint64(x.shape[1] // 3)
+    G = F + F
+    lo, hi = np.uint64(low), np.uint64(high)
+    w = np.empty(x.shape[1], x.dtype)
+    weights, scales = np.empty(points, x.dtype), lagrange_scales(points, x)
     for i in range(first, last):
         for e in range(rowptr[i], rowptr[i + 1]):
             j = col[e]
@@ -39,53 +43,58 @@ def forward(first, last, low, high, points, rowptr, col, pos, x, v, table, per_l
             d = math.sqrt(rx * rx + ry * ry + rz * rz)
             ux, uy, uz = rx / d, ry / d, rz / d
             start = stencil_start(d * per_length, points, table.shape[0])
-            lagrange_weights(d * per_length - start, weights)
-            for part in range(3):
-                combine_rows(table, start, weights, part * channels + low, w[part])
-            _send(x[j], v[j], w, ux, uy, uz, out[i], channels, low)
-            _send(x[i], v[i], w, -ux, -uy, -uz, out[j], channels, low)
+            lagrange_weights(d * per_length - start, scales, weights)
+            _combine(table, start, weights, F, lo, hi, w)
+            for f in range(lo, hi):
+                ds[i, f] += x[j, f] * w[f]
+                ds[j, f] += x[i, f] * w[f]
+            for f in range(lo, hi):
+                bi, bj = x[j, F + f] * w[F + f], x[i, F + f] * w[F + f]
+                ci, cj = x[j, G + f] * w[G + f], x[i, G + f] * w[G + f]
+                dv[i, f] += bi * ux + ci * v[j, f]
+                dv[i, F + f] += bi * uy + ci * v[j, F + f]
+                dv[i, G + f] += bi * uz + ci * v[j, G + f]
+                dv[j, f] += cj * v[i, f] - bj * ux
+                dv[j, F + f] += cj * v[i, F + f] - bj * uy
+                dv[j, G + f] += cj * v[i, G + f] - bj * uz
 
 
 @compiled
-def _send(x, v, w, ux, uy, uz, out, channels, low):
-    """One message: from the source's x and v into the target's out."""
-    width = w.shape[1]
-    high = low + width
-    xa, xb = x[low:high], x[channels + low : channels + high]
-    xc = x[2 * channels + low : 2 * channels + high]
-    vx, vy = v[low:high], v[channels + low : channels + high]
-    vz = v[2 * channels + low : 2 * channels + high]
-    os, ox = out[low:high], out[channels + low : channels + high]
-    oy = out[2 * channels + low : 2 * channels + high]
-    oz = out[3 * channels + low : 3 * channels + high]
-    wa, wb, wc = w[0], w[1], w[2]
-    for f in range(width):
-        os[f] += xa[f] * wa[f]
-        b = xb[f] * wb[f]
-        c = xc[f] * wc[f]
-        ox[f] += b * ux + c * vx[f]
-        oy[f] += b * uy + c * vy[f]
-        oz[f] += b * uz + c * vz[f]
+def _combine(table, start, weights, F, lo, hi, w):
+    """The three parts of the filter, for the channels ``lo:hi``."""
+    if hi - lo == F:  # they lie side by side
+        combine_rows(table, start, weights, lo, np.uint64(3) * F, w)
+    else:
+        for part in range(np.uint64(3)):
+            combine_rows(table, start, weights, part * F + lo, part * F + hi, w)
+
+
+@compiled
+def _spread(table, start, weights, F, lo, hi, gw):
+    """The adjoint of _combine."""
+    if hi - lo == F:
+        spread_rows(table, start, weights, lo, np.uint64(3) * F, gw)
+    else:
+        for part in range(np.uint64(3)):
+            spread_rows(table, start, weights, part * F + lo, part * F + hi, gw)
 
 
 @compiled
 def backward(
     first, last, low, high, points, rowptr, col, pos, x, v, table, per_length,
-    grad, grad_x, grad_v, grad_table, grad_pos, slopes_from, slopes_per_length, positions,
+    gs, gv, grad_x, grad_v, grad_table, grad_pos, slopes_from, slopes_per_length, positions,
 ):  # fmt: skip
     """Adds the gradients of the same messages to grad_x, grad_v, grad_table and grad_pos.
 
-    ``grad [N, 4F]`` is the gradient of ``out``. ``slopes_from`` holds the rows of the
-    table that its derivative is taken from; it and ``grad_pos`` matter only with ``positions``.
+    ``gs`` and ``gv`` are the gradients of ds and dv. ``slopes_from`` holds the rows of the table
+    that its derivative is taken from; it and ``grad_pos`` matter only with ``positions``.
     """
-    channels = x.shape[1] // 3
-    width = high - low
-    w = np.empty((3, width), x.dtype)
-    gw = np.empty((3, width), x.dtype)
-    dw = np.empty(width, x.dtype)
-    weights = np.empty(points, x.dtype)
+    F = np.uint64(x.shape[1] // 3)
+    G = F + F
+    lo, hi = np.uint64(low), np.uint64(high)
+    w, gw = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    weights, scales = np.empty(points, x.dtype), lagrange_scales(points, x)
     slopes = np.empty(SLOPE_POINTS, x.dtype)
-    gu = np.zeros(3, x.dtype)
     for i in range(first, last):
         for e in range(rowptr[i], rowptr[i + 1]):
             j = col[e]
@@ -95,31 +104,49 @@ def backward(
             d = math.sqrt(rx * rx + ry * ry + rz * rz)
             ux, uy, uz = rx / d, ry / d, rz / d
             start = stencil_start(d * per_length, points, table.shape[0])
-            lagrange_weights(d * per_length - start, weights)
-            for part in range(3):
-                combine_rows(table, start, weights, part * channels + low, w[part])
-            gw[:] = 0
-            _send_back(x[j], v[j], w, ux, uy, uz, grad[i], grad_x[j], grad_v[j], gw, channels, low)
-            _send_back(
-                x[i], v[i], w, -ux, -uy, -uz, grad[j], grad_x[i], grad_v[i], gw, channels, low
-            )
-            for part in range(3):
-                spread_rows(grad_table, start, weights, part * channels + low, gw[part])
+            lagrange_weights(d * per_length - start, scales, weights)
+            _combine(table, start, weights, F, lo, hi, w)
+            for f in range(lo, hi):
+                gw[f] = gs[i, f] * x[j, f] + gs[j, f] * x[i, f]
+                grad_x[j, f] += gs[i, f] * w[f]
+                grad_x[i, f] += gs[j, f] * w[f]
+                bi = ux * gv[i, f] + uy * gv[i, F + f] + uz * gv[i, G + f]
+                bj = ux * gv[j, f] + uy * gv[j, F + f] + uz * gv[j, G + f]
+                gw[F + f] = bi * x[j, F + f] - bj * x[i, F + f]
+                grad_x[j, F + f] += bi * w[F + f]
+                grad_x[i, F + f] -= bj * w[F + f]
+            for f in range(lo, hi):
+                ci = v[j, f] * gv[i, f] + v[j, F + f] * gv[i, F + f] + v[j, G + f] * gv[i, G + f]
+                cj = v[i, f] * gv[j, f] + v[i, F + f] * gv[j, F + f] + v[i, G + f] * gv[j, G + f]
+                gw[G + f] = ci * x[j, G + f] + cj * x[i, G + f]
+                grad_x[j, G + f] += ci * w[G + f]
+                grad_x[i, G + f] += cj * w[G + f]
+            for f in range(lo, hi):
+                kj, ki = x[j, G + f] * w[G + f], x[i, G + f] * w[G + f]
+                grad_v[j, f] += kj * gv[i, f]
+                grad_v[j, F + f] += kj * gv[i, F + f]
+                grad_v[j, G + f] += kj * gv[i, G + f]
+                grad_v[i, f] += ki * gv[j, f]
+                grad_v[i, F + f] += ki * gv[j, F + f]
+                grad_v[i, G + f] += ki * gv[j, G + f]
+            _spread(grad_table, start, weights, F, lo, hi, gw)
             if positions:
+                # By the unit vector, before w makes room for the slopes.
+                tx, ty, tz = ux * 0, ux * 0, ux * 0
+                for f in range(lo, hi):
+                    bj, bi = x[j, F + f] * w[F + f], x[i, F + f] * w[F + f]
+                    tx += bj * gv[i, f] - bi * gv[j, f]
+                    ty += bj * gv[i, F + f] - bi * gv[j, F + f]
+                    tz += bj * gv[i, G + f] - bi * gv[j, G + f]
                 start = stencil_start(d * slopes_per_length, SLOPE_POINTS, slopes_from.shape[0])
                 lagrange_slopes(d * slopes_per_length - start, slopes)
-                gd = x.dtype.type(0)
-                for part in range(3):
-                    combine_rows(slopes_from, start, slopes, part * channels + low, dw)
-                    gd += dot(gw[part], dw)
+                _combine(slopes_from, start, slopes, F, lo, hi, w)
+                gd = dot(gw, w, lo, hi) + dot(gw, w, F + lo, F + hi) + dot(gw, w, G + lo, G + hi)
                 gd *= slopes_per_length
-                gu[:] = 0
-                _unit_gradient(x[j], w, grad[i], 1, gu, channels, low)
-                _unit_gradient(x[i], w, grad[j], -1, gu, channels, low)
-                along = gu[0] * ux + gu[1] * uy + gu[2] * uz
-                gx = gd * ux + (gu[0] - along * ux) / d
-                gy = gd * uy + (gu[1] - along * uy) / d
-                gz = gd * uz + (gu[2] - along * uz) / d
+                along = tx * ux + ty * uy + tz * uz
+                gx = gd * ux + (tx - along * ux) / d
+                gy = gd * uy + (ty - along * uy) / d
+                gz = gd * uz + (tz - along * uz) / d
                 grad_pos[j, 0] += gx
                 grad_pos[j, 1] += gy
                 grad_pos[j, 2] += gz
@@ -128,49 +155,26 @@ def backward(
                 grad_pos[i, 2] -= gz
 
 
-@compiled
-def _send_back(x, v, w, ux, uy, uz, grad, grad_x, grad_v, gw, channels, low):
-    """The gradients of one message: source rows x, v, grad_x, grad_v; target row grad."""
-    width = w.shape[1]
-    high = low + width
-    xa, xb = x[low:high], x[channels + low : channels + high]
-    xc = x[2 * channels + low : 2 * channels + high]
-    vx, vy = v[low:high], v[channels + low : channels + high]
-    vz = v[2 * channels + low : 2 * channels + high]
-    gs, gx = grad[low:high], grad[channels + low : channels + high]
-    gy = grad[2 * channels + low : 2 * channels + high]
-    gz = grad[3 * channels + low : 3 * channels + high]
-    gxa, gxb = grad_x[low:high], grad_x[channels + low : channels + high]
-    gxc = grad_x[2 * channels + low : 2 * channels + high]
-    gvx, gvy = grad_v[low:high], grad_v[channels + low : channels + high]
-    gvz = grad_v[2 * channels + low : 2 * channels + high]
-    wa, wb, wc = w[0], w[1], w[2]
-    gwa, gwb, gwc = gw[0], gw[1], gw[2]
-    for f in range(width):
-        b = ux * gx[f] + uy * gy[f] + uz * gz[f]
-        gxa[f] += gs[f] * wa[f]
-        gwa[f] += gs[f] * xa[f]
-        gxb[f] += b * wb[f]
-        gwb[f] += b * xb[f]
-    for f in range(width):
-        c = vx[f] * gx[f] + vy[f] * gy[f] + vz[f] * gz[f]
-        gxc[f] += c * wc[f]
-        gwc[f] += c * xc[f]
-        k = xc[f] * wc[f]
-        gvx[f] += k * gx[f]
-        gvy[f] += k * gy[f]
-        gvz[f] += k * gz[f]
+@shared_out
+def forward_shares(shares, points, rowptr, col, pos, x, v, table, per_length, ds, dv):
+    """:func:`forward` for each share."""
+    for k in numba.prange(shares.shape[0]):
+        forward(
+            shares[k, 0], shares[k, 1], shares[k, 2], shares[k, 3], points, rowptr, col, pos,
+            x, v, table, per_length, ds, dv,
+        )  # fmt: skip
 
 
-@compiled
-def _unit_gradient(x, w, grad, sign, gu, channels, low):
-    """Adds the gradient of one message by the pair's unit vector."""
-    width = w.shape[1]
-    xb = x[channels + low : channels + low + width]
-    for direction in range(3):
-        start = (direction + 1) * channels + low
-        g = grad[start : start + width]
-        total = x[0] * 0
-        for f in range(width):
-            total += xb[f] * w[1, f] * g[f]
-        gu[direction] += sign * total
+@shared_out
+def backward_shares(
+    shares, points, rowptr, col, pos, x, v, table, per_length,
+    grad_ds, grad_dv, grad_x, grad_v, grad_tables, grad_places,
+    slopes_from, slopes_per_length, positions,
+):  # fmt: skip
+    """:func:`backward` for each share, with its slot of ``grad_tables`` and its ``grad_places``."""
+    for k in numba.prange(shares.shape[0]):
+        backward(
+            shares[k, 0], shares[k, 1], shares[k, 2], shares[k, 3], points, rowptr, col, pos,
+            x, v, table, per_length, grad_ds, grad_dv, grad_x, grad_v,
+            grad_tables[shares[k, 4]], grad_places[k], slopes_from, slopes_per_length, positions,
+        )  # fmt: skip

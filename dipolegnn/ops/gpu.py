@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dipolegnn.ops import gpu_cfconv, gpu_interpolation, gpu_painn
+from dipolegnn.ops import gpu_cfconv, gpu_interpolation, gpu_mixing, gpu_painn
 from dipolegnn.ops.table import SLOPE_POINTS, STENCIL_POINTS, rows_per_length, slope_table
 
 _LARGEST_BLOCK = 128
@@ -72,21 +72,22 @@ def _summed(partial: Tensor, chunks: _Chunks, table: Tensor, points: int) -> Ten
 
 def painn_message(
     x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
-) -> Tensor:
-    """See operators.py. Returns ``[N, 4, F]``."""
+) -> tuple[Tensor, Tensor]:
+    """See operators.py. Returns ``[N, F]`` and ``[N, 3, F]``."""
     atoms, channels = x.size(0), x.size(1) // 3
-    out = x.new_empty(atoms, 4, channels)
+    ds, dv = x.new_empty(atoms, channels), torch.empty_like(v)
     if atoms:
         block, rows = _block(channels), table.size(0)
         gpu_painn.forward[(atoms, triton.cdiv(channels, block))](
-            x, v, table, pos, rowptr, col, out, rows_per_length(table, cutoff), rows,
+            x, v, table, pos, rowptr, col, ds, dv, rows_per_length(table, cutoff), rows,
             channels, block, STENCIL_POINTS[x.dtype],
         )  # fmt: skip
-    return out
+    return ds, dv
 
 
 def painn_message_backward(
-    grad: Tensor,
+    grad_ds: Tensor,
+    grad_dv: Tensor,
     x: Tensor,
     v: Tensor,
     table: Tensor,
@@ -106,7 +107,7 @@ def painn_message_backward(
     places = pos.new_zeros(blocks if positions else 1, atoms, 3)
     slopes_from = slope_table(table)
     gpu_painn.backward_atoms[(atoms, blocks)](
-        x, v, table, pos, rowptr, col, grad, grad_x, grad_v, places,
+        x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad_v, places,
         scale, rows, slopes_from, rows_per_length(slopes_from, cutoff), slopes_from.size(0),
         atoms, channels, block, points, SLOPE_POINTS, positions,
     )  # fmt: skip
@@ -114,7 +115,7 @@ def painn_message_backward(
     partial = table.new_empty(chunks.first.numel(), points, table.size(1))
     gpu_painn.backward_table[(chunks.first.numel(), blocks)](
         x, v, pos, chunks.source, chunks.target, chunks.row, chunks.first, chunks.last,
-        grad, partial, scale, channels, block, points,
+        grad_ds, grad_dv, partial, scale, channels, block, points,
     )  # fmt: skip
     return grad_x, grad_v, _summed(partial, chunks, table, points), places.sum(dim=0)
 
@@ -167,3 +168,53 @@ def cfconv_backward(
         grad, partial, scale, channels, block, points,
     )  # fmt: skip
     return grad_x, _summed(partial, chunks, table, points), places.sum(dim=0)
+
+
+def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
+    """See mixing.py. Returns ``[N, 2F]``."""
+    atoms, channels = s.shape
+    out = s.new_empty(atoms, 2 * channels)
+    if atoms:
+        block = _block(channels)
+        gpu_mixing.context[(atoms, triton.cdiv(channels, block))](
+            s, vectors, out, eps, channels, block
+        )
+    return out
+
+
+def mixing_context_backward(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by s and vectors."""
+    atoms, channels = grad.size(0), grad.size(1) // 2
+    grad_s, grad_vectors = grad.new_empty(atoms, channels), torch.empty_like(vectors)
+    if atoms:
+        block = _block(channels)
+        gpu_mixing.context_backward[(atoms, triton.cdiv(channels, block))](
+            grad, vectors, out, grad_s, grad_vectors, channels, block
+        )
+    return grad_s, grad_vectors
+
+
+def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
+    """See mixing.py. Returns ``[N, F]`` and ``[N, 3, F]``."""
+    atoms, channels = abc.size(0), abc.size(1) // 3
+    ds, dv = abc.new_empty(atoms, channels), abc.new_empty(atoms, 3, channels)
+    if atoms:
+        block = _block(channels)
+        gpu_mixing.change[(atoms, triton.cdiv(channels, block))](
+            vectors, abc, ds, dv, channels, block
+        )
+    return ds, dv
+
+
+def mixing_change_backward(
+    grad_ds: Tensor, grad_dv: Tensor, vectors: Tensor, abc: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients by vectors and abc."""
+    grad_vectors, grad_abc = torch.empty_like(vectors), torch.empty_like(abc)
+    atoms, channels = grad_ds.shape
+    if atoms:
+        block = _block(channels)
+        gpu_mixing.change_backward[(atoms, triton.cdiv(channels, block))](
+            grad_ds, grad_dv, vectors, abc, grad_vectors, grad_abc, channels, block
+        )
+    return grad_vectors, grad_abc

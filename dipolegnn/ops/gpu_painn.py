@@ -1,6 +1,7 @@
 """The message of PaiNN on the GPU, forward and backward, in Triton.
 
-Arrays as on the CPU: ``x [N, 3F]``, ``v [N, 3F]``, ``table [T, 3F]``, ``out [N, 4F]``.
+Arrays as on the CPU: ``x [N, 3F]``, ``v [N, 3F]``, ``table [T, 3F]``, ``ds [N, F]``,
+``dv [N, 3F]``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dipolegnn.ops.gpu_interpolation import (
 
 
 @triton.jit
-def forward(x, v, table, pos, rowptr, col, out, per_length, rows,
+def forward(x, v, table, pos, rowptr, col, ds, dv, per_length, rows,
             F: tl.constexpr, BLOCK: tl.constexpr, POINTS: tl.constexpr):  # fmt: skip
     """One program sums the messages to one atom, for one block of channels."""
     i = tl.program_id(0).to(tl.int64)
@@ -40,14 +41,14 @@ def forward(x, v, table, pos, rowptr, col, out, per_length, rows,
         vx += b * ux + c * tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
         vy += b * uy + c * tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
         vz += b * uz + c * tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
-    tl.store(out + 4 * F * i + f, s, mask=mask)
-    tl.store(out + 4 * F * i + F + f, vx, mask=mask)
-    tl.store(out + 4 * F * i + 2 * F + f, vy, mask=mask)
-    tl.store(out + 4 * F * i + 3 * F + f, vz, mask=mask)
+    tl.store(ds + F * i + f, s, mask=mask)
+    tl.store(dv + 3 * F * i + f, vx, mask=mask)
+    tl.store(dv + 3 * F * i + F + f, vy, mask=mask)
+    tl.store(dv + 3 * F * i + 2 * F + f, vz, mask=mask)
 
 
 @triton.jit
-def backward_atoms(x, v, table, pos, rowptr, col, grad, grad_x, grad_v, grad_pos,
+def backward_atoms(x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad_v, grad_pos,
                    per_length, rows, slopes, slopes_per_length, slope_rows, atoms,
                    F: tl.constexpr, BLOCK: tl.constexpr, POINTS: tl.constexpr,
                    SLOPE: tl.constexpr, POSITIONS: tl.constexpr):  # fmt: skip
@@ -67,10 +68,10 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad, grad_x, grad_v, grad_pos
     vx = tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
     vy = tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
     vz = tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
-    hs = tl.load(grad + 4 * F * j + f, mask=mask, other=0.0)
-    hx = tl.load(grad + 4 * F * j + F + f, mask=mask, other=0.0)
-    hy = tl.load(grad + 4 * F * j + 2 * F + f, mask=mask, other=0.0)
-    hz = tl.load(grad + 4 * F * j + 3 * F + f, mask=mask, other=0.0)
+    hs = tl.load(grad_ds + F * j + f, mask=mask, other=0.0)
+    hx = tl.load(grad_dv + 3 * F * j + f, mask=mask, other=0.0)
+    hy = tl.load(grad_dv + 3 * F * j + F + f, mask=mask, other=0.0)
+    hz = tl.load(grad_dv + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
     ga, gb, gc = tl.zeros_like(xa), tl.zeros_like(xa), tl.zeros_like(xa)
     gvx, gvy, gvz = tl.zeros_like(xa), tl.zeros_like(xa), tl.zeros_like(xa)
     px = tl.sum(ga, 0)
@@ -82,10 +83,10 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad, grad_x, grad_v, grad_pos
         wa = interpolate(table, start, offset, f, mask, 3 * F, POINTS)
         wb = interpolate(table, start, offset, F + f, mask, 3 * F, POINTS)
         wc = interpolate(table, start, offset, 2 * F + f, mask, 3 * F, POINTS)
-        gs = tl.load(grad + 4 * F * i + f, mask=mask, other=0.0)
-        gx = tl.load(grad + 4 * F * i + F + f, mask=mask, other=0.0)
-        gy = tl.load(grad + 4 * F * i + 2 * F + f, mask=mask, other=0.0)
-        gz = tl.load(grad + 4 * F * i + 3 * F + f, mask=mask, other=0.0)
+        gs = tl.load(grad_ds + F * i + f, mask=mask, other=0.0)
+        gx = tl.load(grad_dv + 3 * F * i + f, mask=mask, other=0.0)
+        gy = tl.load(grad_dv + 3 * F * i + F + f, mask=mask, other=0.0)
+        gz = tl.load(grad_dv + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
         along_u = ux * gx + uy * gy + uz * gz
         along_v = vx * gx + vy * gy + vz * gz
         ga += gs * wa
@@ -134,7 +135,8 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad, grad_x, grad_v, grad_pos
 
 
 @triton.jit
-def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad, partial,
+def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad_ds, grad_dv,
+                   partial,
                    per_length, F: tl.constexpr, BLOCK: tl.constexpr,
                    POINTS: tl.constexpr):  # fmt: skip
     """One program sums the filter's gradients over a chunk of edges that share a stencil.
@@ -152,10 +154,10 @@ def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad
         j, i = tl.load(source + e), tl.load(target + e)
         d, ux, uy, uz = pair_geometry(pos, i, j)
         share = weights(d * per_length - tl.load(row + e), m, POINTS)[:, None]
-        gs = tl.load(grad + 4 * F * i + f, mask=mask, other=0.0)
-        gx = tl.load(grad + 4 * F * i + F + f, mask=mask, other=0.0)
-        gy = tl.load(grad + 4 * F * i + 2 * F + f, mask=mask, other=0.0)
-        gz = tl.load(grad + 4 * F * i + 3 * F + f, mask=mask, other=0.0)
+        gs = tl.load(grad_ds + F * i + f, mask=mask, other=0.0)
+        gx = tl.load(grad_dv + 3 * F * i + f, mask=mask, other=0.0)
+        gy = tl.load(grad_dv + 3 * F * i + F + f, mask=mask, other=0.0)
+        gz = tl.load(grad_dv + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
         xa = tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
         xb = tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
         xc = tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 @torch.library.custom_op("dipolegnn::painn_message", mutates_args=(), device_types="cpu")
 def painn_message(
     x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     r"""Sum of PaiNN's messages over the neighbours of each atom.
 
     .. math::
@@ -35,7 +35,7 @@ def painn_message(
         cutoff: Last distance of the table, in angstrom.
 
     Returns:
-        The change of the scalars and that of the vectors, stacked: ``[N, 4, F]``.
+        The change ``[N, F]`` of the scalars and that ``[N, 3, F]`` of the vectors.
     """
     from dipolegnn.ops import cpu  # here, so that numba is loaded only when it is needed
 
@@ -46,7 +46,8 @@ def painn_message(
 
 @torch.library.custom_op("dipolegnn::painn_message_backward", mutates_args=(), device_types="cpu")
 def _painn_message_backward(
-    grad: Tensor,
+    grad_ds: Tensor,
+    grad_dv: Tensor,
     x: Tensor,
     v: Tensor,
     table: Tensor,
@@ -59,7 +60,8 @@ def _painn_message_backward(
     from dipolegnn.ops import cpu
 
     return cpu.painn_message_backward(
-        _plain(grad),
+        _plain(grad_ds),
+        _plain(grad_dv),
         _plain(x),
         _plain(v),
         _plain(table),
@@ -126,7 +128,7 @@ def _plain(tensor: Tensor) -> Tensor:
 @painn_message.register_kernel("cuda")
 def _(
     x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     from dipolegnn.ops import gpu
 
     return gpu.painn_message(
@@ -136,7 +138,8 @@ def _(
 
 @_painn_message_backward.register_kernel("cuda")
 def _(
-    grad: Tensor,
+    grad_ds: Tensor,
+    grad_dv: Tensor,
     x: Tensor,
     v: Tensor,
     table: Tensor,
@@ -149,7 +152,8 @@ def _(
     from dipolegnn.ops import gpu
 
     return gpu.painn_message_backward(
-        _plain(grad),
+        _plain(grad_ds),
+        _plain(grad_dv),
         _plain(x),
         _plain(v),
         _plain(table),
@@ -196,13 +200,19 @@ def _(
 @painn_message.register_fake
 def _(
     x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
-) -> Tensor:
-    return x.new_empty(x.size(0), 4, v.size(2))
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.size(0), v.size(2)), v.new_empty(v.shape)
 
 
 @_painn_message_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, v: Tensor, table: Tensor, pos: Tensor, *_rest: Any
+    grad_ds: Tensor,
+    grad_dv: Tensor,
+    x: Tensor,
+    v: Tensor,
+    table: Tensor,
+    pos: Tensor,
+    *_rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape),
@@ -224,14 +234,16 @@ def _(
     return x.new_empty(x.shape), table.new_empty(table.shape), pos.new_empty(pos.shape)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *tensors, ctx.cutoff = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _painn_message_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _painn_message_gradient(
+    ctx: Any, grad_ds: Tensor, grad_dv: Tensor
+) -> tuple[Tensor | None, ...]:
     positions = ctx.needs_input_grad[3]
-    gradients = _painn_message_backward(grad, *ctx.saved_tensors, ctx.cutoff, positions)
+    gradients = _painn_message_backward(grad_ds, grad_dv, *ctx.saved_tensors, ctx.cutoff, positions)
     return *gradients[:3], gradients[3] if positions else None, None, None, None
 
 

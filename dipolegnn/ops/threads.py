@@ -4,18 +4,22 @@ A share is a range of atoms that no edge leaves, times a range of channels. Shar
 different places, or to buffers of their own that are added in a fixed order, so that the result
 does not depend on which thread is faster: for a given number of threads it is the same to the
 last bit from run to run.
+
+The threads are numba's. (Python's own, woken for each kernel, often ran one after the other on one
+core while the next one idled: two took as long as one.)
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import Any
 
+import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dipolegnn.ops.cpu_interpolation import closed_boundaries
 
@@ -26,17 +30,18 @@ _LEAST_CHANNELS = 32
 """Channels per thread below which the loops over channels get too short."""
 
 
-class Share(NamedTuple):
-    """What one thread does: atoms ``first:last``, channels ``low:high``, table buffer ``slot``."""
-
-    first: int
-    last: int
-    low: int
-    high: int
-    slot: int
+_LEAST_ATOMS = 64
+"""Atoms per thread below which that holds for work that goes atom by atom."""
 
 
-def plan(rowptr: np.ndarray, col: np.ndarray, channels: int) -> list[Share]:
+Shares = NDArray[np.int64]
+"""One row per share: atoms ``first:last``, channels ``low:high``, buffer ``slot``."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Where numba has no OpenMP, its threads cannot be shared by two callers at once."""
+
+
+def plan(rowptr: np.ndarray, col: np.ndarray, channels: int) -> Shares:
     """Cuts the work into shares of about equal numbers of edges, at most one per thread.
 
     Args:
@@ -45,34 +50,44 @@ def plan(rowptr: np.ndarray, col: np.ndarray, channels: int) -> list[Share]:
         channels: Number of channels F.
     """
     atoms, edges = len(rowptr) - 1, len(col)
-    threads = max(1, min(torch.get_num_threads(), edges // _LEAST_EDGES))
+    threads = max(1, min(_threads(), edges // _LEAST_EDGES))
     if threads == 1:
-        return [Share(0, atoms, 0, channels, 0)]
+        return np.array([[0, atoms, 0, channels, 0]])
     cuts = closed_boundaries(rowptr, col)
     wanted = edges * np.arange(1, threads) / threads
     inner = cuts[np.searchsorted(rowptr[cuts], wanted).clip(max=len(cuts) - 1)]
     bounds = np.unique(np.concatenate([[0], inner, [atoms]]))
     heaviest = np.diff(rowptr[bounds]).max()
     if heaviest <= 1.5 * edges / threads:
-        return [
-            Share(int(a), int(b), 0, channels, slot)
-            for slot, (a, b) in enumerate(itertools.pairwise(bounds))
-        ]
+        return np.array(
+            [[a, b, 0, channels, slot] for slot, (a, b) in enumerate(itertools.pairwise(bounds))]
+        )
     # One molecule holds most of the edges: share the channels out instead.
     pieces = max(1, min(threads, channels // _LEAST_CHANNELS))
     edges_of = [channels * k // pieces for k in range(pieces + 1)]
-    return [Share(0, atoms, low, high, 0) for low, high in itertools.pairwise(edges_of)]
+    return np.array([[0, atoms, low, high, 0] for low, high in itertools.pairwise(edges_of)])
 
 
-def run(shares: list[Share], work: Callable[[Share], None]) -> None:
-    """Does all shares, the first one in the calling thread, and waits for them."""
-    others = [_pool(len(shares) - 1).submit(work, share) for share in shares[1:]]
-    work(shares[0])
-    wait(others)
-    for other in others:
-        other.result()
+def equal_shares(atoms: int, channels: int) -> Shares:
+    """Cuts work that goes atom by atom, all channels at once, into at most one share per thread."""
+    pieces = max(1, min(_threads(), atoms // _LEAST_ATOMS))
+    bounds = [atoms * k // pieces for k in range(pieces + 1)]
+    return np.array(
+        [[a, b, 0, channels, slot] for slot, (a, b) in enumerate(itertools.pairwise(bounds))]
+    )
 
 
-@functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="dipolegnn-kernel")
+def run(kernel: Callable[..., None], shares: Shares, *arguments: Any) -> None:
+    """Calls a kernel that goes through all shares by ``prange``, with a thread for each."""
+    with _ONE_AT_A_TIME:
+        before = numba.get_num_threads()
+        numba.set_num_threads(len(shares))
+        try:
+            kernel(shares, *arguments)
+        finally:
+            numba.set_num_threads(before)
+
+
+def _threads() -> int:
+    # numba has at most as many as it found cores when it was loaded.
+    return min(torch.get_num_threads(), int(vars(numba.config)["NUMBA_NUM_THREADS"]))

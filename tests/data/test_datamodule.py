@@ -128,7 +128,11 @@ def test_the_seed_decides_the_order(dataset: ConformerDataset, split: Split) -> 
 
 def on_device(dataset: ConformerDataset, split: Split, rank: int, devices: int) -> DipoleDataModule:
     module = DipoleDataModule(dataset, split, batch_size=4, seed=3)
-    module.trainer = SimpleNamespace(world_size=devices, global_rank=rank)  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=devices,
+        global_rank=rank,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
     return module
 
 

@@ -52,7 +52,8 @@ def test_painn_message(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]
     from dipolegnn.ops import gpu
 
     g = example(channels, dtype, sizes)
-    w, up = coarse_table(g.coefficients), torch.randn(g.x.size(0), 4, channels, dtype=dtype)
+    w = coarse_table(g.coefficients)
+    up_s, up_v = torch.randn(g.x.size(0), channels, dtype=dtype), torch.randn_like(g.v)
     x, v, rows, pos, ptr, col = map(there, (g.x, g.v, w, g.pos, g.rowptr, g.col))
     check(
         gpu.painn_message(x, v, rows, pos, ptr, col, CUTOFF),
@@ -60,8 +61,12 @@ def test_painn_message(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]
     )
     for by_pos in (True, False):
         check(
-            gpu.painn_message_backward(there(up), x, v, rows, pos, ptr, col, CUTOFF, by_pos),
-            cpu.painn_message_backward(up, g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos),
+            gpu.painn_message_backward(
+                there(up_s), there(up_v), x, v, rows, pos, ptr, col, CUTOFF, by_pos
+            ),
+            cpu.painn_message_backward(
+                up_s, up_v, g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos
+            ),
         )
 
 
@@ -83,3 +88,27 @@ def test_cfconv(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]) -> No
             gpu.cfconv_backward(there(up), x, rows, pos, ptr, col, CUTOFF, by_pos),
             cpu.cfconv_backward(up, g.x, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos),
         )
+
+
+@pytest.mark.parametrize("atoms", [0, 3])
+@pytest.mark.parametrize("channels", [1, 17])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_mixing(dtype: torch.dtype, channels: int, atoms: int) -> None:
+    from dipolegnn.ops import gpu
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(atoms, *shape, dtype=dtype)
+
+    s, vectors, abc = normal(channels), normal(3, 2 * channels), normal(3 * channels)
+    up, up_s, up_v = normal(2 * channels), normal(channels), normal(3, channels)
+    context = cpu.mixing_context(s, vectors, 1e-8)
+    check(gpu.mixing_context(there(s), there(vectors), 1e-8), context)
+    check(
+        gpu.mixing_context_backward(there(up), there(vectors), there(context)),
+        cpu.mixing_context_backward(up, vectors, context),
+    )
+    check(gpu.mixing_change(there(vectors), there(abc)), cpu.mixing_change(vectors, abc))
+    check(
+        gpu.mixing_change_backward(there(up_s), there(up_v), there(vectors), there(abc)),
+        cpu.mixing_change_backward(up_s, up_v, vectors, abc),
+    )

@@ -23,9 +23,11 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def fused_painn_message(given: Example) -> Tensor:
-    return painn_message(
+    """Scalars and vectors stacked, as the plain sum has them: ``[N, 4, F]``."""
+    ds, dv = painn_message(
         given.x, given.v, table(given.coefficients), given.pos, given.rowptr, given.col, CUTOFF
     )
+    return torch.cat([ds.unsqueeze(1), dv], dim=1)
 
 
 def fused_cfconv(given: Example) -> Tensor:

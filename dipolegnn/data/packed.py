@@ -1,0 +1,115 @@
+"""Batches cut out of the arrays of a whole data set, without an object per molecule.
+
+PyG makes a ``Data`` of each molecule and then collates these, which takes a good part of a training
+step. An ``InMemoryDataset`` holds its molecules end to end already: a batch is an index into that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dipolegnn._pyg import Batch, InMemoryDataset
+
+_PerWhat = Literal["atom", "molecule"]
+
+
+class PackedBatches(Dataset[Any]):
+    """The batches of an in-memory data set: ``packed[positions]`` is the batch of these molecules.
+
+    Field by field what ``Batch.from_data_list([dataset[k] for k in positions])`` is.
+
+    Args:
+        dataset: The molecules; :func:`why_not_packed` says whether they can be had like this.
+        device: Where the arrays lie and the batches are made.
+        exclude: Fields that batches do without.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+
+    def __init__(
+        self,
+        dataset: InMemoryDataset,
+        device: torch.device | str = "cpu",
+        exclude: tuple[str, ...] = (),
+    ) -> None:
+        reason = why_not_packed(dataset)
+        if reason is not None:
+            raise ValueError(f"This data set cannot be packed: {reason}.")
+        whole = dataset._data
+        self.device = torch.device(device)
+        self._base_class = type(whole)
+        self._atoms: Tensor = dataset.slices["pos"]  # [M + 1], on the CPU: nothing waits for it
+        self._positions = torch.as_tensor(list(dataset.indices()))
+        self._per: dict[str, _PerWhat] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._texts: dict[str, list[str]] = {}
+        for field, value in whole.to_dict().items():
+            if field in exclude:
+                continue
+            self._per[field] = _per_what(dataset, field)
+            if isinstance(value, Tensor):
+                self._tensors[field] = value.to(self.device)
+            else:
+                self._texts[field] = value
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, positions: list[int] | Tensor) -> Batch:
+        """The batch of the molecules at these positions, in this order."""
+        rows = self._positions[torch.as_tensor(positions, dtype=torch.long)]  # [B]
+        first = self._atoms[rows]
+        sizes = self._atoms[rows + 1] - first  # [B]
+        ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        index = torch.arange(len(rows)).repeat_interleave(sizes)  # [N] molecule of each atom
+        atoms = torch.arange(int(ptr[-1])) + (first - ptr[:-1])[index]  # [N]
+        slices = {"atom": ptr, "molecule": torch.arange(len(rows) + 1)}
+        where = {"atom": atoms.to(self.device), "molecule": rows.to(self.device)}
+        batch = Batch(_base_cls=self._base_class)
+        for field, per in self._per.items():
+            if field in self._tensors:
+                batch[field] = self._tensors[field].index_select(0, where[per])
+            else:
+                texts = self._texts[field]
+                batch[field] = [texts[row] for row in rows.tolist()]
+        # What Batch.to_data_list takes a batch apart by.
+        batch._num_graphs = len(rows)
+        batch._slice_dict = {field: slices[per] for field, per in self._per.items()}
+        batch._inc_dict = {
+            field: torch.zeros(len(rows), dtype=torch.long) if field in self._tensors else None
+            for field in self._per
+        }
+        batch.batch, batch.ptr = index.to(self.device), ptr.to(self.device)
+        return batch
+
+
+def why_not_packed(dataset: InMemoryDataset) -> str | None:
+    """Why batches of a data set have to be made molecule by molecule; None if they need not."""
+    if dataset.transform is not None:
+        return "it has a transform, which is called with each molecule at each access"
+    if dataset.slices is None or "pos" not in dataset.slices:
+        return "it holds a single molecule, or none with coordinates"
+    whole = dataset._data
+    for field, value in whole.to_dict().items():
+        if isinstance(value, Tensor):
+            if whole.__cat_dim__(field, value) != 0 or whole.__inc__(field, value) != 0:
+                return f"{field} is put together by rules of PyG's own"
+        elif not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            return f"{field} is neither a tensor nor text"
+        per = _per_what(dataset, field)
+        if per is None:
+            return f"{field} has neither one row per atom nor one per molecule"
+    return None
+
+
+def _per_what(dataset: InMemoryDataset, field: str) -> Any:
+    """Whether a field has one row per atom or per molecule; None if neither."""
+    ends = dataset.slices[field]
+    if torch.equal(ends, torch.arange(len(ends))):
+        return "molecule"
+    return "atom" if torch.equal(ends, dataset.slices["pos"]) else None
