@@ -11,21 +11,18 @@ folder with ``challenge_train.npz`` and ``challenge_test_structures.npz``.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
+from reference_data import data_folder, read_npz
 
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, make_split, save_dataset
 from dipolegnn.evaluation import describe_metrics
-from dipolegnn.molecules import Failure, MoleculeError, Molecules, make_data
 from dipolegnn.nn import build_model
 from dipolegnn.plots import learning_curve
 from dipolegnn.predict import predict
@@ -76,8 +73,6 @@ RECIPES = {"original": ORIGINAL, "corrected": CORRECTED, "light": LIGHT}
 
 FAST_MOLECULES = 60
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -112,11 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     model_config, train = recipe_for(options)
-    source = options.data or Path(os.environ.get("DIPOLEGNN_DATA", ROOT.parent / "shared/data"))
-    if not (source / TRAIN_FILE).is_file():
-        raise SystemExit(
-            f"There is no {TRAIN_FILE} in {source}; name its folder with --data or DIPOLEGNN_DATA."
-        )
+    source = data_folder(options.data, TRAIN_FILE)
     limit = FAST_MOLECULES if options.fast else None
     # Its name says what is in it, so that it cannot be taken for that of other options.
     marks = ["vectors"] * options.vectors + ["fast"] * options.fast
@@ -143,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     history = read_history(RunFolder(options.output).history)
     learning_curve(history, f"challenge, {options.variant}").savefig(curve)
 
-    test = read_npz(source / TEST_FILE, vectors=False, limit=limit)
+    test = read_npz(source / TEST_FILE, number="molecule", vectors=False, rows=slice(limit))
     if test.failures:  # Every molecule needs a prediction.
         raise SystemExit(f"{TEST_FILE} cannot be used: {test.failures[0].problem}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,7 +163,7 @@ def recipe_for(options: Options) -> Recipe:
 
 def convert(path: Path, folder: Path, *, vectors: bool, seed: int, limit: int | None) -> None:
     """Makes a data set of the training file; its validation split is drawn from it."""
-    molecules = read_npz(path, vectors=vectors, limit=limit)
+    molecules = read_npz(path, number="molecule", vectors=vectors, rows=slice(limit))
     val = min(VALIDATION_MOLECULES, len(molecules.data) // 4)
     save_dataset(
         folder,
@@ -190,40 +181,6 @@ def convert(path: Path, folder: Path, *, vectors: bool, seed: int, limit: int | 
         split=make_split(molecules.data, val=val, test=0, seed=seed),
     )
     print(f"{folder}: {len(molecules.data)} molecules, {len(molecules.failures)} failures")
-
-
-def read_npz(path: Path, *, vectors: bool, limit: int | None) -> Molecules:
-    """Reads molecules that lie end to end.
-
-    The arrays are ``n``, ``z``, ``pos``, ``molecule`` and, with labels, ``mu``, ``dipole`` and
-    ``dipole_ok``.
-
-    Args:
-        path: The file.
-        vectors: Whether to take the vectors where they are sure.
-        limit: Read so many molecules at most.
-    """
-    with np.load(path, allow_pickle=False) as archive:
-        arrays: dict[str, NDArray[Any]] = dict(archive)
-    ends = np.cumsum(arrays["n"])
-    molecules = Molecules([], [])
-    for row, (end, atoms) in enumerate(zip(ends[:limit], arrays["n"], strict=False)):
-        sure = vectors and bool(arrays["dipole_ok"][row])
-        try:
-            data = make_data(
-                arrays["z"][end - atoms : end],
-                arrays["pos"][end - atoms : end],
-                dipole=arrays["dipole"][row] if sure else None,
-                dipole_magnitude=float(arrays["mu"][row]) if "mu" in arrays else None,
-                mol_id=int(arrays["molecule"][row]),
-                name=str(arrays["molecule"][row]),
-            )
-        except MoleculeError as error:
-            located = error.located(row=row + 1, source=path.name)
-            molecules.failures.append(Failure.from_error(located, "read"))
-        else:
-            molecules.data.append(data)
-    return molecules
 
 
 if __name__ == "__main__":

@@ -6,43 +6,44 @@
 Both sides have the same weights, molecules, precision and threads, and take turns step by step;
 the run stops if they do not predict the same. A training step is forward, backward and AdamW
 (fused, on both sides), an inference step forward alone. Ours makes its radius graph in every step,
-schnetpack gets its neighbour list ready made.
+schnetpack gets its neighbour list ready made. With ``--device cuda`` the same on a GPU.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
 from peers import PyGSchNetPeer, SchnetpackPeer
 from rich.console import Console
-from torch import nn
+from speed_measure import (
+    ROOT,
+    Mode,
+    Molecules,
+    Row,
+    cluster,
+    compare,
+    matrix_products,
+    peak_memory,
+    where_time_goes,
+)
 
-from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ModelConfig
-from dipolegnn.data import ConformerDataset
-from dipolegnn.nn import DipoleModel, build_model
-
-ROOT = Path(__file__).resolve().parent.parent
+from dipolegnn.plots.curves import BLUE, GREY, ORANGE
 
 PAINN = ModelConfig(hidden_channels=128, num_interactions=3, num_rbf=20, cutoff=5.0)
 RECIPE = ModelConfig(num_interactions=7, num_rbf=17, cutoff=6.0, head="atomwise")
 SCHNET = ModelConfig(representation="schnet", num_interactions=6, num_rbf=20, head="atomwise")
-
-AGREEMENT = 1e-3
-"""Largest difference of two magnitudes, relative to the largest, in float32 after 3 to 7 layers."""
-
-Mode = Literal["training", "inference"]
+MODES: tuple[Mode, ...] = ("training", "inference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,11 @@ class Options:
     """Measure dipolegnn beside its peers."""
 
     output: Path = ROOT / "runs" / "speed"
-    """Folder for speed.md and speed.json."""
+    """Folder for speed.md, speed.json and the pictures."""
     data: Path | None = None
     """Folder with qm9_dipole.npz; left out: the molecules that come along, which are smaller."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to measure."""
     threads: int = 2
     """CPU threads."""
     repeats: int = 7
@@ -63,30 +66,29 @@ class Options:
     """Internal: measure the peak memory of one side, in a process of its own."""
 
 
-class Row(NamedTuple):
-    """One comparison."""
+class Measured(NamedTuple):
+    """All that a run finds out."""
 
-    what: str
-    mode: str
-    peer: str
-    ours_ms: float
-    peer_ms: float
-    molecules: int
-
-    @property
-    def ratio(self) -> float:
-        """How many times as long the peer takes."""
-        return self.peer_ms / self.ours_ms
+    rows: list[Row]
+    memory_mb: dict[str, float]
+    """Peak memory of a training step by side, in MB; empty on a GPU."""
+    products_ms: dict[int, float]
+    """Matrix products of a training step alone, by molecules per batch, in ms."""
+    profiles: dict[str, dict[str, float]]
+    """Where the time of a training step goes with plain PyTorch and with the kernels, in ms."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: PyTorch sees no CUDA device.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     molecules = Molecules(options.data)
     if options.memory is not None:
-        print(json.dumps(peak_memory(options.memory, molecules, 20 if options.fast else 400)))
+        size = 20 if options.fast else 400
+        print(json.dumps(peak_memory(options.memory, PAINN, molecules, size)))
         return
     console = Console()
     rows: list[Row] = []
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             highlight=False,
         )
 
+    repeats, device = options.repeats, options.device
     size = 10 if options.fast else 100
     batch = molecules.batch(size)
     for name, config, peers in (
@@ -107,146 +110,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("SchNet F 128 L 6", SCHNET, (SchnetpackPeer, PyGSchNetPeer)),
     ):
         for peer in peers:
-            for mode in ("training", "inference"):
-                add(compare(name, config, peer, batch, mode, options.repeats))
+            for mode in MODES:
+                add(compare(name, config, peer, batch, mode, repeats, device))
     for size in (1, 3) if options.fast else (1, 10, 1000):
         batch = molecules.batch(size)
-        for mode in ("training", "inference"):
+        for mode in MODES:
+            turns = min(3, repeats) if size == 1000 else repeats
             name = f"PaiNN, batch of {size}"
-            repeats = 3 if size == 1000 else options.repeats
-            add(compare(name, PAINN, SchnetpackPeer, batch, mode, repeats))
+            add(compare(name, PAINN, SchnetpackPeer, batch, mode, turns, device))
     for atoms in (10, 50) if options.fast else (10, 100, 1000, 5000):
         name = f"PaiNN, one molecule of {atoms} atoms"
-        add(compare(name, PAINN, SchnetpackPeer, cluster(atoms), "inference", options.repeats))
-    memory = {side: memory_of(side, options) for side in ("dipolegnn", "schnetpack")}
-    write(options, molecules, rows, memory)
+        add(compare(name, PAINN, SchnetpackPeer, cluster(atoms), "inference", repeats, device))
+    sizes = (10,) if options.fast else (100, 1000)
+    products = {n: matrix_products(PAINN, molecules.batch(n), device, repeats) for n in sizes}
+    memory, profiles = {}, {}
+    if device == "cpu":
+        memory = {side: memory_of(side, options) for side in ("dipolegnn", "schnetpack")}
+        batch = molecules.batch(sizes[0])
+        profiles = {
+            "plain PyTorch": where_time_goes(PAINN, batch, "training", "plain"),
+            "fused kernels": where_time_goes(PAINN, batch, "training", "auto"),
+        }
+    measured = Measured(rows, memory, products, profiles)
+    write(options, molecules, measured)
     console.print(f"{options.output / 'speed.md'}", highlight=False, soft_wrap=True)
 
 
-class Molecules:
-    """What is measured on: QM9 where it is at hand, else the data set that comes along."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.name = "small_molecules" if folder is None else "QM9"
-        self._data: list[Data] = []
-        rng = np.random.default_rng(0)
-        if folder is None:
-            dataset = ConformerDataset(ROOT / "datasets" / "small_molecules")
-            self._data = [dataset[int(k)] for k in rng.permutation(len(dataset))[:1000]]
-            return
-        with np.load(folder / "qm9_dipole.npz") as file:
-            counts, z, pos = file["n"].astype(np.int64), file["z"], file["pos"]
-        last = counts.cumsum()
-        for k in rng.permutation(len(counts))[:1000]:
-            atoms = slice(last[k] - counts[k], last[k])
-            self._data.append(
-                Data(z=torch.tensor(z[atoms]).long(), pos=torch.tensor(pos[atoms]).float())
-            )
-
-    def batch(self, size: int) -> Batch:
-        """The first ``size`` of them."""
-        return Batch.from_data_list([Data(z=d.z, pos=d.pos) for d in self._data[:size]])
-
-
-def cluster(atoms: int) -> Batch:
-    """Atoms at the density of a molecular crystal, about 0.1 per cubic angstrom, none too close."""
-    rng = np.random.default_rng(0)
-    side = int(np.ceil(atoms ** (1 / 3)))
-    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)[:atoms]
-    pos = 2.15 * grid + rng.uniform(-0.3, 0.3, (atoms, 3))
-    z = rng.choice([1, 1, 6, 7, 8], atoms)
-    return Batch.from_data_list([Data(z=torch.tensor(z), pos=torch.tensor(pos).float())])
-
-
-def compare(
-    what: str,
-    config: ModelConfig,
-    peer: type[SchnetpackPeer] | type[PyGSchNetPeer],
-    batch: Batch,
-    mode: str,
-    repeats: int,
-) -> Row:
-    """Times one step of both sides in turns.
-
-    Raises:
-        RuntimeError: If the two do not predict the same.
-    """
-    model = build_model(config)
-    other = peer(model)
-    theirs = peer.prepare(batch, config.cutoff)
-    with torch.no_grad():
-        expected, got = other(theirs), model(batch).magnitude
-    difference = float((got - expected).abs().max() / expected.abs().max())
-    if not difference < AGREEMENT:
-        raise RuntimeError(f"{what}: the two sides differ by {difference:.1e} of the magnitude.")
-    steps = (
-        step(model, lambda: model(batch).magnitude, mode),
-        step(other, lambda: other(theirs), mode),
-    )
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 2):
-        for side in (0, 1):
-            start = time.perf_counter()
-            steps[side]()
-            if turn >= 2:
-                times[side].append(1e3 * (time.perf_counter() - start))
-    name = "schnetpack" if peer is SchnetpackPeer else "torch_geometric"
-    return Row(what, mode, name, median(times[0]), median(times[1]), int(batch.num_graphs))
-
-
-def step(
-    module: nn.Module, magnitudes: Callable[[], torch.Tensor], mode: str
-) -> Callable[[], None]:
-    """One step of training or inference."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True)
-
-    def train() -> None:
-        optimizer.zero_grad()
-        magnitudes().square().mean().backward()
-        optimizer.step()
-
-    def infer() -> None:
-        with torch.no_grad():
-            magnitudes()
-
-    return train if mode == "training" else infer
-
-
-def peak_memory(side: str, molecules: Molecules, size: int) -> float:
-    """Memory that a training step of PaiNN takes at most beyond what was there before, in MB.
-
-    Linux alone tells.
-    """
-    model: DipoleModel | SchnetpackPeer = build_model(PAINN)
-    batch = molecules.batch(size)
-    small = molecules.batch(1)
-    assert isinstance(model, DipoleModel)
-    if side == "dipolegnn":
-        ours = model
-        step(ours, lambda: ours(small).magnitude, "training")()  # load what is loaded once
-        run = step(ours, lambda: ours(batch).magnitude, "training")
-    else:
-        peer = SchnetpackPeer(model)
-        warm, ready = peer.prepare(small, PAINN.cutoff), peer.prepare(batch, PAINN.cutoff)
-        step(peer, lambda: peer(warm), "training")()
-        run = step(peer, lambda: peer(ready), "training")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is used now
-    before = _peak_kb()
-    run()
-    return (_peak_kb() - before) / 1024
-
-
-def _peak_kb() -> int:
-    (line,) = [
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    ]
-    return int(line.split()[1])
-
-
 def memory_of(side: str, options: Options) -> float:
-    """The same, in a process of its own."""
+    """The peak memory of one side, measured in a process of its own."""
     command = [sys.executable, __file__, "--memory", side, "--threads", str(options.threads)]
     if options.data is not None:
         command += ["--data", str(options.data)]
@@ -256,34 +147,84 @@ def memory_of(side: str, options: Options) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def write(
-    options: Options, molecules: Molecules, rows: list[Row], memory: dict[str, float]
-) -> None:
-    """The table as Markdown, and the numbers as JSON."""
+def write(options: Options, molecules: Molecules, measured: Measured) -> None:
+    """Tables as Markdown, numbers as JSON, pictures."""
+    where = f"{options.threads} CPU threads ({_processor()})"
+    if options.device == "cuda":
+        where = torch.cuda.get_device_name()
     lines = [
-        f"{options.threads} CPU threads, float32, molecules of {molecules.name}, medians of "
-        f"{options.repeats} whole steps.",
+        f"{where}, float32, molecules of {molecules.name}, medians of {options.repeats} whole "
+        "steps, the two sides taking turns.",
         "",
-        "| | step | dipolegnn, ms | peer, ms | ratio | dipolegnn, molecules/s |",
-        "|---|---|---|---|---|---|",
+        "| | step | dipolegnn, ms | peer, ms | ratio | dipolegnn, molecules/s | parameters |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row.what} | {row.mode} | {row.ours_ms:.1f} | {row.peer_ms:.1f} ({row.peer}) "
-        f"| {row.ratio:.1f} | {1e3 * row.molecules / row.ours_ms:.0f} |"
-        for row in rows
+        f"| {row.ratio:.1f} | {1e3 * row.molecules / row.ours_ms:.0f} | {row.parameters:,} |"
+        for row in measured.rows
     ]
-    ours, theirs = memory["dipolegnn"], memory["schnetpack"]
-    size = 20 if options.fast else 400
-    lines += [
-        "",
-        f"Peak memory of a training step of PaiNN, batch of {size}: {ours:.0f} MB, schnetpack "
-        f"{theirs:.0f} MB, {theirs / ours:.1f} times.",
-    ]
+    lines += ["", "Parameters are counted without the embedding of the elements."]
+    if measured.memory_mb:
+        ours, theirs = measured.memory_mb["dipolegnn"], measured.memory_mb["schnetpack"]
+        lines += [
+            "",
+            f"Peak memory of a training step of PaiNN, batch of {20 if options.fast else 400}: "
+            f"{ours:.0f} MB, schnetpack {theirs:.0f} MB, {theirs / ours:.1f} times.",
+        ]
+    for size, products in measured.products_ms.items():
+        lines += [
+            "",
+            f"Matrix products of a training step of PaiNN alone, batch of {size}: "
+            f"{products:.1f} ms.",
+        ]
+    if measured.profiles:
+        names = list(measured.profiles)
+        kinds = list(measured.profiles[names[0]])
+        lines += ["", "Where a training step of PaiNN spends its time, ms:", ""]
+        lines += [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        lines += [
+            f"| {kind} | {' | '.join(f'{measured.profiles[name][kind]:.1f}' for name in names)} |"
+            for kind in kinds
+        ]
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "speed.md").write_text("\n".join(lines) + "\n")
-    (options.output / "speed.json").write_text(
-        json.dumps({"rows": [row._asdict() for row in rows], "memory_MB": memory}, indent=1)
-    )
+    (options.output / "speed.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content = {
+        "where": where,
+        "rows": [row._asdict() for row in measured.rows],
+        "memory_MB": measured.memory_mb,
+        "matrix_products_ms": measured.products_ms,
+        "profiles_ms": measured.profiles,
+    }
+    (options.output / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
+    picture(measured.rows, where).savefig(options.output / "speed.png", dpi=120)
+
+
+def picture(rows: Sequence[Row], where: str) -> Figure:
+    """How many times as long the peer takes: one bar per row."""
+    figure = Figure(figsize=(8.0, 0.32 * len(rows) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows))
+    colors = [BLUE if row.mode == "training" else ORANGE for row in rows]
+    bars = axes.barh(places, [row.ratio for row in rows], color=colors)
+    axes.bar_label(bars, [f"{row.ratio:.1f}" for row in rows], padding=3)
+    axes.set_yticks(places, [f"{row.what}, {row.mode}, {row.peer}" for row in rows])
+    axes.invert_yaxis()
+    axes.axvline(1.0, color=GREY, linewidth=1)
+    axes.set_xlabel("time of the peer / time of dipolegnn, whole steps")
+    axes.set_title(where, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _processor() -> str:
+    """The name of the processor, where Linux tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

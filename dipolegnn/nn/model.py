@@ -109,7 +109,7 @@ class DipoleModel(nn.Module):
                 f"{list(charge.shape)}."
             )
         edge_index = radius_graph(pos, self.representation.cutoff, index)
-        if self.message_passing == "fused":
+        if self._pays(edge_index) and self.message_passing == "fused":
             size = (z.numel(), z.numel())
             edge_index = EdgeIndex(
                 edge_index, sparse_size=size, sort_order="col", is_undirected=True
@@ -118,9 +118,23 @@ class DipoleModel(nn.Module):
         centered = pos - self._centers_of_mass(z, pos, ptr)
         return self.head(features, centered, ptr, charge.view(-1).to(dtype))
 
+    def _pays(self, edge_index: Tensor) -> bool:
+        """Whether tabulating the filters is less work than evaluating them at every edge.
+
+        It is not for a training step with fewer edges than the table has rows. Without gradients
+        the table is made once and kept.
+        """
+        if self.kernels == "fused" or not isinstance(self.representation, PaiNN | SchNet):
+            return True
+        training = torch.is_grad_enabled() and self.representation.embedding.weight.requires_grad
+        return not training or edge_index.size(1) > self.representation.radial.rbf.intervals
+
     @property
     def message_passing(self) -> Literal["fused", "plain"]:
         """What the next batch will run through, where the weights are now.
+
+        With ``auto``, a training step of one or two small molecules runs through plain PyTorch in
+        any case, which is then faster.
 
         Raises:
             ValueError: If ``kernels`` is none of its values, or is ``"fused"`` where the kernels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dipolegnn._pyg import Data
@@ -36,31 +35,36 @@ def dipole_loss(output: DipoleOutput, batch: Data, config: TrainConfig) -> Tenso
         The loss, a scalar: debye squared for mse, else debye.
 
     Raises:
-        ValueError: If no molecule of the batch has a label that the model can learn from.
+        ValueError: If no molecule of a batch on the CPU has a label that the model can learn from.
     """
-    return molecule_losses(output, batch, config).mean()
+    losses, labelled = molecule_losses(output, batch, config)
+    return losses.sum() / labelled.sum()
 
 
-def molecule_losses(output: DipoleOutput, batch: Data, config: TrainConfig) -> Tensor:
-    """The loss of each labelled molecule, those with a vector first; see :func:`dipole_loss`."""
-    squared = []
-    remaining = batch.dipole_magnitude.isfinite()  # [B]
+def molecule_losses(
+    output: DipoleOutput, batch: Data, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """The loss of each molecule ``[B]``, 0 without a label, and which have one ``[B]``.
+
+    Nothing here has a size that depends on the labels, so that nothing waits for a GPU; on one, a
+    batch without any label shows as a loss that is not a number. See :func:`dipole_loss`.
+    """
+    labelled = batch.dipole_magnitude.isfinite()  # [B]
+    # Filled before subtracting: a NaN that is masked afterwards comes back in the gradient.
+    error = output.magnitude - batch.dipole_magnitude.where(labelled, 0.0)
+    squared = error.square()
     if output.dipole is not None:
         has_vector = batch.dipole.isfinite().all(dim=1)  # [B]
-        remaining = remaining & ~has_vector
-        # Picked out before subtracting: a NaN that is only masked comes back in the gradient.
-        error = output.dipole[has_vector] - batch.dipole[has_vector]
-        squared.append(error.square().sum(dim=1))
-    error = output.magnitude[remaining] - batch.dipole_magnitude[remaining]
-    squared.append(error.square())
-    losses = _of_squared_error(torch.cat(squared), config)
-    if losses.numel() == 0:
+        difference = output.dipole - batch.dipole.where(has_vector.unsqueeze(1), 0.0)
+        squared = difference.square().sum(dim=1).where(has_vector, squared)
+        labelled = labelled | has_vector
+    if labelled.device.type == "cpu" and not bool(labelled.any()):
         kind = "magnitude" if output.dipole is None else "vector or magnitude"
         raise ValueError(
             f"No molecule of this batch has a dipole {kind} (mol_id {batch.mol_id.tolist()}). "
             "Label the molecules, or leave those without a label out of the split."
         )
-    return losses
+    return _of_squared_error(squared, config).where(labelled, 0.0), labelled
 
 
 def _of_squared_error(squared: Tensor, config: TrainConfig) -> Tensor:

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import (
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchmetrics import MeanMetric
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
@@ -43,9 +44,12 @@ class DipoleModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": DipoleMetrics(stage) for stage in ("train", "val", "test")}
+        stages = ("train", "val", "test")
+        # Without looking for NaN, which would wait for a GPU in each step.
+        self.losses = nn.ModuleDict(
+            {f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in stages}
         )
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": DipoleMetrics(stage) for stage in stages})
 
     def on_train_epoch_start(self) -> None:
         """Seeds anything random in this epoch by its number, so that a resumed run repeats it."""
@@ -68,24 +72,21 @@ class DipoleModule(pl.LightningModule):
         if batch.pos.dtype != dtype:  # Lightning's precision="64-true" leaves PyG's batches alone.
             batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
         output = self.model(batch)
-        losses = molecule_losses(output, batch, self.config)
-        loss = losses.mean()
+        losses, labelled = molecule_losses(output, batch, self.config)
+        total, count = losses.sum(), labelled.sum()
         # Weighted by the number of labelled molecules, so that the last, smaller batch of an
         # epoch does not count as much as a full one.
-        self.log(
-            f"{stage}/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=losses.numel(),
-            sync_dist=True,
-        )
+        mean = self.losses[f"{stage}_loss"]
+        assert isinstance(mean, MeanMetric)
+        mean.update((total / count).detach(), count)
+        molecules = losses.numel()
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=molecules)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, DipoleMetrics)
         metrics.update(output.magnitude, batch.dipole_magnitude, output.dipole, batch.dipole)
         for collection in (metrics.of_magnitude, metrics.of_vector):
-            self.log_dict(collection, on_step=False, on_epoch=True, batch_size=losses.numel())
-        return loss
+            self.log_dict(collection, on_step=False, on_epoch=True, batch_size=molecules)
+        return total / count
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and the schedule of the configuration.
