@@ -12,6 +12,7 @@ import importlib
 import math
 import warnings
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,18 @@ holds about 60 atoms."""
 
 _CHUNK_PAIRS = 4_000_000
 """Pairs of atoms whose distances the plain search holds in memory at once."""
+
+
+class KeptGraph(NamedTuple):
+    """A radius graph that was built before, of a batch whose atoms have not moved since.
+
+    Attributes:
+        edge_index: What :func:`radius_graph` returns for the batch ``[2, E]``.
+        cutoff: The cutoff that it was built with, in angstrom.
+    """
+
+    edge_index: Tensor
+    cutoff: float
 
 
 def radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None = None) -> Tensor:

@@ -133,7 +133,7 @@ def test_challenge_as_it_was_and_resumed(
     assert read_challenge(tmp_path) == pytest.approx(found, abs=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["corrected", "light"])
+@pytest.mark.parametrize("variant", ["corrected", "light", "best"])
 def test_challenge_put_right(
     project_root: Path, challenge_data: Path, tmp_path: Path, variant: str
 ) -> None:

@@ -31,7 +31,8 @@ class DipoleDataModule(pl.LightningDataModule):
 
     Where the data set allows it (:func:`dipolegnn.data.packed.why_not_packed`), its arrays lie on
     the device of the trainer and batches are cut out of them there; else PyG's ``DataLoader``
-    makes them out of one ``Data`` per molecule. The batches are the same.
+    makes them out of one ``Data`` per molecule. The batches are the same, except that the first
+    ones hold their radius graphs if the module that is trained has ``cutoff_of_graphs``.
 
     Args:
         dataset: The molecules.
@@ -146,7 +147,9 @@ class DipoleDataModule(pl.LightningDataModule):
     ) -> Loader:
         if why_not_packed(part) is None:
             return TorchDataLoader(
-                PackedBatches(part, self._device(), exclude=_LEFT_OUT),
+                PackedBatches(
+                    part, self._device(), exclude=_LEFT_OUT, cutoff=self._cutoff_of_graphs()
+                ),
                 batch_size=None,
                 sampler=_Batches(sampler, batch_size),
                 num_workers=self.num_workers,
@@ -161,6 +164,12 @@ class DipoleDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             exclude_keys=list(_LEFT_OUT),
         )
+
+    def _cutoff_of_graphs(self) -> float | None:
+        """The cutoff of the module's graphs, if it says that it takes them as they come."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        cutoff: float | None = getattr(module, "cutoff_of_graphs", None)
+        return cutoff
 
     def _device(self) -> torch.device:
         """Where packed batches are made; worker processes make them on the CPU."""

@@ -2,19 +2,24 @@
 
 PyG makes a ``Data`` of each molecule and then collates these, which takes a good part of a training
 step. An ``InMemoryDataset`` holds its molecules end to end already: a batch is an index into that.
+How long everything gets is known on the CPU, so that making a batch waits for no GPU.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dipolegnn._pyg import Batch, InMemoryDataset
+from dipolegnn.graph import KeptGraph, radius_graph
 
 _PerWhat = Literal["atom", "molecule"]
+
+_CHUNK = 1000
+"""Molecules whose radius graphs are built at once."""
 
 
 class PackedBatches(Dataset[Any]):
@@ -26,6 +31,9 @@ class PackedBatches(Dataset[Any]):
         dataset: The molecules; :func:`why_not_packed` says whether they can be had like this.
         device: Where the arrays lie and the batches are made.
         exclude: Fields that batches do without.
+        cutoff: Build the radius graphs of this cutoff, in angstrom, once, and put them into the
+            batches as ``radius_graph``; None: leave that to the model. They are those of the
+            positions in the data set: not for who moves atoms between the data set and the model.
 
     Raises:
         ValueError: If they cannot.
@@ -36,6 +44,7 @@ class PackedBatches(Dataset[Any]):
         dataset: InMemoryDataset,
         device: torch.device | str = "cpu",
         exclude: tuple[str, ...] = (),
+        cutoff: float | None = None,
     ) -> None:
         reason = why_not_packed(dataset)
         if reason is not None:
@@ -56,20 +65,20 @@ class PackedBatches(Dataset[Any]):
                 self._tensors[field] = value.to(self.device)
             else:
                 self._texts[field] = value
+        self._graphs: _Graphs | None = None
+        if cutoff is not None:
+            self._graphs = self._build_graphs(cutoff)
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, positions: list[int] | Tensor) -> Batch:
         """The batch of the molecules at these positions, in this order."""
-        rows = self._positions[torch.as_tensor(positions, dtype=torch.long)]  # [B]
-        first = self._atoms[rows]
-        sizes = self._atoms[rows + 1] - first  # [B]
-        ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        index = torch.arange(len(rows)).repeat_interleave(sizes)  # [N] molecule of each atom
-        atoms = torch.arange(int(ptr[-1])) + (first - ptr[:-1])[index]  # [N]
-        slices = {"atom": ptr, "molecule": torch.arange(len(rows) + 1)}
-        where = {"atom": atoms.to(self.device), "molecule": rows.to(self.device)}
+        chosen = torch.as_tensor(positions, dtype=torch.long)  # [B]
+        rows = self._positions[chosen]
+        atoms = _Pieces.of(self._atoms, rows, self.device)
+        slices = {"atom": atoms.ptr, "molecule": torch.arange(len(rows) + 1)}
+        where = {"atom": atoms.rows, "molecule": _sent(rows, self.device)}
         batch = Batch(_base_cls=self._base_class)
         for field, per in self._per.items():
             if field in self._tensors:
@@ -84,8 +93,65 @@ class PackedBatches(Dataset[Any]):
             field: torch.zeros(len(rows), dtype=torch.long) if field in self._tensors else None
             for field in self._per
         }
-        batch.batch, batch.ptr = index.to(self.device), ptr.to(self.device)
+        batch.batch, batch.ptr = atoms.owner, _sent(atoms.ptr, self.device)
+        if self._graphs is not None:
+            edges = _Pieces.of(self._graphs.ends, chosen, self.device)
+            edge_index = self._graphs.edge_index.index_select(1, edges.rows).long()
+            shifted = edge_index + batch.ptr[edges.owner]
+            batch.radius_graph = KeptGraph(shifted, self._graphs.cutoff)
         return batch
+
+    def _build_graphs(self, cutoff: float) -> _Graphs:
+        """The radius graphs of all molecules, each counted from its own first atom."""
+        found, counts = [], []
+        for start in range(0, len(self), _CHUNK):
+            batch = self[torch.arange(start, min(start + _CHUNK, len(self)))]
+            edge_index = radius_graph(batch.pos, cutoff, batch.batch)  # [2, E]
+            owner = batch.batch[edge_index[1]]
+            found.append((edge_index - batch.ptr[owner]).int())
+            counts.append(owner.bincount(minlength=batch.num_graphs).cpu())
+        ends = torch.cat([torch.zeros(1, dtype=torch.long), *counts]).cumsum(0)
+        return _Graphs(cutoff, torch.cat(found, dim=1), ends)
+
+
+class _Graphs(NamedTuple):
+    """Radius graphs end to end."""
+
+    cutoff: float
+    edge_index: Tensor
+    """``[2, E]``, int32."""
+    ends: Tensor
+    """First edge of each molecule, and E; on the CPU."""
+
+
+class _Pieces(NamedTuple):
+    """Some pieces of rows that lie end to end, put one after another."""
+
+    rows: Tensor
+    """The rows, on the device."""
+    owner: Tensor
+    """Number of the piece of each row, on the device."""
+    ptr: Tensor
+    """First row of each piece in the result, and their number; on the CPU."""
+
+    @classmethod
+    def of(cls, ends: Tensor, pieces: Tensor, device: torch.device) -> _Pieces:
+        """The pieces of these numbers; ``ends [M + 1]`` says where each lies."""
+        first = ends[pieces]
+        sizes = ends[pieces + 1] - first
+        ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        total = int(ptr[-1])
+        small = _sent(torch.stack([sizes, first - ptr[:-1]]), device)  # [2, pieces]
+        owner = torch.arange(len(pieces), device=device)
+        owner = owner.repeat_interleave(small[0], output_size=total)
+        return cls(torch.arange(total, device=device) + small[1][owner], owner, ptr)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on the device, without waiting for it to get there."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def why_not_packed(dataset: InMemoryDataset) -> str | None:

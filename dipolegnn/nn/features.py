@@ -25,6 +25,11 @@ class AtomFeatures(NamedTuple):
     v: Tensor | None
 
 
+def may_look_at(tensor: Tensor) -> bool:
+    """Whether a check may read the numbers: on a GPU it would make every step wait for them."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class ElementEmbedding(nn.Embedding):
     """A vector per element, with N(0, 1) weights; refuses what is not an element it has."""
 
@@ -35,11 +40,10 @@ class ElementEmbedding(nn.Embedding):
         """Looks up ``z [N]`` and returns ``[N, F]``.
 
         Raises:
-            ValueError: If an atomic number is outside 1 to 100. On a GPU looking at the numbers
-                would make every step wait for the device; there PyTorch's own check stops at
-                numbers above 100.
+            ValueError: If an atomic number is outside 1 to 100. On a GPU nobody looks; there
+                PyTorch's own check stops at numbers above 100.
         """
-        if z.device.type == "cpu" and z.numel() and not torch.compiler.is_compiling():
+        if may_look_at(z) and z.numel():
             low, high = int(z.min()), int(z.max())
             if low < 1 or high > MAX_Z:
                 raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dipolegnn._pyg import Data, EdgeIndex, segment
 from dipolegnn.config import ModelConfig
-from dipolegnn.graph import radius_graph
+from dipolegnn.graph import KeptGraph, radius_graph
 from dipolegnn.nn.features import MAX_Z
 from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.painn import PaiNN
@@ -78,7 +78,8 @@ class DipoleModel(nn.Module):
 
         Args:
             batch: A PyG ``Batch`` or one ``Data`` with ``z [N]`` and ``pos [N, 3]`` in angstrom;
-                ``charge [B]`` in e if there are ions.
+                ``charge [B]`` in e if there are ions. A :class:`~dipolegnn.graph.KeptGraph` of the
+                right cutoff in ``radius_graph`` is taken for the graph; else it is built here.
 
         Returns:
             ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye, ``charges [N]`` in e.
@@ -108,7 +109,7 @@ class DipoleModel(nn.Module):
                 f"charge must have one entry per molecule [{ptr.numel() - 1}], got "
                 f"{list(charge.shape)}."
             )
-        edge_index = radius_graph(pos, self.representation.cutoff, index)
+        edge_index = self._edges(batch, index)
         if self._pays(edge_index) and self.message_passing == "fused":
             size = (z.numel(), z.numel())
             edge_index = EdgeIndex(
@@ -117,6 +118,13 @@ class DipoleModel(nn.Module):
         features = self.representation(z, pos, edge_index)
         centered = pos - self._centers_of_mass(z, pos, ptr)
         return self.head(features, centered, ptr, charge.view(-1).to(dtype))
+
+    def _edges(self, batch: Data, index: Tensor | None) -> Tensor:
+        """The radius graph, with the cutoff of the representation."""
+        kept = batch.get("radius_graph")
+        if isinstance(kept, KeptGraph) and kept.cutoff == self.representation.cutoff:
+            return kept.edge_index
+        return radius_graph(batch.pos, self.representation.cutoff, index)
 
     def _pays(self, edge_index: Tensor) -> bool:
         """Whether tabulating the filters is less work than evaluating them at every edge.

@@ -51,6 +51,15 @@ class DipoleModule(pl.LightningModule):
         )
         self.metrics = nn.ModuleDict({f"{stage}_metrics": DipoleMetrics(stage) for stage in stages})
 
+    @property
+    def cutoff_of_graphs(self) -> float:
+        """The cutoff of the model, in angstrom.
+
+        No step moves an atom before the model sees it, so the radius graphs of a data set need
+        building only once.
+        """
+        return self.model.representation.cutoff
+
     def on_train_epoch_start(self) -> None:
         """Seeds anything random in this epoch by its number, so that a resumed run repeats it."""
         pl.seed_everything(self.config.seed + self.current_epoch, verbose=False)

@@ -132,6 +132,7 @@ def on_device(dataset: ConformerDataset, split: Split, rank: int, devices: int) 
         world_size=devices,
         global_rank=rank,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        lightning_module=None,
     )
     return module
 

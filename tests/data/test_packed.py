@@ -10,6 +10,7 @@ import torch
 from dipolegnn._pyg import Batch, Data, InMemoryDataset
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, random_split, save_dataset
 from dipolegnn.data.packed import PackedBatches, why_not_packed
+from dipolegnn.graph import radius_graph
 from dipolegnn.molecules import Molecules
 from tests.data.samples import equal, sample_molecules
 
@@ -90,3 +91,17 @@ def test_worker_processes_make_the_same_batches(dataset: ConformerDataset, tmp_p
         module = DipoleDataModule(dataset, split, batch_size=2, seed=3, num_workers=workers)
         found.append([batch.pos for batch in module.train_dataloader()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_graphs_that_are_kept_are_those_of_the_batch(
+    dataset: ConformerDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dipolegnn.data.packed._CHUNK", 2)
+    for part in (dataset, dataset[torch.tensor([3, 1, 4])]):
+        packed = PackedBatches(part, cutoff=1.2)
+        for positions in ([0, 2], [2, 0, 1], [1]):
+            batch = packed[positions]
+            expected = radius_graph(batch.pos, 1.2, batch.batch)
+            assert batch.radius_graph.cutoff == 1.2
+            assert torch.equal(batch.radius_graph.edge_index, expected)
+            assert len(batch.to_data_list()) == len(positions)
