@@ -166,6 +166,57 @@ def test_challenge_without_its_data_says_so(project_root: Path, tmp_path: Path) 
         challenge.main(["--output", str(tmp_path / "run"), "--data", str(tmp_path)])
 
 
+@pytest.fixture(scope="module")
+def qm9_data(molecules: list[Data], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the format of QM9's, with four molecules in each part."""
+    folder = tmp_path_factory.mktemp("qm9")
+    np.savez(
+        folder / "qm9_dipole.npz",
+        n=np.array([data.z.numel() for data in molecules], dtype=np.uint8),
+        z=torch.cat([data.z for data in molecules]).numpy().astype(np.uint8),
+        pos=torch.cat([data.pos for data in molecules]).numpy(),
+        qm9_index=np.arange(1, len(molecules) + 1, dtype=np.int32),
+        mu=torch.cat([data.dipole_magnitude for data in molecules]).numpy(),
+        dipole=torch.cat([data.dipole for data in molecules]).numpy(),
+        dipole_ok=np.ones(len(molecules), dtype=bool),
+        split=(np.arange(len(molecules)) % 3).astype(np.uint8),
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [((), "painn"), (("--representation", "schnet", "--head", "atomwise"), "schnet")],
+)
+def test_qm9(
+    project_root: Path, qm9_data: Path, tmp_path: Path, words: tuple[str, ...], kind: str
+) -> None:
+    run = tmp_path / "run"
+    command = ["--fast", "--data", str(qm9_data), "--output", str(run), "--molecules", "3"]
+    module(project_root, "qm9").main([*command, "--max-epochs", "2", *words])
+
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["test"]["dipole_mae"] > 0
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert config["data"]["structures"] == {"train": 3, "val": 4, "test": 4}
+    assert config["model"]["representation"] == kind
+    # By default on magnitudes alone.
+    dataset = ConformerDataset(run / "qm9-fast")
+    assert all(data.dipole.isnan().all() for data in dataset)
+    assert sorted(dataset.mol_ids()[dataset.split().test].tolist()) == [3, 6, 9, 12]
+    for name in ("parity.png", "learning_curve.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_qm9_with_more_molecules_than_there_are(
+    project_root: Path, qm9_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="--molecules must be between 1 and 4, got 5"):
+        module(project_root, "qm9").main(
+            ["--data", str(qm9_data), "--output", str(tmp_path), "--molecules", "5"]
+        )
+
+
 def test_compare_speed(project_root: Path, tmp_path: Path) -> None:
     """Both sides run, and agree under the same weights: the script stops if they do not."""
     python = project_root / ".venv-peers" / "bin" / "python"
