@@ -67,6 +67,25 @@ def radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None = None) -> Ten
         tensor([[1, 0],
                 [0, 1]])
     """
+    if torch.compiler.is_compiling():
+        found: Tensor = _opaque_radius_graph(pos, cutoff, batch)
+        return found
+    return _radius_graph(pos, cutoff, batch)
+
+
+@torch.library.custom_op("dipolegnn::radius_graph", mutates_args=())
+def _opaque_radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
+    """The search as an operator that torch.compile and torch.export do not look into."""
+    return _radius_graph(pos, cutoff, batch)
+
+
+@_opaque_radius_graph.register_fake
+def _(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
+    edges = torch.library.get_ctx().new_dynamic_size()
+    return pos.new_empty((2, edges), dtype=torch.long)
+
+
+def _radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
     if not 0 < cutoff < math.inf:
         raise ValueError(f"cutoff must be a positive distance in angstrom, got {cutoff}.")
     if pos.dim() != 2 or pos.size(1) != 3:
@@ -145,6 +164,6 @@ def _torch_cluster_for(device_type: str) -> ModuleType | None:
         "slower for large molecules. `make setup`, or installing torch-cluster for this torch, "
         "mends that.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return None

@@ -163,6 +163,8 @@ class DipoleModel(nn.Module):
             return f"{type(self.representation).__name__} has no kernels"
         if any(layer.explain for layer in self.representation.interactions):
             return "an explainer looks at the messages, which the kernels never write down"
+        if torch.compiler.is_compiling():
+            return "torch.compile does not see through PyG's EdgeIndex, which leads to the kernels"
         weight = self.representation.embedding.weight
         return why_not_fused(weight.device, weight.dtype)
 

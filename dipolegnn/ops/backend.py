@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from importlib.util import find_spec
 
 import torch
@@ -21,6 +20,11 @@ def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"there are kernels for cpu and cuda, not for {device.type}"
 
 
-@functools.cache
+_INSTALLED: dict[str, bool] = {}
+"""What has been looked for. (A functools.cache would make torch.compile warn.)"""
+
+
 def _missing(package: str, remedy: str) -> str | None:
-    return None if find_spec(package) else f"{package} is not installed: {remedy}"
+    if package not in _INSTALLED:
+        _INSTALLED[package] = find_spec(package) is not None
+    return None if _INSTALLED[package] else f"{package} is not installed: {remedy}"

@@ -139,3 +139,7 @@ def _change_gradient(ctx: Any, grad_ds: Tensor, grad_dv: Tensor) -> tuple[Tensor
 
 mixing_context.register_autograd(_context_gradient, setup_context=_keep_context)
 mixing_change.register_autograd(_change_gradient, setup_context=_keep_change)
+
+for _operator in (mixing_context, mixing_change):
+    for _device in ("cpu", "cuda"):
+        _operator.register_autocast(_device, torch.float32)  # as in operators.py

@@ -255,3 +255,8 @@ def _cfconv_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 painn_message.register_autograd(_painn_message_gradient, setup_context=_keep_inputs)
 cfconv.register_autograd(_cfconv_gradient, setup_context=_keep_inputs)
+
+for _operator in (painn_message, cfconv):
+    for _device in ("cpu", "cuda"):
+        # Under autocast the matrix products before it may hand over half precision.
+        _operator.register_autocast(_device, torch.float32)

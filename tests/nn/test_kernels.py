@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from dipolegnn._pyg import MessagePassing
 from dipolegnn.nn import DipoleHead, DipoleModel, PaiNN
-from dipolegnn.ops import backend
+from dipolegnn.ops import backend, painn_message
 from tests.nn.models import make_model
 from tests.nn.structures import random_molecule
+from tests.ops.examples import CUTOFF, example, table
+from tests.tolerances import assert_close
 
 
 @pytest.fixture
-def no_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    backend._missing.cache_clear()
+def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_INSTALLED", {})
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
-    yield
-    backend._missing.cache_clear()
 
 
 def test_kernels_run_where_they_can() -> None:
@@ -51,6 +49,51 @@ def test_plain_while_an_explainer_looks() -> None:
         if isinstance(layer, MessagePassing):
             layer.explain = True
     assert model.message_passing == "plain"
+
+
+@pytest.mark.parametrize("representation", ["painn", "schnet"])
+def test_under_autocast(representation: str) -> None:
+    """Half-precision matrix products hand over to kernels in single precision."""
+    model = make_model(representation, "dipole", torch.float32)
+    data = random_molecule(9, seed=1, dtype=torch.float32)
+    expected = model(data).dipole.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        dipole = model(data).dipole
+    assert dipole.dtype == torch.float32
+    assert not torch.equal(dipole, expected)
+    assert torch.allclose(dipole, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+    dipole.sum().backward()
+    assert all(w.grad is not None for w in model.representation.interactions.parameters())
+
+
+# Dynamo looks at attributes that warn.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("representation", ["painn", "schnet"])
+def test_compiled(representation: str) -> None:
+    """torch.compile goes through the whole model, by the plain path."""
+    model = make_model(representation, "dipole", torch.float64)
+    model.kernels = "auto"
+    compiled = torch.compile(model, backend="aot_eager")
+    for atoms in (9, 12):
+        data = random_molecule(atoms, seed=1)
+        expected = model(data).dipole
+        dipole = compiled(data).dipole
+        assert_close(dipole, expected, torch.float64)
+        weight = model.representation.embedding.weight
+        (wanted,) = torch.autograd.grad(expected.sum(), weight)
+        (got,) = torch.autograd.grad(dipole.sum(), weight)
+        assert_close(got, wanted, torch.float64)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_operators_can_be_compiled(dynamic: bool) -> None:
+    """Without a break in the graph, and with sizes that change."""
+    message = torch.compile(painn_message, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for sizes in ((5, 4), (7,)):
+        g = example(4, torch.float64, sizes)
+        given = (g.x, g.v, table(g.coefficients), g.pos, g.rowptr, g.col, CUTOFF)
+        for got, expected in zip(message(*given), painn_message(*given), strict=True):
+            assert_close(got, expected, torch.float64)
 
 
 def test_a_misspelt_choice_is_an_error() -> None:
