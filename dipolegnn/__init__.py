@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dipolegnn.graph import radius_graph
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
     from dipolegnn.predict import predict_smiles
+    from dipolegnn.pretrained import load_pretrained
     from dipolegnn.training.fit import fit
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "fit",
     "load_model",
+    "load_pretrained",
     "predict_smiles",
     "radius_graph",
     "save_model",
@@ -52,6 +54,7 @@ _HOME = {
     "TrainConfig": "dipolegnn.config",
     "fit": "dipolegnn.training",
     "load_model": "dipolegnn.checkpoint",
+    "load_pretrained": "dipolegnn.pretrained",
     "predict_smiles": "dipolegnn.predict",
     "radius_graph": "dipolegnn.graph",
     "save_model": "dipolegnn.checkpoint",

@@ -20,6 +20,7 @@ LEVELS = [
     {"labels"},
     {"data", "nn"},
     {"checkpoint"},
+    {"pretrained"},
     {"training"},
     {"predict", "plots"},
     {"evaluation"},

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import load_model
+from dipolegnn.checkpoint import load_model, save_model
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
 from dipolegnn.molecules import Molecules, from_smiles
+from dipolegnn.nn import DipoleHead
 from dipolegnn.predict import predict
 
 SMILES = ("O", "N", "C", "CO", "CC", "C=O", "CCO", "C#N", "CC#N", "CN", "CCC", "COC")
@@ -215,6 +216,29 @@ def test_qm9_with_more_molecules_than_there_are(
         module(project_root, "qm9").main(
             ["--data", str(qm9_data), "--output", str(tmp_path), "--molecules", "5"]
         )
+
+
+def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--fast", "--data", str(qm9_data), "--output", str(run), "--max-epochs", "1"]
+    module(project_root, "qm9").main(words)
+    right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
+    model, provenance = load_model(run / "model.safetensors")
+    assert isinstance(model.head, DipoleHead)
+    model.head.reverse_()
+    save_model(wrong, model, provenance)
+
+    # From a model and from its opposite comes the same.
+    found = []
+    for source in (run / "model.safetensors", wrong):
+        command = ["--model", str(source), "--output", str(right), "--data", str(qm9_data)]
+        module(project_root, "publish").main(command)
+        published, about = load_model(right)
+        found.append(predict(published, from_smiles("CO"))[0].dipole)
+        assert isinstance(about["sign"], dict)
+        assert about["sign"]["settled_by"] == "GFN2-xTB"
+        assert about["data"] == provenance["data"]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 def test_compare_speed(project_root: Path, tmp_path: Path) -> None:

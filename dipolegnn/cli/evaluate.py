@@ -24,7 +24,7 @@ def run(options: Evaluate) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     note = _note(loaded, dataset, options.split)
     report = {
-        "model": str(loaded.path),
+        "model": loaded.name,
         "data": {"folder": str(options.data), "split": options.split},
         "structures": len(evaluation.predictions),
         "labelled": len(evaluation.labelled),

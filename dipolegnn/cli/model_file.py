@@ -6,19 +6,26 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ase.data import chemical_symbols
+
+from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import JSON, load_model
+from dipolegnn.molecules import MoleculeError
 from dipolegnn.nn import DipoleModel
+from dipolegnn.pretrained import names_for, pretrained_names, pretrained_path
 
 FILE_NAME = "model.safetensors"
 
-DEMO_MODEL = Path("runs") / "quickstart" / FILE_NAME
-"""Where `make demo` leaves its model, seen from the folder of the project."""
+DEFAULT = "painn-qm9"
+"""The pretrained model that is used when none is named."""
 
 
 class LoadedModel(NamedTuple):
     """A model, and what its file says about it."""
 
-    path: Path
+    name: str
+    """Of a pretrained model its name, of any other its path."""
+    pretrained: bool
     model: DipoleModel
     provenance: dict[str, JSON]
 
@@ -49,21 +56,40 @@ class LoadedModel(NamedTuple):
 
 
 def open_model(path: Path | None) -> LoadedModel:
-    """Loads a model file, or the model of a run, or the default model.
+    """Loads a pretrained model, a model file, the model of a run, or the default model.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is no model file.
     """
-    if path is None:
-        named = os.environ.get("DIPOLEGNN_MODEL")
-        path = Path(named) if named else DEMO_MODEL
-        if not path.exists():
-            source = "DIPOLEGNN_MODEL names" if named else "By default it is"
-            raise FileNotFoundError(
-                f"No model: give one with --model FILE. {source} {path}, which is not there; "
-                "`make demo` makes one, and so does `dipolegnn train`."
-            )
-    if path.is_dir():
-        path = path / FILE_NAME
-    return LoadedModel(path, *load_model(path))
+    named = os.environ.get("DIPOLEGNN_MODEL")
+    given = path or Path(named or DEFAULT)
+    if str(given) in pretrained_names() and not given.exists():
+        return LoadedModel(str(given), True, *load_model(pretrained_path(str(given))))
+    if not given.exists():
+        source = "--model" if path is not None else "DIPOLEGNN_MODEL"
+        raise FileNotFoundError(
+            f"No model: {source} names {given}, which is not there. Give a model file, the folder "
+            f"of a run, or one of {', '.join(pretrained_names())}."
+        )
+    if given.is_dir():
+        given = given / FILE_NAME
+    return LoadedModel(str(given), False, *load_model(given))
+
+
+def unknown_elements(loaded: LoadedModel, data: Data) -> MoleculeError | None:
+    """Why a pretrained model makes no prediction for the elements of a molecule; None if it does.
+
+    A model of the user's own predicts, with a note: it is the user who knows what it is for.
+    """
+    known = loaded.elements
+    symbols = {chemical_symbols[z] for z in data.z.tolist()}
+    strange = [] if known is None else sorted(symbols - known)
+    if not strange or not loaded.pretrained:
+        return None
+    others = names_for(symbols)
+    return MoleculeError(
+        f"It has {', '.join(strange)}, and {loaded.name} knows {', '.join(sorted(known or ()))}",
+        remedy=f"Take --model {others[0]}" if others else "Train a model on such molecules",
+        molecule=str(data.get("name") or data.get("smiles") or ""),
+    )

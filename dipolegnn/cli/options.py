@@ -163,8 +163,8 @@ class Predict(Debug):
     of the lowest conformer, in the frame of the geometry that is printed or written; an ion's
     refers to its centre of mass. Arguments after -- are never options.
 
-    Without --model it is $DIPOLEGNN_MODEL, else the model that `make demo` leaves in
-    runs/quickstart.
+    Without --model it is $DIPOLEGNN_MODEL, else painn-qm9, which comes with the package. A model
+    that does refuses elements that it was not trained on.
 
     Exit status: 0 all predicted; 1 some molecules failed, and are listed; 2 an error.
     """
@@ -176,7 +176,8 @@ class Predict(Debug):
     ]
     """SMILES (in quotes, because of the shell) and files."""
     model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
-    """Model file, or the folder of a run; left out: see above."""
+    """Name of a model that comes along, a model file, or the folder of a run; left out: see
+    above."""
     json: _Flag = False
     """Write JSON to standard output instead of tables."""
     output: _File = None

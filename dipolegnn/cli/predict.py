@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dipolegnn._pyg import Data
-from dipolegnn.cli.model_file import open_model
+from dipolegnn.cli.model_file import LoadedModel, open_model, unknown_elements
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
 from dipolegnn.cli.report import Report, as_json, print_tables, write_csv
@@ -44,7 +44,7 @@ def run(options: Predict) -> int:
     if not options.temperature > 0:
         raise ValueError(f"--temperature must be positive, in kelvin, got {options.temperature}.")
     loaded = open_model(options.model)
-    molecules = _read(options)
+    molecules = _read(options, loaded)
     progress = len(molecules.data) > 1000 and not options.json
     if sum(data.num_nodes or 0 for data in molecules.data) < KERNELS_FROM_ATOMS:
         loaded.model.kernels = "plain"
@@ -64,7 +64,7 @@ def run(options: Predict) -> int:
     return FAILED_MOLECULES if report.failures else 0
 
 
-def _read(options: Predict) -> Molecules:
+def _read(options: Predict, loaded: LoadedModel) -> Molecules:
     """All molecules of all arguments, in order, each with a number of its own."""
     data: list[Data] = []
     failures: list[Failure] = []
@@ -72,6 +72,7 @@ def _read(options: Predict) -> Molecules:
     for source, found in _sources(options):
         for structure in found.data:
             problem = unsupported(structure)
+            problem = problem or unknown_elements(loaded, structure)
             if problem is None:
                 numbered = structure.clone()
                 numbered.mol_id = structure.mol_id + first

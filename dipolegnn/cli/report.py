@@ -62,7 +62,7 @@ class Report:
 def as_json(report: Report) -> str:
     """The report as a JSON object."""
     content = {
-        "model": str(report.model.path),
+        "model": report.model.name,
         "accuracy": report.model.accuracy,
         "temperature": report.temperature,
         "units": UNITS,
@@ -130,7 +130,7 @@ def print_tables(report: Report) -> None:
     else:
         console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
     accuracy = report.model.accuracy
-    console.print(Text(f"{report.model.path}{f': {accuracy}' if accuracy else ''}"))
+    console.print(Text(f"{report.model.name}{f': {accuracy}' if accuracy else ''}"))
 
 
 def _dipoles(report: Report) -> Table:

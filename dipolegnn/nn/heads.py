@@ -86,6 +86,22 @@ class DipoleHead(nn.Module):
             "dipole."
         )
 
+    def reverse_(self) -> None:
+        """Turns all dipoles of neutral molecules, and all charges, into their opposites, in place.
+
+        Magnitudes alone leave the sign of the vectors open; one molecule with a known direction
+        settles it for all. (What is added to reach the total charge of an ion stays as it is.)
+        """
+        network = self.charge
+        if network is None:
+            assert self.blocks is not None
+            block = self.blocks[-1]
+            assert isinstance(block, GatedEquivariantBlock)
+            network = block.scalars  # whose last layer makes the charges and the gate
+        with torch.no_grad():
+            for weight in network[-1].parameters():
+                weight.neg_()
+
     def forward(
         self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor
     ) -> DipoleOutput:

@@ -130,3 +130,19 @@ def test_too_few_channels(make: type[DipoleHead | AtomwiseHead], hidden_channels
 def test_unknown_aggregation() -> None:
     with pytest.raises(ValueError, match="aggregation must be 'sum' or 'mean', got 'max'"):
         AtomwiseHead(8, "max")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("atomic_dipoles", [True, False])
+def test_reversed_dipoles_of_neutral_molecules_are_opposite(atomic_dipoles: bool) -> None:
+    head = DipoleHead(8, atomic_dipoles=atomic_dipoles).double()
+    randomize(head, seed=3)
+    given = features(5, 8)
+    pos = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    ptr, neutral = torch.tensor([0, 2, 5]), torch.zeros(2, dtype=F64)
+    before = head(given, pos, ptr, neutral)
+    head.reverse_()
+    after = head(given, pos, ptr, neutral)
+    assert_close(after.dipole, -before.dipole, F64)
+    assert_close(after.charges, -before.charges, F64)
+    assert_close(after.magnitude, before.magnitude, F64)
+    assert_close(head(given, pos, ptr, neutral + 1).charges.sum(), 2.0, F64)

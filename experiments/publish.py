@@ -1,0 +1,117 @@
+"""Turns a run on QM9's magnitudes into a model that comes with the package.
+
+Magnitudes leave the sign of the vectors open, one sign for all molecules. It is settled by GFN2-xTB
+dipoles that are made here, for molecules of the training part; then directions are measured on the
+test part, against the vectors of ``qm9_dipole.npz``, which no weight has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from reference_data import ROOT, data_folder, read_arrays, read_npz
+from rich.progress import track
+
+from dipolegnn._pyg import Data
+from dipolegnn.checkpoint import JSON, load_model, save_model
+from dipolegnn.config import XTBConfig
+from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.nn import DipoleHead, DipoleModel
+from dipolegnn.predict import predict
+
+FILE = "qm9_dipole.npz"
+
+CLEAR_DIPOLE = 1.0
+"""Molecules whose GFN2-xTB dipole is longer than this, in debye, have a say about the sign."""
+
+HAS_DIRECTION = 0.5
+"""Directions are measured on molecules with a dipole longer than this, in debye."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settle the sign of a model, measure its directions, and write it with its provenance."""
+
+    model: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The model.safetensors of a run of experiments/qm9.py."""
+    output: Path = ROOT / "dipolegnn" / "pretrained" / "painn-qm9.safetensors"
+    """The file to write."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder with qm9_dipole.npz; left out: $DIPOLEGNN_DATA, else ../shared/data."""
+    labelled: int = 300
+    """Molecules of the training part that GFN2-xTB is asked about."""
+    measured: int | None = None
+    """Molecules of the test part that directions are measured on; None: all."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the model."""
+    options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    path = data_folder(options.data, FILE) / FILE
+    part = read_arrays(path)["split"]
+    model, provenance = load_model(options.model)
+    if not isinstance(model.head, DipoleHead):
+        raise SystemExit(f"{options.model} has no vectors, so there is no sign to settle.")
+
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(part == 0))[: options.labelled]
+    asked = read_npz(path, number="qm9_index", vectors=False, rows=np.sort(rows)).data
+    agree, disagree = votes(model, asked)
+    if agree and disagree:
+        print(f"GFN2-xTB disagrees with itself: {agree} molecules for the sign, {disagree} against")
+    if disagree > agree:
+        model.head.reverse_()
+    print(f"sign: {max(agree, disagree)} of {agree + disagree} molecules agree")
+
+    rows = np.flatnonzero(part == 2)[: options.measured]
+    test = read_npz(path, number="qm9_index", vectors=True, rows=rows).data
+    angles = directions(model, [data for data in test if data.dipole.isfinite().all()])
+    measured: dict[str, JSON] = {
+        "molecules": len(angles),
+        "median": round(float(np.median(angles)), 3),
+        "percentile_95": round(float(np.percentile(angles, 95)), 3),
+        "percentile_99": round(float(np.percentile(angles, 99)), 3),
+        "wrong_sign": int((angles > 90).sum()),
+    }
+    print(f"directions of the test part, degrees: {measured}")
+    about: dict[str, JSON] = {
+        "settled_by": "GFN2-xTB",
+        "agree": max(agree, disagree),
+        "disagree": min(agree, disagree),
+    }
+    save_model(options.output, model, {**provenance, "sign": about, "test_directions": measured})
+    print(f"wrote {options.output}")
+
+
+def votes(model: DipoleModel, molecules: Sequence[Data]) -> tuple[int, int]:
+    """For how many molecules GFN2-xTB's dipole points along the model's, and against it."""
+    calculator = xtb_calculator(XTBConfig())
+    predictions = predict(model, molecules)
+    found = []
+    for prediction in track(predictions, "GFN2-xTB", transient=True):
+        reference = label(prediction.data, calculator).dipole[0].numpy()
+        assert prediction.dipole is not None
+        if np.linalg.norm(reference) > CLEAR_DIPOLE:
+            found.append(float(reference @ prediction.dipole) > 0)
+    return found.count(True), found.count(False)
+
+
+def directions(model: DipoleModel, molecules: Sequence[Data]) -> NDArray[np.float64]:
+    """Angles in degrees between predicted and reference dipoles, of those that are long enough."""
+    angles = []
+    for prediction in predict(model, molecules, progress=True):
+        reference = prediction.data.dipole[0].numpy().astype(float)
+        assert prediction.dipole is not None
+        if np.linalg.norm(reference) > HAS_DIRECTION:
+            cross = np.linalg.norm(np.cross(reference, prediction.dipole))
+            angles.append(np.degrees(np.arctan2(cross, reference @ prediction.dipole)))
+    return np.array(angles)
+
+
+if __name__ == "__main__":
+    main()

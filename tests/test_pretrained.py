@@ -1,0 +1,114 @@
+"""The models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipolegnn import DipoleModel
+from dipolegnn.checkpoint import load_model
+from dipolegnn.cli import main
+from dipolegnn.molecules import from_smiles
+from dipolegnn.predict import predict
+from dipolegnn.pretrained import (
+    FOLDER,
+    elements_of,
+    load_pretrained,
+    names_for,
+    pretrained_names,
+    pretrained_path,
+)
+from tests.cli.helpers import assert_message, predictions
+
+LARGEST_MB = 6
+
+
+@pytest.fixture(autouse=True)
+def no_other_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DIPOLEGNN_MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_each_has_a_card_and_says_where_it_comes_from() -> None:
+    assert "painn-qm9" in pretrained_names()
+    for name in pretrained_names():
+        path = pretrained_path(name)
+        assert path.stat().st_size <= LARGEST_MB * 2**20
+        card = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+        assert card.startswith(f"# {name}\n")
+        for what in ("licence", "level of theory", "## Accuracy", "must not be trusted"):
+            assert what in card
+        _, provenance = load_model(path)
+        data, result = provenance["data"], provenance["result"]
+        assert isinstance(data, dict)
+        assert isinstance(result, dict)
+        assert {"name", "level_of_theory", "elements", "sha256"} <= data.keys()
+        val = result["val"]
+        assert isinstance(val, dict)
+        mae = val["dipole_mae"]
+        assert isinstance(mae, float)
+        assert f"MAE {mae:.4f} D" in card
+
+
+# From the negative end to the positive one, and what experiment says, in debye.
+POLAR = [("C=O", 1, 0, 2.33), ("CC#N", 2, 0, 3.92), ("CC(C)=O", 3, 1, 2.88)]
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+@pytest.mark.parametrize(("smiles", "negative", "positive", "experiment"), POLAR)
+def test_dipoles_point_from_negative_to_positive(
+    name: str, smiles: str, negative: int, positive: int, experiment: float
+) -> None:
+    (data,) = from_smiles(smiles)
+    (found,) = predict(load_pretrained(name), [data])
+    assert found.dipole is not None
+    bond = (data.pos[positive] - data.pos[negative]).double().numpy()
+    cosine = (found.dipole @ bond) / found.magnitude / (bond @ bond) ** 0.5
+    assert cosine > 0.99
+    assert found.magnitude == pytest.approx(experiment, abs=0.5)
+
+
+def test_from_pretrained() -> None:
+    model = DipoleModel.from_pretrained("painn-qm9")
+    assert not model.training
+    same = load_pretrained("painn-qm9").state_dict()
+    assert all(torch.equal(weight, same[key]) for key, weight in model.state_dict().items())
+    with pytest.raises(ValueError, match="no pretrained model 'painn'; there are painn-qm9"):
+        DipoleModel.from_pretrained("painn")
+
+
+def test_elements() -> None:
+    assert elements_of("painn-qm9") == {"H", "C", "N", "O"}
+    assert "painn-qm9" in names_for(["H", "O"])
+    assert names_for(["H", "Og"]) == []
+
+
+def test_the_command_takes_one_by_default_and_names_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = predictions(capsys, "C=O")
+    assert content["model"] == "painn-qm9"
+    assert content["accuracy"].startswith("mean error 0.021 D on test molecules")
+    assert predictions(capsys, "C=O", "--model", "painn-qm9")["molecules"] == content["molecules"]
+
+
+def test_the_command_refuses_an_element_that_it_does_not_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = predictions(capsys, "C=O", "C[SiH3]")
+    assert [molecule["name"] for molecule in content["molecules"]] == ["C=O"]
+    (failure,) = content["failures"]
+    assert failure["problem"] == "It has Si, and painn-qm9 knows C, H, N, O"
+    assert failure["remedy"] == "Train a model on such molecules"
+    assert failure["molecule"] == "C[SiH3]"
+
+
+def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "O", "--model", "painn-qm8"]) == 2
+    assert_message(
+        capsys,
+        "--model names painn-qm8, which is not there. Give a model file, the folder of a run, or "
+        "one of painn-qm9",
+    )
