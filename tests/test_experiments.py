@@ -241,6 +241,44 @@ def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: 
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
+def test_external(
+    project_root: Path, molecules: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experimental_dipoles.csv").write_text(
+        "name,smiles,dipole_magnitude_debye\nwater,O,1.85\nchloromethane,CCl,1.87\n"
+        "formaldehyde,C=O,2.33\nsalt,[Na+].[Cl-],9.0\n",
+        encoding="utf-8",
+    )
+    for name in ("qm7b_ccsd", "qm9_mp2_vectors"):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            n=np.array([data.z.numel() for data in molecules], dtype=np.uint8),
+            z=torch.cat([data.z for data in molecules]).numpy().astype(np.uint8),
+            pos=torch.cat([data.pos for data in molecules]).numpy(),
+            dipole=torch.cat([data.dipole for data in molecules]).numpy(),
+        )
+    out = tmp_path / "out"
+    words = ["--data", str(tmp_path), "--output", str(out), "--molecules", "6"]
+    module(project_root, "external").main([*words, "--conformers", "2"])
+
+    assert "left out: [Na+].[Cl-]: 2 fragments" in capsys.readouterr().out
+    rows = json.loads((out / "external.json").read_text(encoding="utf-8"))
+    of_all = {
+        (row["set"].split()[0], row["method"]): row
+        for row in rows
+        if row["part"] == "all" and row["elements of"] == "painn-qm9"
+    }
+    for method in ("painn-qm9", "GFN2-xTB"):
+        row = of_all["experiment", method]
+        assert (row["molecules"], row["left out"]) == (2, 1)  # without chlorine
+        assert 0 < row["mae_D"] < 0.6
+        assert of_all["QM7b,", method]["molecules"] == 6
+        assert 0 <= of_all["QM9", method]["angle_median"] <= 180
+    assert {row["part"] for row in rows} >= {"size 1 to 3", "element O"}
+    text = (out / "external.md").read_text(encoding="utf-8")
+    assert "| experiment (from SMILES) | painn-qm9 (1 left out) | all | GFN2-xTB | 2 |" in text
+
+
 def test_compare_speed(project_root: Path, tmp_path: Path) -> None:
     """Both sides run, and agree under the same weights: the script stops if they do not."""
     python = project_root / ".venv-peers" / "bin" / "python"

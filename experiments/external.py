@@ -1,0 +1,226 @@
+"""The models that come along on molecules from elsewhere, with GFN2-xTB beside them.
+
+Experiment (``experimental_dipoles.csv``: from SMILES, with own conformers), another level of theory
+(``qm7b_ccsd.npz``: CCSD) and directions (``qm9_mp2_vectors.npz``: MP2). Only molecules all of whose
+elements a model was trained on count for it; how many that leaves out is said.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import tyro
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from reference_data import ROOT, data_folder, read_arrays
+from rich.progress import track
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import ConformerConfig, XTBConfig
+from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.molecules import MoleculeError, SmilesRow, embed_smiles, make_data
+from dipolegnn.predict import Prediction, average, predict
+from dipolegnn.pretrained import elements_of, load_pretrained, pretrained_names
+
+EXPERIMENT, QM7B, MP2 = "experimental_dipoles.csv", "qm7b_ccsd.npz", "qm9_mp2_vectors.npz"
+
+HAS_DIRECTION = 0.5
+"""Directions are compared above this magnitude, in debye."""
+
+SIZES = ((1, 3), (4, 6), (7, 9), (10, 99))
+"""Heavy atoms of the molecules of a row of the table by size."""
+
+Predictor = Callable[[Sequence[Data]], list[Prediction]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure the models that come along on molecules from elsewhere."""
+
+    output: Path = ROOT / "runs" / "external"
+    """Folder for external.md and external.json."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of the reference data; left out: $DIPOLEGNN_DATA, else ../shared/data."""
+    molecules: int = 2000
+    """Molecules of a file at most, drawn at random."""
+    conformers: int = 5
+    """Conformers at most of a molecule from a SMILES."""
+
+
+class Sample(NamedTuple):
+    """Structures, and what is known about them; conformers of a molecule are neighbours."""
+
+    name: str
+    data: list[Data]
+    magnitude: NDArray[np.float64]
+    """One per molecule, in debye."""
+    dipole: NDArray[np.float64] | None
+    """Vectors, one per molecule, in debye."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the comparison."""
+    options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    folder = data_folder(options.data, EXPERIMENT)
+    samples = [
+        from_experiment(folder / EXPERIMENT, options.conformers),
+        from_npz("QM7b, CCSD/d-aug-cc-pVDZ", folder / QM7B, options.molecules),
+        from_npz("QM9 geometries, RI-MP2/def2-TZVP", folder / MP2, options.molecules),
+    ]
+    rows: list[dict[str, Any]] = []
+    for sample in samples:
+        for name in pretrained_names():
+            covered = restricted(sample, elements_of(name))
+            left_out = len(sample.magnitude) - len(covered.magnitude)
+            if not len(covered.magnitude):
+                continue
+            model = load_pretrained(name)
+            for method, predictor in (
+                (name, lambda data, model=model: predict(model, data)),
+                ("GFN2-xTB", by_xtb),
+            ):
+                for what, values in measure(covered, predictor).items():
+                    row = {"set": sample.name, "method": method, "elements of": name, "part": what}
+                    rows.append({**row, "left out": left_out, **values})
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "external.json").write_text(json.dumps(rows, indent=1) + "\n")
+    text = "\n\n".join(table(part, rows) for part in ("all", "size", "element")) + "\n"
+    (options.output / "external.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def from_experiment(path: Path, conformers: int) -> Sample:
+    """Gas-phase magnitudes, of conformers made from SMILES."""
+    with path.open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    rows = [
+        SmilesRow(number, entry["smiles"], dipole_magnitude=float(entry["dipole_magnitude_debye"]))
+        for number, entry in enumerate(listed, start=1)
+    ]
+    found = embed_smiles(rows, ConformerConfig(conformers=conformers))
+    for failure in found.failures:
+        print(f"left out: {failure.molecule}: {failure.problem}")
+    ids = [int(data.mol_id) for data in found.data]
+    magnitude = {i: float(data.dipole_magnitude) for i, data in zip(ids, found.data, strict=True)}
+    return Sample("experiment (from SMILES)", found.data, np.array(list(magnitude.values())), None)
+
+
+def from_npz(name: str, path: Path, limit: int) -> Sample:
+    """Structures with reference vectors."""
+    arrays = read_arrays(path)
+    first = np.concatenate([[0], np.cumsum(arrays["n"], dtype=np.int64)])
+    rows = np.sort(np.random.default_rng(0).permutation(len(arrays["n"]))[:limit])
+    data = [
+        make_data(
+            arrays["z"][first[row] : first[row + 1]],
+            arrays["pos"][first[row] : first[row + 1]],
+            mol_id=int(row),
+        )
+        for row in rows
+    ]
+    dipole = arrays["dipole"][rows].astype(float)
+    return Sample(name, data, np.linalg.norm(dipole, axis=1), dipole)
+
+
+def restricted(sample: Sample, elements: frozenset[str]) -> Sample:
+    """The molecules of these elements alone."""
+    known = [{chemical_symbols[z] for z in data.z.tolist()} <= elements for data in sample.data]
+    ids = list(dict.fromkeys(int(data.mol_id) for data in sample.data))
+    kept = {int(data.mol_id) for data, good in zip(sample.data, known, strict=True) if good}
+    rows = np.array([number in kept for number in ids])
+    return Sample(
+        sample.name,
+        [data for data in sample.data if int(data.mol_id) in kept],
+        sample.magnitude[rows],
+        None if sample.dipole is None else sample.dipole[rows],
+    )
+
+
+def by_xtb(molecules: Sequence[Data]) -> list[Prediction]:
+    """GFN2-xTB at the same geometries; NaN where it fails."""
+    calculator = xtb_calculator(XTBConfig())
+    found = []
+    for data in track(molecules, "GFN2-xTB", transient=True):
+        try:
+            dipole = label(data, calculator).dipole[0].double().numpy()
+        except MoleculeError as error:
+            print(f"GFN2-xTB: {error}")
+            dipole = np.full(3, np.nan)
+        found.append(Prediction(data, float(np.linalg.norm(dipole)), dipole, None))
+    return found
+
+
+def measure(sample: Sample, predictor: Predictor) -> dict[str, dict[str, float]]:
+    """Errors over all molecules, by size and by element; magnitudes averaged over conformers."""
+    molecules = average(predictor(sample.data))
+    error = np.array([molecule.magnitude for molecule in molecules]) - sample.magnitude
+    angle = np.full(len(molecules), np.nan)
+    if sample.dipole is not None:
+        for k, (molecule, reference) in enumerate(zip(molecules, sample.dipole, strict=True)):
+            found = molecule.lowest.dipole
+            if found is not None and sample.magnitude[k] > HAS_DIRECTION:
+                cross = np.linalg.norm(np.cross(found, reference))
+                angle[k] = np.degrees(np.arctan2(cross, found @ reference))
+    symbols = [[chemical_symbols[z] for z in m.lowest.data.z.tolist()] for m in molecules]
+    heavy = np.array([sum(symbol != "H" for symbol in names) for names in symbols])
+    parts = {"all": np.ones(len(molecules), dtype=bool)}
+    parts |= {f"size {a} to {b}": (heavy >= a) & (heavy <= b) for a, b in SIZES}
+    elements = sorted({symbol for names in symbols for symbol in names} - {"H", "C"})
+    parts |= {
+        f"element {element}": np.array([element in names for names in symbols])
+        for element in elements
+    }
+    return {what: numbers(error[some], angle[some]) for what, some in parts.items() if some.any()}
+
+
+def numbers(error: NDArray[np.float64], angle: NDArray[np.float64]) -> dict[str, float]:
+    """Mean errors in debye, angles in degrees; without what cannot be said."""
+    known = error[np.isfinite(error)]
+    if not len(known):
+        return {"molecules": 0}
+    found = {
+        "molecules": len(known),
+        "mae_D": float(np.abs(known).mean()),
+        "rmse_D": float(np.sqrt(np.square(known).mean())),
+        "bias_D": float(known.mean()),
+    }
+    directed = angle[np.isfinite(angle)]
+    if len(directed):
+        found |= {
+            "angle_median": float(np.median(directed)),
+            "angle_99": float(np.percentile(directed, 99)),
+        }
+    return found
+
+
+def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of one kind as Markdown."""
+    chosen = [row for row in rows if row["part"].split()[0] == part and row["molecules"]]
+    columns = {
+        "mae_D": "MAE, D",
+        "rmse_D": "RMSE, D",
+        "bias_D": "bias, D",
+        "angle_median": "angle, median, °",
+        "angle_99": "angle, 99 %, °",
+    }
+    lines = [
+        f"| set | molecules of | part | method | molecules | {' | '.join(columns.values())} |",
+        "|---" * (5 + len(columns)) + "|",
+    ]
+    for row in chosen:
+        cells = [f"{row[name]:.3f}" if name in row else "–" for name in columns]
+        lines.append(
+            f"| {row['set']} | {row['elements of']} ({row['left out']} left out) | {row['part']} "
+            f"| {row['method']} | {row['molecules']} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
