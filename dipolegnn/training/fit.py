@@ -59,6 +59,7 @@ def fit(
     test: bool = False,
     progress: bool = True,
     time_limit: float | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
 
@@ -78,6 +79,7 @@ def fit(
         time_limit: Stop in time for this many seconds, at the end of an epoch. The schedules
             cosine and onecycle do not know of it: cut short, they end at a high learning rate,
             and the model is worse than one of fewer ``max_epochs``. Such a run can be resumed.
+        callbacks: Further callbacks of Lightning; an exception from one ends the run.
 
     Returns:
         The model and how good it is.
@@ -103,13 +105,14 @@ def fit(
     early = None if patience is None else PatientEarlyStopping(patience)
     shown = _progress(progress, limit)
     history = History(folder.history, shown.epoch)
-    callbacks: list[Callback | None] = [
+    all_callbacks: list[Callback | None] = [
         None if config.ema_decay is None else WarmedUpEMA(config.ema_decay),
         history,
         early,
         limit,
         shown,
         LearningRateMonitor(logging_interval="step"),
+        *callbacks,
         # Last, in this order: the last checkpoint knows of everything before it.
         BestCheckpoint(folder.checkpoints),
         LastCheckpoint(folder.checkpoints),
@@ -121,7 +124,7 @@ def fit(
             devices=1,
             precision="64-true" if config.precision == 64 else "32-true",
             max_epochs=config.max_epochs,
-            callbacks=[callback for callback in callbacks if callback is not None],
+            callbacks=[callback for callback in all_callbacks if callback is not None],
             logger=TensorBoardLogger(
                 folder.path, name=None, version=folder.tensorboard.name, default_hp_metric=False
             ),

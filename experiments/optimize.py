@@ -1,0 +1,254 @@
+"""A search for good hyper-parameters, with Optuna, on any data set of the package.
+
+The eight of the original recipe: batch size, learning rate, patience of early stopping, number of
+radial basis functions, of interactions and of channels, cutoff, patience of the plateau schedule.
+The objective is the best validation loss. Poor trials are pruned by their validation loss so far,
+failed ones are recorded and passed over.
+
+``RUN/study.db`` holds the trials (``--storage`` takes any URL that Optuna knows, which several
+processes and machines can share). The same command goes on where it was stopped. It writes
+``RUN/best.json``, for ``dipolegnn train --config``, ``RUN/trials.csv`` and pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import optuna
+import pytorch_lightning as pl
+import torch
+import tyro
+from matplotlib.axes import Axes
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.visualization import matplotlib as plots
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+
+from dipolegnn.config import ModelConfig, TrainConfig
+from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
+from dipolegnn.nn import build_model
+from dipolegnn.training import fit
+
+STUDY = "dipolegnn"
+
+HEARTBEAT_S = 30
+"""A running trial shows this often that it lives; one that has not for three times as long is
+recorded as failed by whoever starts the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Search for hyper-parameters."""
+
+    data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of a data set, with a split."""
+    output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """Folder of the study."""
+    trials: int = 10
+    """Trials of this call; those of earlier calls count for themselves."""
+    time_limit: Annotated[float | None, tyro.conf.arg(metavar="MINUTES", help_behavior_hint="")] = (
+        None
+    )
+    """Start no further trial after so many minutes."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
+    """Where the trials are kept; left out: RUN/study.db (SQLite)."""
+    max_epochs: int = 30
+    """Passes over the training molecules per trial at most."""
+    molecules: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")
+    ] = None
+    """Train on the first so many molecules of the training part only."""
+    seed: int = 0
+    """Seed of the sampler and of every trial."""
+    fast: bool = False
+    """Tiny networks only, to see that everything works."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the search."""
+    options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file or a pipe has no width to keep to
+    dataset = ConformerDataset(options.data)
+    split = dataset.split()
+    split = Split(split.train[: options.molecules], split.val, split.test)
+    options.output.mkdir(parents=True, exist_ok=True)
+    study = open_study(options)
+    console.print(f"{split} structures; {len(study.trials)} earlier trials", highlight=False)
+
+    def say(study: Study, trial: FrozenTrial) -> None:
+        value = "–" if trial.value is None else f"{trial.value:.4f} D"
+        console.print(
+            f"trial {trial.number}: {trial.state.name.lower()}, {value}, "
+            f"{', '.join(f'{k} {shown(v)}' for k, v in trial.params.items())}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    study.optimize(
+        objective(dataset, split, options),
+        n_trials=options.trials,
+        timeout=None if options.time_limit is None else 60 * options.time_limit,
+        callbacks=[say],
+        # Recorded as failed, with what happened; a stop by the user is not among them.
+        catch=(Exception,),
+    )
+    write(study, options, console)
+
+
+def open_study(options: Options) -> Study:
+    """The study in the storage, made at first use."""
+    url = options.storage or f"sqlite:///{(options.output / 'study.db').resolve()}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(url, heartbeat_interval=HEARTBEAT_S, grace_period=3 * HEARTBEAT_S)
+    study = optuna.create_study(
+        study_name=STUDY,
+        storage=storage,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=5),
+        load_if_exists=True,
+    )
+    # Another seed after some trials, so that a study that goes on does not repeat itself.
+    study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
+    return study
+
+
+def suggest(trial: Trial, options: Options) -> tuple[ModelConfig, TrainConfig]:
+    """A model and a recipe."""
+    model = ModelConfig(
+        hidden_channels=trial.suggest_categorical("n_atom_basis", [64, 96, 128, 192]),
+        num_interactions=trial.suggest_int("n_interactions", 2, 7),
+        num_rbf=trial.suggest_int("n_rbf", 10, 40),
+        cutoff=trial.suggest_float("cutoff", 3.0, 8.0, step=0.5),
+    )
+    train = TrainConfig(
+        max_epochs=options.max_epochs,
+        batch_size=trial.suggest_categorical("bs", [32, 64, 128, 256, 400]),
+        lr=trial.suggest_float("lr", 1e-4, 5e-3, log=True),
+        scheduler="plateau",
+        plateau_patience=trial.suggest_int("pat2", 2, 15),
+        early_stopping_patience=trial.suggest_int("patience", 5, 40),
+        seed=options.seed,
+    )
+    if options.fast:
+        model = replace(model, hidden_channels=8, num_interactions=1)
+    return model, train
+
+
+def objective(
+    dataset: ConformerDataset, split: Split, options: Options
+) -> Callable[[Trial], float]:
+    """What a trial does: the validation loss of the best epoch, in debye."""
+
+    def run(trial: Trial) -> float:
+        model, train = suggest(trial, options)
+        torch.manual_seed(train.seed)
+        result = fit(
+            build_model(model),
+            DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
+            train,
+            options.output / "trials" / f"{trial.number:04d}",
+            progress=False,
+            callbacks=[Pruning(trial)],
+        )
+        return result.best_val_loss
+
+    return run
+
+
+class Pruning(Callback):
+    """Tells Optuna the validation loss of each epoch, and stops where Optuna has seen enough."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.best = math.inf
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reports the best loss so far.
+
+        Raises:
+            TrialPruned: If other trials were better by this epoch.
+        """
+        self.best = min(self.best, float(trainer.callback_metrics["val/loss"]))
+        self.trial.report(self.best, trainer.current_epoch)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned(f"after epoch {trainer.current_epoch + 1}")
+
+
+def write(study: Study, options: Options, console: Console) -> None:
+    """The table of the trials, the best configuration, pictures."""
+    names = sorted({name for trial in study.trials for name in trial.params})
+    table = Table(title="Trials; value: validation loss in debye", title_justify="left")
+    header = ["number", "value", "start", "end", "state", *names]
+    for column in header:
+        table.add_column(column, justify="right", overflow="fold")
+    rows = [
+        [
+            str(trial.number),
+            "" if trial.value is None else f"{trial.value:.4f}",
+            *("" if at is None else f"{at:%m-%d %H:%M}" for at in _times(trial)),
+            trial.state.name.lower(),
+            *(shown(trial.params.get(name, "")) for name in names),
+        ]
+        for trial in study.trials
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    with (options.output / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    if not complete:
+        console.print("No trial is complete yet.")
+        return
+    best = study.best_trial
+    model, train = suggest(best, options)  # type: ignore[arg-type]
+    content = {"model": asdict(model), "train": asdict(train)}
+    path = options.output / "best.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    console.print(f"best: trial {best.number}, {best.value:.4f} D; dipolegnn train --config {path}")
+    pictures: dict[str, Callable[[], Axes]] = {
+        "history": lambda: plots.plot_optimization_history(study),
+        "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study),
+    }
+    if len({trial.value for trial in complete}) > 2:  # fewer say nothing about importance
+        pictures["importance"] = lambda: plots.plot_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator()
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A parameter that was the same in all trials.
+        warnings.filterwarnings("ignore", message="Attempting to set identical low and high")
+        for name, draw in pictures.items():
+            figure = draw().get_figure(root=True)
+            assert figure is not None
+            figure.savefig(options.output / f"{name}.png", dpi=120, bbox_inches="tight")
+
+
+def _times(trial: FrozenTrial) -> tuple[object, object]:
+    return trial.datetime_start, trial.datetime_complete
+
+
+def shown(value: object) -> str:
+    """A hyper-parameter as a short text."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt as interrupt:
+        raise SystemExit(f"\n{str(interrupt) or 'Interrupted.'}") from None
