@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from dipolegnn.ops.table import STENCIL_POINTS
 
@@ -28,3 +29,8 @@ def _missing(package: str, remedy: str) -> str | None:
     if package not in _INSTALLED:
         _INSTALLED[package] = find_spec(package) is not None
     return None if _INSTALLED[package] else f"{package} is not installed: {remedy}"
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor as the kernels want it: contiguous, known to no autograd."""
+    return tensor.detach().contiguous()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipolegnn.ops.backend import plain
+
 
 @torch.library.custom_op("dipolegnn::mixing_context", mutates_args=(), device_types="cpu")
 def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
@@ -27,14 +29,14 @@ def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
     """
     from dipolegnn.ops import cpu  # here, so that numba is loaded only when it is needed
 
-    return cpu.mixing_context(_plain(s), _plain(vectors), eps)
+    return cpu.mixing_context(plain(s), plain(vectors), eps)
 
 
 @torch.library.custom_op("dipolegnn::mixing_context_backward", mutates_args=(), device_types="cpu")
 def _mixing_context_backward(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     from dipolegnn.ops import cpu
 
-    return cpu.mixing_context_backward(_plain(grad), _plain(vectors), _plain(out))
+    return cpu.mixing_context_backward(plain(grad), plain(vectors), plain(out))
 
 
 @torch.library.custom_op("dipolegnn::mixing_change", mutates_args=(), device_types="cpu")
@@ -50,7 +52,7 @@ def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
     """
     from dipolegnn.ops import cpu
 
-    return cpu.mixing_change(_plain(vectors), _plain(abc))
+    return cpu.mixing_change(plain(vectors), plain(abc))
 
 
 @torch.library.custom_op("dipolegnn::mixing_change_backward", mutates_args=(), device_types="cpu")
@@ -59,44 +61,35 @@ def _mixing_change_backward(
 ) -> tuple[Tensor, Tensor]:
     from dipolegnn.ops import cpu
 
-    return cpu.mixing_change_backward(
-        _plain(grad_ds), _plain(grad_dv), _plain(vectors), _plain(abc)
-    )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor as the kernels want it: contiguous, known to no autograd."""
-    return tensor.detach().contiguous()
+    return cpu.mixing_change_backward(plain(grad_ds), plain(grad_dv), plain(vectors), plain(abc))
 
 
 @mixing_context.register_kernel("cuda")
 def _(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
     from dipolegnn.ops import gpu
 
-    return gpu.mixing_context(_plain(s), _plain(vectors), eps)
+    return gpu.mixing_context(plain(s), plain(vectors), eps)
 
 
 @_mixing_context_backward.register_kernel("cuda")
 def _(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     from dipolegnn.ops import gpu
 
-    return gpu.mixing_context_backward(_plain(grad), _plain(vectors), _plain(out))
+    return gpu.mixing_context_backward(plain(grad), plain(vectors), plain(out))
 
 
 @mixing_change.register_kernel("cuda")
 def _(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
     from dipolegnn.ops import gpu
 
-    return gpu.mixing_change(_plain(vectors), _plain(abc))
+    return gpu.mixing_change(plain(vectors), plain(abc))
 
 
 @_mixing_change_backward.register_kernel("cuda")
 def _(grad_ds: Tensor, grad_dv: Tensor, vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
     from dipolegnn.ops import gpu
 
-    return gpu.mixing_change_backward(
-        _plain(grad_ds), _plain(grad_dv), _plain(vectors), _plain(abc)
-    )
+    return gpu.mixing_change_backward(plain(grad_ds), plain(grad_dv), plain(vectors), plain(abc))
 
 
 @mixing_context.register_fake

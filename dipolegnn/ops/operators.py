@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipolegnn.ops.backend import plain
+
 
 @torch.library.custom_op("dipolegnn::painn_message", mutates_args=(), device_types="cpu")
 def painn_message(
@@ -40,7 +42,7 @@ def painn_message(
     from dipolegnn.ops import cpu  # here, so that numba is loaded only when it is needed
 
     return cpu.painn_message(
-        _plain(x), _plain(v), _plain(table), _plain(pos), _plain(rowptr), _plain(col), cutoff
+        plain(x), plain(v), plain(table), plain(pos), plain(rowptr), plain(col), cutoff
     )
 
 
@@ -60,14 +62,14 @@ def _painn_message_backward(
     from dipolegnn.ops import cpu
 
     return cpu.painn_message_backward(
-        _plain(grad_ds),
-        _plain(grad_dv),
-        _plain(x),
-        _plain(v),
-        _plain(table),
-        _plain(pos),
-        _plain(rowptr),
-        _plain(col),
+        plain(grad_ds),
+        plain(grad_dv),
+        plain(x),
+        plain(v),
+        plain(table),
+        plain(pos),
+        plain(rowptr),
+        plain(col),
         cutoff,
         positions,
     )
@@ -92,7 +94,7 @@ def cfconv(
     """
     from dipolegnn.ops import cpu
 
-    return cpu.cfconv(_plain(x), _plain(table), _plain(pos), _plain(rowptr), _plain(col), cutoff)
+    return cpu.cfconv(plain(x), plain(table), plain(pos), plain(rowptr), plain(col), cutoff)
 
 
 @torch.library.custom_op("dipolegnn::cfconv_backward", mutates_args=(), device_types="cpu")
@@ -109,20 +111,15 @@ def _cfconv_backward(
     from dipolegnn.ops import cpu
 
     return cpu.cfconv_backward(
-        _plain(grad),
-        _plain(x),
-        _plain(table),
-        _plain(pos),
-        _plain(rowptr),
-        _plain(col),
+        plain(grad),
+        plain(x),
+        plain(table),
+        plain(pos),
+        plain(rowptr),
+        plain(col),
         cutoff,
         positions,
     )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor as the kernels want it: contiguous, known to no autograd."""
-    return tensor.detach().contiguous()
 
 
 @painn_message.register_kernel("cuda")
@@ -132,7 +129,7 @@ def _(
     from dipolegnn.ops import gpu
 
     return gpu.painn_message(
-        _plain(x), _plain(v), _plain(table), _plain(pos), _plain(rowptr), _plain(col), cutoff
+        plain(x), plain(v), plain(table), plain(pos), plain(rowptr), plain(col), cutoff
     )
 
 
@@ -152,14 +149,14 @@ def _(
     from dipolegnn.ops import gpu
 
     return gpu.painn_message_backward(
-        _plain(grad_ds),
-        _plain(grad_dv),
-        _plain(x),
-        _plain(v),
-        _plain(table),
-        _plain(pos),
-        _plain(rowptr),
-        _plain(col),
+        plain(grad_ds),
+        plain(grad_dv),
+        plain(x),
+        plain(v),
+        plain(table),
+        plain(pos),
+        plain(rowptr),
+        plain(col),
         cutoff,
         positions,
     )
@@ -169,7 +166,7 @@ def _(
 def _(x: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float) -> Tensor:
     from dipolegnn.ops import gpu
 
-    return gpu.cfconv(_plain(x), _plain(table), _plain(pos), _plain(rowptr), _plain(col), cutoff)
+    return gpu.cfconv(plain(x), plain(table), plain(pos), plain(rowptr), plain(col), cutoff)
 
 
 @_cfconv_backward.register_kernel("cuda")
@@ -186,12 +183,12 @@ def _(
     from dipolegnn.ops import gpu
 
     return gpu.cfconv_backward(
-        _plain(grad),
-        _plain(x),
-        _plain(table),
-        _plain(pos),
-        _plain(rowptr),
-        _plain(col),
+        plain(grad),
+        plain(x),
+        plain(table),
+        plain(pos),
+        plain(rowptr),
+        plain(col),
         cutoff,
         positions,
     )
