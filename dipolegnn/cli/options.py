@@ -144,7 +144,7 @@ class Evaluate(Debug):
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Model file (model.safetensors), or the folder of a run."""
+    """Name of a model that comes along, a model file, or the folder of a run."""
     data: _Folder
     """Folder of a data set."""
     output: _Folder
