@@ -213,11 +213,11 @@ def where_time_goes(
 
 
 def _kind_of(key: str) -> str:
-    # The backward of an operator is timed under a name of autograd's own.
+    # While gradients are recorded, the forward of an operator is timed under a name of autograd's.
     name = key.removeprefix("aten::")
     if name.startswith("GeneratedBackwardFor_dipolegnn_"):
         name = "dipolegnn::" + name.removeprefix("GeneratedBackwardFor_dipolegnn_")
-        name = name.removesuffix("_default").removesuffix("Backward")
+        name = name.removesuffix("_default")
     for kind, names in _KINDS:
         if name in names or (kind == "mixing" and name.startswith(names)):
             return kind

@@ -97,7 +97,9 @@ def test_elements() -> None:
 def test_the_command_takes_one_by_default_and_names_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    Path("painn-qm9").mkdir()  # of the user's own, and not meant
     content = predictions(capsys, "C=O")
+    Path("painn-qm9").rmdir()
     assert content["model"] == "painn-qm9"
     assert content["accuracy"].startswith("mean error 0.021 D on test molecules")
     assert predictions(capsys, "C=O", "--model", "painn-qm9")["molecules"] == content["molecules"]

@@ -63,7 +63,9 @@ def open_model(path: Path | None) -> LoadedModel:
         ValueError: It is no model file.
     """
     named = os.environ.get("DIPOLEGNN_MODEL")
-    given = path or Path(named or DEFAULT)
+    if path is None and not named:  # whatever else is called like that
+        return LoadedModel(DEFAULT, True, *load_model(pretrained_path(DEFAULT)))
+    given = path or Path(str(named))
     if str(given) in pretrained_names() and not given.exists():
         return LoadedModel(str(given), True, *load_model(pretrained_path(str(given))))
     if not given.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def names_for(elements: Collection[str]) -> list[str]:
     return [name for name in pretrained_names() if set(elements) <= elements_of(name)]
 
 
+@functools.cache  # asked for every molecule that a model refuses
 def elements_of(name: str) -> frozenset[str]:
     """The elements that a model was trained on, as symbols."""
     provenance = load_model(pretrained_path(name))[1]
