@@ -1,9 +1,11 @@
 """A search for good hyper-parameters, with Optuna, on any data set of the package.
 
 The eight of the original recipe: batch size, learning rate, patience of early stopping, number of
-radial basis functions, of interactions and of channels, cutoff, patience of the plateau schedule.
-The objective is the best validation loss. Poor trials are pruned by their validation loss so far,
-failed ones are recorded and passed over.
+radial basis functions, of interactions and of channels, cutoff, patience of the plateau schedule;
+and the schedule itself, the beta of the Huber loss and the weight decay. The first trial is the
+default configuration. The objective is the validation error of the magnitude (MAE in debye) of the
+epoch with the best validation loss; the loss itself is of another size for each beta. Poor trials
+are pruned by their least error so far, failed ones are recorded and passed over.
 
 ``RUN/study.db`` holds the trials (``--storage`` takes any URL that Optuna knows, which several
 processes and machines can share). The same command goes on where it was stopped. It writes
@@ -81,13 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a file or a pipe has no width to keep to
+        console = Console(width=220)  # a file or a pipe has no width to keep to
     dataset = ConformerDataset(options.data)
     split = dataset.split()
     split = Split(split.train[: options.molecules], split.val, split.test)
     options.output.mkdir(parents=True, exist_ok=True)
     study = open_study(options)
-    console.print(f"{split} structures; {len(study.trials)} earlier trials", highlight=False)
+    earlier = sum(trial.state.is_finished() for trial in study.trials)
+    console.print(f"{split} structures; {earlier} earlier trials", highlight=False)
 
     def say(study: Study, trial: FrozenTrial) -> None:
         value = "–" if trial.value is None else f"{trial.value:.4f} D"
@@ -121,9 +124,27 @@ def open_study(options: Options) -> Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=5),
         load_if_exists=True,
     )
+    if not study.trials:
+        study.enqueue_trial(default_parameters(), skip_if_exists=True)
     # Another seed after some trials, so that a study that goes on does not repeat itself.
     study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
     return study
+
+
+def default_parameters() -> dict[str, object]:
+    """What :func:`suggest` would have to draw to give the default configuration."""
+    model, train = ModelConfig(), TrainConfig()
+    return {
+        "n_atom_basis": model.hidden_channels,
+        "n_interactions": model.num_interactions,
+        "n_rbf": model.num_rbf,
+        "cutoff": model.cutoff,
+        "bs": train.batch_size,
+        "lr": train.lr,
+        "huber_beta": train.huber_beta,
+        "weight_decay": train.weight_decay,
+        "scheduler": train.scheduler,
+    }
 
 
 def suggest(trial: Trial, options: Options) -> tuple[ModelConfig, TrainConfig]:
@@ -138,11 +159,17 @@ def suggest(trial: Trial, options: Options) -> tuple[ModelConfig, TrainConfig]:
         max_epochs=options.max_epochs,
         batch_size=trial.suggest_categorical("bs", [32, 64, 128, 256, 400]),
         lr=trial.suggest_float("lr", 1e-4, 5e-3, log=True),
-        scheduler="plateau",
-        plateau_patience=trial.suggest_int("pat2", 2, 15),
-        early_stopping_patience=trial.suggest_int("patience", 5, 40),
+        huber_beta=trial.suggest_float("huber_beta", 0.01, 0.3, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-3, 1.0, log=True),
         seed=options.seed,
     )
+    if trial.suggest_categorical("scheduler", ["onecycle", "plateau"]) == "plateau":
+        train = replace(
+            train,
+            scheduler="plateau",
+            plateau_patience=trial.suggest_int("pat2", 2, 15),
+            early_stopping_patience=trial.suggest_int("patience", 5, 40),
+        )
     if options.fast:
         model = replace(model, hidden_channels=8, num_interactions=1)
     return model, train
@@ -151,7 +178,7 @@ def suggest(trial: Trial, options: Options) -> tuple[ModelConfig, TrainConfig]:
 def objective(
     dataset: ConformerDataset, split: Split, options: Options
 ) -> Callable[[Trial], float]:
-    """What a trial does: the validation loss of the best epoch, in debye."""
+    """What a trial does: the validation MAE of the best epoch, in debye."""
 
     def run(trial: Trial) -> float:
         model, train = suggest(trial, options)
@@ -164,25 +191,25 @@ def objective(
             progress=False,
             callbacks=[Pruning(trial)],
         )
-        return result.best_val_loss
+        return result.metrics["val"]["dipole_mae"]
 
     return run
 
 
 class Pruning(Callback):
-    """Tells Optuna the validation loss of each epoch, and stops where Optuna has seen enough."""
+    """Tells Optuna the validation MAE of each epoch, and stops where Optuna has seen enough."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.best = math.inf
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reports the best loss so far.
+        """Reports the least error so far.
 
         Raises:
             TrialPruned: If other trials were better by this epoch.
         """
-        self.best = min(self.best, float(trainer.callback_metrics["val/loss"]))
+        self.best = min(self.best, float(trainer.callback_metrics["val/dipole_mae"]))
         self.trial.report(self.best, trainer.current_epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"after epoch {trainer.current_epoch + 1}")
@@ -191,7 +218,7 @@ class Pruning(Callback):
 def write(study: Study, options: Options, console: Console) -> None:
     """The table of the trials, the best configuration, pictures."""
     names = sorted({name for trial in study.trials for name in trial.params})
-    table = Table(title="Trials; value: validation loss in debye", title_justify="left")
+    table = Table(title="Trials; value: validation MAE in debye", title_justify="left")
     header = ["number", "value", "start", "end", "state", *names]
     for column in header:
         table.add_column(column, justify="right", overflow="fold")

@@ -67,7 +67,7 @@ def test_goes_on_where_it_was_stopped_and_passes_over_failures(
     rows = search(optimize, data, tmp_path, "--trials", "1")
 
     assert [row["state"] for row in rows] == ["complete", "complete", "fail", "complete"]
-    assert rows[:2] == first
+    assert [{name: row[name] for name in first[0]} for row in rows[:2]] == first
     assert len({row["lr"] for row in rows}) == 4
     assert rows[2]["value"] == ""
     names = {"bs", "lr", "patience", "n_rbf", "n_interactions", "n_atom_basis", "cutoff", "pat2"}
@@ -78,7 +78,10 @@ def test_goes_on_where_it_was_stopped_and_passes_over_failures(
     model, train = read_settings(tmp_path / "best.json")
     assert f"{train.lr:.3g}" == best["lr"]
     assert str(model.num_rbf) == best["n_rbf"]
-    assert train.scheduler == "plateau"
+    assert train.scheduler == best["scheduler"]
+    assert rows[0]["lr"] == f"{TrainConfig().lr:.3g}"  # the default comes first
+    assert rows[0]["cutoff"] == f"{ModelConfig().cutoff:.3g}"
+    assert {row["scheduler"] for row in rows} == {"onecycle", "plateau"}
     for name in ("history", "parallel_coordinates", "importance"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
