@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from dipolegnn._pyg import Data
+from dipolegnn.breakdown import Group, breakdown
 from dipolegnn.metrics import DipoleMetrics
 from dipolegnn.nn import DipoleModel
 from dipolegnn.predict import Prediction, predict
@@ -48,6 +49,16 @@ class Evaluation:
         """The predictions for structures with a reference magnitude."""
         return [p for p in self.predictions if math.isfinite(float(p.data.dipole_magnitude))]
 
+    @property
+    def groups(self) -> list[Group]:
+        """The errors by size, by element and by magnitude."""
+        labelled = self.labelled
+        return breakdown(
+            [p.data.z.tolist() for p in labelled],
+            [float(p.data.dipole_magnitude) for p in labelled],
+            [p.magnitude for p in labelled],
+        )
+
 
 def evaluate(
     model: DipoleModel, molecules: Sequence[Data], *, progress: bool = False
@@ -63,12 +74,20 @@ def evaluate(
     Raises:
         ValueError: If no structure has a label.
     """
-    if not any(bool(data.dipole_magnitude.isfinite()) for data in molecules):
-        raise ValueError(
-            f"None of the {len(molecules)} structures has a reference dipole to compare with; "
-            "label them (`dipolegnn build --label xtb`)."
-        )
-    predictions = predict(model, molecules, progress=progress)
+    _require_labels(molecules)
+    return score(predict(model, molecules, progress=progress))
+
+
+def score(predictions: Sequence[Prediction]) -> Evaluation:
+    """Compares predictions with the labels that their structures carry.
+
+    Args:
+        predictions: Predictions of labelled structures, as for :func:`evaluate`.
+
+    Raises:
+        ValueError: If no structure has a label.
+    """
+    _require_labels([prediction.data for prediction in predictions])
     metrics = DipoleMetrics("test")
     vectors = [torch.from_numpy(p.dipole) for p in predictions if p.dipole is not None]
     metrics.update(
@@ -79,7 +98,15 @@ def evaluate(
     )
     found = metrics.compute()
     named = {name: found[f"test/{name}"] for name in METRIC_UNITS if f"test/{name}" in found}
-    return Evaluation(named, predictions)
+    return Evaluation(named, list(predictions))
+
+
+def _require_labels(molecules: Sequence[Data]) -> None:
+    if not any(bool(data.dipole_magnitude.isfinite()) for data in molecules):
+        raise ValueError(
+            f"None of the {len(molecules)} structures has a reference dipole to compare with; "
+            "label them (`dipolegnn build --label xtb`)."
+        )
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

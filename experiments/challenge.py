@@ -2,7 +2,9 @@
 
 Trains on the training set of the "Molecular Property Prediction Challenge" (magnitudes of QM9) and
 predicts the 5,000 molecules of its test set, whose labels are not public:
-``RUN/predictions.csv`` with ``molecule,dipole_magnitude`` (debye).
+``RUN/predictions.csv`` with ``molecule,dipole_magnitude`` (debye). With several seeds, a network is
+trained for each on the same split, in ``RUN/seed0`` and so on, and their predictions are averaged;
+``RUN/metrics.json`` says how good each is and how good the average, on the validation molecules.
 
 The data are not part of the project. ``--data``, ``$DIPOLEGNN_DATA`` or ``../shared/data`` is a
 folder with ``challenge_train.npz`` and ``challenge_test_structures.npz``.
@@ -11,26 +13,30 @@ folder with ``challenge_train.npz`` and ``challenge_test_structures.npz``.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
 import tyro
 from reference_data import data_folder, read_npz
 
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, make_split, save_dataset
-from dipolegnn.evaluation import describe_metrics
-from dipolegnn.nn import build_model
-from dipolegnn.plots import learning_curve
-from dipolegnn.predict import predict
+from dipolegnn.evaluation import describe_metrics, score
+from dipolegnn.nn import DipoleModel, build_model
+from dipolegnn.plots import error_bars, learning_curve, parity_plot
+from dipolegnn.predict import Prediction, predict
 from dipolegnn.training import RunFolder, fit, read_history
 
 TRAIN_FILE = "challenge_train.npz"
 TEST_FILE = "challenge_test_structures.npz"
 VALIDATION_MOLECULES = 1000
+SPLIT_SEED = 0
+"""The validation molecules are the same for every seed, so that an average can be measured."""
 
 
 class Recipe(NamedTuple):
@@ -91,8 +97,8 @@ class Options:
     """Folder with the .npz files; left out: $DIPOLEGNN_DATA, else ../shared/data."""
     vectors: bool = False
     """Train on the dipole vectors where they are sure, instead of the magnitudes alone."""
-    seed: int = 0
-    """Seed of the validation split, of the weights and of the order of the batches."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the weights and of the order of the batches; a network is trained for each."""
     max_epochs: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the recipe's)")
     ] = None
@@ -115,48 +121,102 @@ def main(argv: Sequence[str] | None = None) -> None:
     limit = FAST_MOLECULES if options.fast else None
     # Its name says what is in it, so that it cannot be taken for that of other options.
     marks = ["vectors"] * options.vectors + ["fast"] * options.fast
-    folder = options.output / "-".join(["data", f"seed{options.seed}", *marks])
+    folder = options.output / "-".join(["data", *marks])
+    if len(set(options.seeds)) < max(len(options.seeds), 1):
+        raise SystemExit(f"--seeds must be different numbers, got {options.seeds}.")
     if not (folder / "card.yaml").exists():
-        convert(
-            source / TRAIN_FILE, folder, vectors=options.vectors, seed=options.seed, limit=limit
-        )
+        convert(source / TRAIN_FILE, folder, vectors=options.vectors, limit=limit)
     dataset = ConformerDataset(folder)
     split = dataset.split()
     print(f"{options.variant}: {split} structures")
-
-    torch.manual_seed(train.seed)
-    result = fit(
-        build_model(model_config),
-        DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
-        train,
-        options.output,
-        resume=options.resume,
-        time_limit=None if options.time_limit is None else 60 * options.time_limit,
-    )
-    print(f"validation: {describe_metrics(result.metrics['val'])}")
-    curve = options.output / "learning_curve.png"
-    history = read_history(RunFolder(options.output).history)
-    learning_curve(history, f"challenge, {options.variant}").savefig(curve)
-
     test = read_npz(source / TEST_FILE, number="molecule", vectors=False, rows=slice(limit))
     if test.failures:  # Every molecule needs a prediction.
         raise SystemExit(f"{TEST_FILE} cannot be used: {test.failures[0].problem}.")
+    val = list(dataset[split.val])
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictions = predict(result.model, test.data, device=device, progress=True)
+    on_val: list[list[Prediction]] = []
+    on_test: list[list[Prediction]] = []
+    for seed in options.seeds:
+        run = options.output / f"seed{seed}"
+        model = train_one(dataset, Recipe(model_config, replace(train, seed=seed)), run, options)
+        on_val.append(predict(model, val, device=device))
+        on_test.append(predict(model, test.data, device=device, progress=True))
+    report(options, on_val)
     path = options.output / "predictions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("molecule", "dipole_magnitude"))
-        for prediction in predictions:
+        for members in zip(*on_test, strict=True):
+            prediction = average(members, options.vectors)
             writer.writerow((int(prediction.data.mol_id), f"{prediction.magnitude:.6f}"))
-    for written in (result.model_path, curve, path):
-        print(f"wrote {written}")
+    print(f"wrote {path}")
+
+
+def train_one(
+    dataset: ConformerDataset, recipe: Recipe, run: Path, options: Options
+) -> DipoleModel:
+    """The network of one seed."""
+    seed = recipe.train.seed
+    torch.manual_seed(seed)
+    result = fit(
+        build_model(recipe.model),
+        DipoleDataModule(dataset, dataset.split(), recipe.train.batch_size, seed=seed),
+        recipe.train,
+        run,
+        resume=options.resume,
+        time_limit=None if options.time_limit is None else 60 * options.time_limit,
+    )
+    print(f"seed {seed}, validation: {describe_metrics(result.metrics['val'])}")
+    history = read_history(RunFolder(run).history)
+    title = f"challenge, {options.variant}, seed {seed}"
+    learning_curve(history, title).savefig(run / "learning_curve.png")
+    return result.model
+
+
+def average(members: Sequence[Prediction], vectors: bool) -> Prediction:
+    """The mean of what several networks say about a structure.
+
+    Networks that were trained on magnitudes alone disagree about the sign of the vector, so that
+    only their magnitudes have a mean.
+    """
+    dipoles = [member.dipole for member in members if member.dipole is not None]
+    if vectors and dipoles:
+        dipole = np.mean(dipoles, axis=0)
+        return Prediction(members[0].data, float(np.linalg.norm(dipole)), dipole, None)
+    magnitude = float(np.mean([member.magnitude for member in members]))
+    return Prediction(members[0].data, magnitude, None, None)
+
+
+def report(options: Options, on_val: Sequence[Sequence[Prediction]]) -> None:
+    """Writes how good each network is on the validation molecules, and their average."""
+    single = [score(predictions).metrics for predictions in on_val]
+    mean = score([average(members, options.vectors) for members in zip(*on_val, strict=True)])
+    content = {
+        "variant": options.variant,
+        "vectors": options.vectors,
+        "seeds": dict(zip(map(str, options.seeds), single, strict=True)),
+        "average": mean.metrics,
+        "average_groups": [asdict(group) for group in mean.groups],
+    }
+    path = options.output / "metrics.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    count = len(options.seeds)
+    errors = np.array([metrics["dipole_mae"] for metrics in single])
+    if count > 1:
+        print(f"validation, single: MAE {errors.mean():.4f} ± {errors.std(ddof=1):.4f} D")
+    print(f"validation, average of {count}: {describe_metrics(mean.metrics)}")
+    title = f"challenge, {options.variant}, {count} seed{'s' * (count > 1)}, validation"
+    reference = [float(p.data.dipole_magnitude) for p in mean.predictions]
+    predicted = [p.magnitude for p in mean.predictions]
+    parity_plot(reference, predicted, title).savefig(options.output / "parity.png")
+    error_bars(mean.groups, title).savefig(options.output / "errors.png")
+    print(f"wrote {path}, parity.png and errors.png beside it")
 
 
 def recipe_for(options: Options) -> Recipe:
     """The recipe of the variant, with what the options change about it."""
     model, train = RECIPES[options.variant]
-    train = replace(train, seed=options.seed)
     if options.fast:
         model = replace(model, hidden_channels=16, num_interactions=1)
         train = replace(train, max_epochs=2, batch_size=20)
@@ -165,7 +225,7 @@ def recipe_for(options: Options) -> Recipe:
     return Recipe(model, train)
 
 
-def convert(path: Path, folder: Path, *, vectors: bool, seed: int, limit: int | None) -> None:
+def convert(path: Path, folder: Path, *, vectors: bool, limit: int | None) -> None:
     """Makes a data set of the training file; its validation split is drawn from it."""
     molecules = read_npz(path, number="molecule", vectors=vectors, rows=slice(limit))
     val = min(VALIDATION_MOLECULES, len(molecules.data) // 4)
@@ -179,10 +239,10 @@ def convert(path: Path, folder: Path, *, vectors: bool, seed: int, limit: int | 
             citation="Ramakrishnan et al., Sci. Data 1, 140022 (2014)",
             level_of_theory="B3LYP/6-31G(2df,p)",
             geometry="B3LYP/6-31G(2df,p)",
-            seed=seed,
+            seed=SPLIT_SEED,
             created_by="experiments/challenge.py",
         ),
-        split=make_split(molecules.data, val=val, test=0, seed=seed),
+        split=make_split(molecules.data, val=val, test=0, seed=SPLIT_SEED),
     )
     print(f"{folder}: {len(molecules.data)} molecules, {len(molecules.failures)} failures")
 

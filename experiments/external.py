@@ -22,6 +22,7 @@ from reference_data import ROOT, data_folder, read_arrays
 from rich.progress import track
 
 from dipolegnn._pyg import Data
+from dipolegnn.breakdown import groupings
 from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError, SmilesRow, embed_smiles, make_data
@@ -32,9 +33,6 @@ EXPERIMENT, QM7B, MP2 = "experimental_dipoles.csv", "qm7b_ccsd.npz", "qm9_mp2_ve
 
 HAS_DIRECTION = 0.5
 """Directions are compared above this magnitude, in debye."""
-
-SIZES = ((1, 3), (4, 6), (7, 9), (10, 99))
-"""Heavy atoms of the molecules of a row of the table by size."""
 
 Predictor = Callable[[Sequence[Data]], list[Prediction]]
 
@@ -90,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     rows.append({**row, "left out": left_out, **values})
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "external.json").write_text(json.dumps(rows, indent=1) + "\n")
-    text = "\n\n".join(table(part, rows) for part in ("all", "size", "element")) + "\n"
+    text = "\n\n".join(table(part, rows) for part in ("all", "size", "element", "magnitude")) + "\n"
     (options.output / "external.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -167,15 +165,9 @@ def measure(sample: Sample, predictor: Predictor) -> dict[str, dict[str, float]]
             if found is not None and sample.magnitude[k] > HAS_DIRECTION:
                 cross = np.linalg.norm(np.cross(found, reference))
                 angle[k] = np.degrees(np.arctan2(cross, found @ reference))
-    symbols = [[chemical_symbols[z] for z in m.lowest.data.z.tolist()] for m in molecules]
-    heavy = np.array([sum(symbol != "H" for symbol in names) for names in symbols])
+    atoms = [molecule.lowest.data.z.tolist() for molecule in molecules]
     parts = {"all": np.ones(len(molecules), dtype=bool)}
-    parts |= {f"size {a} to {b}": (heavy >= a) & (heavy <= b) for a, b in SIZES}
-    elements = sorted({symbol for names in symbols for symbol in names} - {"H", "C"})
-    parts |= {
-        f"element {element}": np.array([element in names for names in symbols])
-        for element in elements
-    }
+    parts |= {f"{by} {name}": mask for by, name, mask in groupings(atoms, sample.magnitude)}
     return {what: numbers(error[some], angle[some]) for what, some in parts.items() if some.any()}
 
 

@@ -16,7 +16,7 @@ import pytest
 LEVELS = [
     {"units", "files"},
     {"config", "_pyg"},
-    {"metrics", "molecules", "graph", "ops"},
+    {"metrics", "breakdown", "molecules", "graph", "ops"},
     {"labels"},
     {"data", "nn"},
     {"checkpoint"},

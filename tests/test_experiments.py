@@ -14,13 +14,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import load_model, save_model
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
 from dipolegnn.molecules import Molecules, from_smiles
 from dipolegnn.nn import DipoleHead
-from dipolegnn.predict import predict
+from dipolegnn.predict import Prediction, predict
 
 SMILES = ("O", "N", "C", "CO", "CC", "C=O", "CCO", "C#N", "CC#N", "CN", "CCC", "COC")
 
@@ -123,7 +124,7 @@ def test_challenge_as_it_was_and_resumed(
     assert done.returncode == 0, done.stderr
     found = read_challenge(tmp_path)
     assert list(found) == list(range(100, 112))
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((tmp_path / "seed0" / "config.json").read_text(encoding="utf-8"))
     assert config["model"]["head"] == "atomwise"
     recipe = config["train"]
     assert (recipe["loss"], recipe["early_stopping_patience"]) == ("mse", 13)
@@ -139,17 +140,64 @@ def test_challenge_put_right(
     project_root: Path, challenge_data: Path, tmp_path: Path, variant: str
 ) -> None:
     words = ["--fast", "--variant", variant, "--data", str(challenge_data), "--vectors"]
-    words += ["--output", str(tmp_path), "--seed", "4", "--max-epochs", "3"]
+    words += ["--output", str(tmp_path), "--seeds", "4", "--max-epochs", "3"]
     module(project_root, "challenge").main(words)
 
     assert min(read_challenge(tmp_path).values()) >= 0
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((tmp_path / "seed4" / "config.json").read_text(encoding="utf-8"))
     assert config["model"]["head"] == "dipole"
     assert (config["train"]["seed"], config["train"]["max_epochs"]) == (4, 3)
-    dataset = ConformerDataset(tmp_path / "data-seed4-vectors-fast")
+    dataset = ConformerDataset(tmp_path / "data-vectors-fast")
     sure = [bool(data.dipole.isfinite().all()) for data in dataset]
     assert sure == [number % 2 == 0 for number in range(len(dataset))]
     assert len(dataset.split().test) == 0
+
+
+def vector(prediction: Prediction) -> NDArray[np.float64]:
+    assert prediction.dipole is not None
+    return prediction.dipole
+
+
+def test_challenge_averages_over_seeds(
+    project_root: Path,
+    challenge_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    challenge = module(project_root, "challenge")
+    words = ["--fast", "--variant", "light", "--data", str(challenge_data), "--vectors"]
+    words += ["--output", str(tmp_path)]
+    challenge.main([*words, "--seeds", "0"])
+    first = read_challenge(tmp_path)
+    challenge.main([*words, "--seeds", "1", "0", "--resume"])
+    assert "seed 1, validation" in capsys.readouterr().out
+
+    files = [tmp_path / f"seed{seed}" / "model.safetensors" for seed in (0, 1)]
+    models = [load_model(file)[0] for file in files]
+    dataset = ConformerDataset(tmp_path / "data-vectors-fast")
+    val = list(dataset[dataset.split().val])
+    vectors = np.mean([[vector(p) for p in predict(model, val)] for model in models], axis=0)
+    reference = np.array([float(data.dipole_magnitude) for data in val])
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert content["average"]["dipole_mae"] == pytest.approx(
+        np.abs(np.linalg.norm(vectors, axis=1) - reference).mean(), rel=1e-4
+    )
+    assert list(content["seeds"]) == ["1", "0"]
+    assert content["seeds"]["0"] != content["seeds"]["1"]
+    assert read_challenge(tmp_path) != first
+    for picture in ("parity.png", "errors.png", "seed1/learning_curve.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="different numbers, got"):
+        challenge.main([*words, "--seeds", "1", "1", "--resume"])
+
+
+def test_an_average_of_magnitudes_where_vectors_have_no_sign(project_root: Path) -> None:
+    challenge = module(project_root, "challenge")
+    data = Data(z=torch.tensor([9, 1]), pos=torch.tensor([[0.0, 0, 0], [0, 0, 0.9]]))
+    up, down = np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.5])
+    members = [Prediction(data, 1.0, up, None), Prediction(data, 1.5, down, None)]
+    assert challenge.average(members, False).magnitude == pytest.approx(1.25)
+    assert challenge.average(members, True).magnitude == pytest.approx(0.25)
 
 
 def test_the_schedule_put_right_gets_to_halve_the_rate_before_it_stops(project_root: Path) -> None:
@@ -274,7 +322,7 @@ def test_external(
         assert 0 < row["mae_D"] < 0.6
         assert of_all["QM7b,", method]["molecules"] == 6
         assert 0 <= of_all["QM9", method]["angle_median"] <= 180
-    assert {row["part"] for row in rows} >= {"size 1 to 3", "element O"}
+    assert {row["part"] for row in rows} >= {"size 1–3", "element O"}
     text = (out / "external.md").read_text(encoding="utf-8")
     assert "| experiment (from SMILES) | painn-qm9 (1 left out) | all | GFN2-xTB | 2 |" in text
 

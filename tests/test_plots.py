@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
-from dipolegnn.plots import draw_molecule, learning_curve, parity_plot
+from dipolegnn.breakdown import breakdown
+from dipolegnn.plots import draw_molecule, error_bars, learning_curve, parity_plot
 from dipolegnn.plots.molecule import _view
 
 HISTORY = [
@@ -51,6 +52,25 @@ def test_parity_says_what_lies_beyond_the_edge() -> None:
 def test_parity_refuses(reference: list[float], predicted: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parity_plot(reference, predicted)
+
+
+def test_error_bars_show_each_group(tmp_path: Path) -> None:
+    groups = breakdown([[8, 1, 1], [6, 1, 1, 1, 1], [7, 1, 1, 1]], [1.8, 0.0, 1.5], [1.9, 0.2, 1.1])
+    figure = error_bars(groups, "title")
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert [label.get_text() for label in panels["molecules with"].get_yticklabels()] == [
+        *("C, H only", "N", "O")
+    ]
+    bars = [
+        bar.get_width() for bar in panels["molecules with"].patches if isinstance(bar, Rectangle)
+    ]
+    assert bars == pytest.approx([0.2, 0.4, 0.1])
+    biases = np.asarray(panels["molecules with"].collections[0].get_offsets())[:, 0]
+    assert biases == pytest.approx([0.2, -0.4, 0.1])
+    assert "0.400 D, 1 molecules" in words(figure)
+    figure.savefig(tmp_path / "errors.png")
+    with pytest.raises(ValueError, match="no molecule has a reference"):
+        error_bars([])
 
 
 def test_learning_curve_marks_the_best_epoch(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from dipolegnn.cli.model_file import LoadedModel, open_model
 from dipolegnn.cli.options import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
-from dipolegnn.plots import parity_plot
+from dipolegnn.plots import error_bars, parity_plot
 
 
 def run(options: Evaluate) -> int:
@@ -29,7 +30,11 @@ def run(options: Evaluate) -> int:
         "structures": len(evaluation.predictions),
         "labelled": len(evaluation.labelled),
         "metrics": evaluation.metrics,
-        "units": {name: METRIC_UNITS[name] for name in evaluation.metrics},
+        "units": {
+            **{name: METRIC_UNITS[name] for name in evaluation.metrics},
+            **{"mae": "debye", "bias": "debye"},
+        },
+        "groups": [asdict(group) for group in evaluation.groups],
         "note": note,
     }
     path = options.output / "metrics.json"
@@ -40,13 +45,14 @@ def run(options: Evaluate) -> int:
         [float(p.data.dipole_magnitude) for p in labelled], [p.magnitude for p in labelled]
     )
     figure.savefig(options.output / "parity.png")
+    error_bars(evaluation.groups).savefig(options.output / "errors.png")
     print(
         f"{options.split}: {len(labelled)} of {len(evaluation.predictions)} structures have a "
         f"reference; {describe_metrics(evaluation.metrics)}"
     )
     if note:
         print(f"note: {note}")
-    for name in ("metrics.json", "predictions.csv", "parity.png"):
+    for name in ("metrics.json", "predictions.csv", "parity.png", "errors.png"):
         print(f"wrote {options.output / name}")
     return 0
 

@@ -138,7 +138,8 @@ class Train(Debug):
 class Evaluate(Debug):
     """Measure a model on a part of a data set.
 
-    DIR gets metrics.json, predictions.csv (one line per structure, in debye) and parity.png.
+    DIR gets metrics.json, predictions.csv (one line per structure, in debye), parity.png, and
+    errors.png: the error by size, element and magnitude.
 
     Exit status: 0 measured; 2 an error.
     """

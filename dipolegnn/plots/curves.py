@@ -94,7 +94,7 @@ def parity_plot(reference: ArrayLike, predicted: ArrayLike, title: str = "") -> 
         fontsize=11,
         linespacing=1.4,
     )
-    _bare(top, bottom)
+    bare(top, bottom)
     return figure
 
 
@@ -147,10 +147,11 @@ def learning_curve(history: Sequence[Mapping[str, float]], title: str = "") -> F
     if "val/dipole_mae" in best:
         found += f": validation MAE {best['val/dipole_mae']:.3f} D"
     loss.set_title(f"{title}\n{found}" if title else found, fontsize=11)
-    _bare(loss, mae, rate)
+    bare(loss, mae, rate)
     return figure
 
 
-def _bare(*panels: Axes) -> None:
+def bare(*panels: Axes) -> None:
+    """Takes away the frame that carries no scale."""
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

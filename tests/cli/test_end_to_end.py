@@ -81,7 +81,12 @@ def test_evaluate_measures_what_the_package_measures(
     assert len(rows) == 11
     errors = [abs(float(row["error_D"])) for row in rows]
     assert sum(errors) / len(errors) == pytest.approx(expected["dipole_mae"], abs=1e-5)
-    assert (tmp_path / "out" / "parity.png").read_bytes().startswith(b"\x89PNG")
+    sizes = [group for group in report["groups"] if group["by"] == "size"]
+    assert sum(group["molecules"] for group in sizes) == 11
+    mean = sum(group["mae"] * group["molecules"] for group in sizes) / 11
+    assert mean == pytest.approx(expected["dipole_mae"], rel=1e-5)
+    for picture in ("parity.png", "errors.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluate_looks_at_the_test_molecules_unless_told_otherwise(
