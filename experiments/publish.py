@@ -2,7 +2,8 @@
 
 Magnitudes leave the sign of the vectors open, one sign for all molecules. It is settled by GFN2-xTB
 dipoles that are made here, for molecules of the training part; then directions are measured on the
-test part, against the vectors of ``qm9_dipole.npz``, which no weight has seen.
+test part, against the vectors of ``qm9_dipole.npz``, which no weight has seen. Both at geometries
+of the kind that the model was trained on.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from force_field import relax_all
 from numpy.typing import NDArray
-from reference_data import ROOT, data_folder, read_arrays, read_npz
+from reference_data import data_folder, read_arrays, read_npz
 from rich.progress import track
 
 from dipolegnn._pyg import Data
@@ -40,8 +42,8 @@ class Options:
 
     model: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The model.safetensors of a run of experiments/qm9.py."""
-    output: Path = ROOT / "dipolegnn" / "pretrained" / "painn-qm9.safetensors"
-    """The file to write."""
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The file to write: dipolegnn/pretrained/painn-qm9.safetensors."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder with qm9_dipole.npz; left out: $DIPOLEGNN_DATA, else ../shared/data."""
     labelled: int = 300
@@ -58,10 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, provenance = load_model(options.model)
     if not isinstance(model.head, DipoleHead):
         raise SystemExit(f"{options.model} has no vectors, so there is no sign to settle.")
+    data = provenance.get("data")
+    geometry = str(data.get("geometry")) if isinstance(data, dict) else ""
+    print(f"geometries: {geometry}")
 
     rows = np.random.default_rng(0).permutation(np.flatnonzero(part == 0))[: options.labelled]
     asked = read_npz(path, number="qm9_index", vectors=False, rows=np.sort(rows)).data
-    agree, disagree = votes(model, asked)
+    agree, disagree = votes(model, like_training(asked, geometry))
     if agree and disagree:
         print(f"GFN2-xTB disagrees with itself: {agree} molecules for the sign, {disagree} against")
     if disagree > agree:
@@ -70,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows = np.flatnonzero(part == 2)[: options.measured]
     test = read_npz(path, number="qm9_index", vectors=True, rows=rows).data
-    angles = directions(model, [data for data in test if data.dipole.isfinite().all()])
+    test = [data for data in test if data.dipole.isfinite().all()]
+    angles = directions(model, like_training(test, geometry))
     measured: dict[str, JSON] = {
         "molecules": len(angles),
         "median": round(float(np.median(angles)), 3),
@@ -86,6 +92,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     save_model(options.output, model, {**provenance, "sign": about, "test_directions": measured})
     print(f"wrote {options.output}")
+
+
+def like_training(molecules: Sequence[Data], geometry: str) -> Sequence[Data]:
+    """The molecules at geometries as the model was trained on, without those that have none.
+
+    Vectors still fit, as a relaxed structure is laid upon the original.
+    """
+    if geometry != "MMFF94s":
+        return molecules
+    found, failures = relax_all(molecules)
+    print(f"{len(failures)} of {len(molecules)} molecules have no such geometry and are left out")
+    return [data for data in found if data is not None]
 
 
 def votes(model: DipoleModel, molecules: Sequence[Data]) -> tuple[int, int]:

@@ -4,6 +4,9 @@ Trains on the training part of ``qm9_dipole.npz`` (108,762 molecules), chooses b
 part (5,000) and measures once on the test part (5,000). By default on the magnitudes alone,
 which are CC0; the vectors of that file are derived from CHAMPS (CC BY-NC-SA 4.0).
 
+``--geometry mmff94s`` trains on the same labels at the geometries of a force field, so that the
+model expects what comes from a SMILES.
+
 The result is written to ``RUN/metrics.json``; an interrupted run goes on with ``--resume``.
 """
 
@@ -17,12 +20,15 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
+from force_field import relax_all
 from reference_data import data_folder, read_arrays, read_npz
 
+from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, Split, save_dataset
 from dipolegnn.evaluation import describe_metrics, evaluate
-from dipolegnn.nn import build_model
+from dipolegnn.molecules import Molecules
+from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import learning_curve, parity_plot
 from dipolegnn.training import RunFolder, fit, read_history
 
@@ -56,8 +62,14 @@ class Options:
     """Train on so many molecules, drawn by the seed."""
     vectors: bool = False
     """Train on the dipole vectors where they are sure, instead of the magnitudes alone."""
+    geometry: Literal["b3lyp", "mmff94s"] = "b3lyp"
+    """b3lyp: that of QM9. mmff94s: relaxed from there by the force field of from_smiles."""
+    start: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Start from the weights of this model.safetensors, of the same architecture."""
     max_epochs: int = TRAIN.max_epochs
     """Passes over the training molecules."""
+    lr: float = TRAIN.lr
+    """Peak learning rate."""
     batch_size: int = TRAIN.batch_size
     """Molecules per step."""
     seed: int = 0
@@ -72,10 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     source = data_folder(options.data, FILE)
+    name = "qm9" if options.geometry == "b3lyp" else f"qm9-{options.geometry}"
     marks = ["vectors"] * options.vectors + ["fast"] * options.fast
-    folder = (options.dataset or options.output) / "-".join(["qm9", *marks])
+    folder = (options.dataset or options.output) / "-".join([name, *marks])
     if not (folder / "card.yaml").exists():
-        convert(source / FILE, folder, vectors=options.vectors, fast=options.fast)
+        convert(source / FILE, folder, options)
     dataset = ConformerDataset(folder)
     split = dataset.split()
     if options.molecules is not None:
@@ -91,13 +104,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     schnet = ModelConfig(representation="schnet", num_interactions=6, num_rbf=50)
     model = replace(MODEL if options.representation == "painn" else schnet, head=options.head)
     train = replace(
-        TRAIN, max_epochs=options.max_epochs, batch_size=options.batch_size, seed=options.seed
+        TRAIN,
+        max_epochs=options.max_epochs,
+        lr=options.lr,
+        batch_size=options.batch_size,
+        seed=options.seed,
     )
     if options.fast:
         model = replace(model, hidden_channels=16, num_interactions=1)
     torch.manual_seed(train.seed)
     result = fit(
-        build_model(model),
+        build_model(model) if options.start is None else started(options.start, model),
         DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
         train,
         options.output,
@@ -119,31 +136,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {result.model_path}")
 
 
-def convert(path: Path, folder: Path, *, vectors: bool, fast: bool) -> None:
+def started(path: Path, config: ModelConfig) -> DipoleModel:
+    """The model of a file, which must be of this architecture."""
+    model, _ = load_model(path)
+    if model.config != config:
+        raise SystemExit(f"{path} is of another architecture: {model.config}, not {config}.")
+    return model
+
+
+def convert(path: Path, folder: Path, options: Options) -> None:
     """Makes a data set of the file, with its split."""
     part = read_arrays(path)["split"]
     rows = [np.flatnonzero(part == number) for number in range(3)]
-    if fast:
+    if options.fast:
         rows = [every[:FAST_MOLECULES] for every in rows]
-    molecules = read_npz(path, number="qm9_index", vectors=vectors, rows=np.concatenate(rows))
+    molecules = read_npz(
+        path, number="qm9_index", vectors=options.vectors, rows=np.concatenate(rows)
+    )
     if molecules.failures:  # The split counts on every molecule.
         raise SystemExit(f"{path.name} cannot be used: {molecules.failures[0].problem}.")
-    ends = np.cumsum([0, *map(len, rows)])
-    parts = [torch.arange(ends[k], ends[k + 1]) for k in range(3)]
+    number = np.repeat(np.arange(3), [len(every) for every in rows])
+    if options.geometry == "mmff94s":
+        found, failures = relax_all(molecules.data)
+        number = number[[data is not None for data in found]]
+        molecules = Molecules([data for data in found if data is not None], failures)
     save_dataset(
         folder,
         molecules,
         About(
             name="qm9",
             description="QM9 without F and without the uncharacterized molecules.",
-            licence="CC BY-NC-SA 4.0 (vectors from CHAMPS)" if vectors else "CC0-1.0",
+            licence="CC BY-NC-SA 4.0 (vectors from CHAMPS)" if options.vectors else "CC0-1.0",
             citation="Ramakrishnan et al., Sci. Data 1, 140022 (2014)",
             level_of_theory="B3LYP/6-31G(2df,p)",
-            geometry="B3LYP/6-31G(2df,p)",
+            geometry={"b3lyp": "B3LYP/6-31G(2df,p)", "mmff94s": "MMFF94s"}[options.geometry],
             created_by="experiments/qm9.py",
         ),
-        split=Split(*parts),
+        split=Split(*(torch.from_numpy(np.flatnonzero(number == k)) for k in range(3))),
     )
+    print(f"{folder}: {len(molecules.data)} molecules, {len(molecules.failures)} failures")
 
 
 if __name__ == "__main__":

@@ -257,6 +257,71 @@ def test_qm9(
         assert (run / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_qm9_at_the_geometries_of_a_force_field_and_from_another_model(
+    project_root: Path, qm9_data: Path, tmp_path: Path
+) -> None:
+    qm9 = module(project_root, "qm9")
+    words = ["--fast", "--data", str(qm9_data), "--max-epochs", "1"]
+    qm9.main([*words, "--output", str(tmp_path / "first")])
+    run = tmp_path / "second"
+    start = tmp_path / "first" / "model.safetensors"
+    words += ["--lr", "1e-9"]
+    qm9.main([*words, "--output", str(run), "--geometry", "mmff94s", "--start", str(start)])
+
+    # These came from MMFF94s, so that they stay where they are.
+    before = ConformerDataset(tmp_path / "first" / "qm9-fast")
+    after = ConformerDataset(run / "qm9-mmff94s-fast")
+    assert after.card is not None
+    assert after.card.geometry == "MMFF94s"
+    assert after.mol_ids().tolist() == before.mol_ids().tolist()
+    for one, other in zip(before, after, strict=True):
+        assert torch.allclose(one.pos, other.pos, atol=0.01)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert config["data"]["geometry"] == "MMFF94s"
+    first, second = (
+        load_model(path)[0].state_dict() for path in (start, run / "model.safetensors")
+    )
+    for name, weight in first.items():  # at this rate they hardly move
+        assert torch.allclose(weight, second[name], atol=1e-6), name
+
+    words += ["--output", str(tmp_path / "third"), "--start", str(start)]
+    with pytest.raises(SystemExit, match="of another architecture"):
+        qm9.main([*words, "--representation", "schnet"])
+
+
+def test_relaxing_says_what_cannot_be_relaxed(project_root: Path) -> None:
+    force_field = module(project_root, "force_field")
+    (propane,) = from_smiles("CCC", name="propane")
+    stretched = propane.clone()
+    stretched.pos = propane.pos * 1.03
+    found = force_field.relaxed(stretched)
+    assert torch.allclose(torch.pdist(found.pos), torch.pdist(propane.pos), atol=0.01)
+    # Where it lies is kept: it is laid upon what was given.
+    assert torch.allclose(found.pos.mean(dim=0), stretched.pos.mean(dim=0), atol=1e-3)
+
+    apart = propane.clone()
+    apart.pos = propane.pos * 3
+    found, failures = force_field.relax_all([propane, apart, stretched])
+    assert [data is None for data in found] == [False, True, False]
+    (failure,) = failures
+    assert (failure.row, failure.molecule, failure.stage) == (2, "propane", "relax")
+
+
+def test_geometries_of_rigid_molecules(
+    project_root: Path, qm9_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(qm9_data), "--output", str(tmp_path), "--molecules", "3"]
+    module(project_root, "geometry").main(words)
+
+    content = json.loads((tmp_path / "geometry.json").read_text(encoding="utf-8"))
+    rows = content["geometries"]
+    assert {row["molecules"] for row in rows.values()} == {3}
+    # The "reference" geometries of this test are those of the force field.
+    assert rows["QM9 (B3LYP)"]["mae_D"] == pytest.approx(rows["ETKDG, MMFF94s"]["mae_D"], abs=1e-3)
+    assert rows["then GFN2-xTB"]["median_ms"] > rows["ETKDG, MMFF94s"]["median_ms"] > 0
+    assert "3 rigid molecules of" in capsys.readouterr().out
+
+
 def test_qm9_with_more_molecules_than_there_are(
     project_root: Path, qm9_data: Path, tmp_path: Path
 ) -> None:

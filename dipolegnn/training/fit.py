@@ -185,6 +185,7 @@ def _describe(datamodule: DipoleDataModule, config: TrainConfig) -> dict[str, JS
         described = {
             "name": card.name,
             "level_of_theory": card.level_of_theory,
+            "geometry": card.geometry,
             "elements": list(card.elements),
             "sha256": card.sha256,
         }

@@ -1,0 +1,114 @@
+"""Structures as they would come from a SMILES: relaxed with MMFF94s, near a given geometry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from rdkit import Chem, RDLogger
+from rdkit.Chem import rdDetermineBonds, rdForceFieldHelpers, rdMolAlign
+from rich.progress import track
+
+from dipolegnn._pyg import Data
+from dipolegnn.molecules import Failure, MoleculeError
+from dipolegnn.molecules.workers import Lost, run_tasks
+
+SAME_CONFORMER = 0.5
+"""A structure that has moved further than this (RMSD of all atoms, in angstrom) may have become
+another conformer, whose dipole is not that of the label."""
+
+STEPS = 5000
+"""Steps of the minimizer at most; hundreds are usual."""
+
+CHUNK = 200
+"""Molecules that a worker process gets at a time ..."""
+
+TIME_LIMIT_S = 5
+"""... and seconds for each of them, of which it needs a few thousandths."""
+
+
+def perceived(data: Data) -> Chem.Mol:
+    """The neutral molecule with the bonds that its geometry suggests, and that geometry.
+
+    Raises:
+        MoleculeError: If no Lewis structure fits, or it falls into fragments.
+    """
+    lines = [
+        f"{chemical_symbols[z]} {x:.6f} {y:.6f} {w:.6f}"
+        for z, (x, y, w) in zip(data.z.tolist(), data.pos.tolist(), strict=True)
+    ]
+    mol = Chem.MolFromXYZBlock(f"{len(lines)}\n\n" + "\n".join(lines) + "\n")
+    RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
+    try:
+        rdDetermineBonds.DetermineBonds(mol, charge=0, allowChargedFragments=True)
+    except ValueError as error:
+        raise MoleculeError("No Lewis structure fits the geometry", molecule=data.name) from error
+    finally:
+        RDLogger.EnableLog("rdApp.*")  # type: ignore[attr-defined]
+    if len(Chem.GetMolFrags(mol)) > 1:
+        raise MoleculeError("The geometry is that of several fragments", molecule=data.name)
+    return mol
+
+
+def relaxed(data: Data) -> Data:
+    """The structure at the next minimum of MMFF94s, laid upon the one given.
+
+    Returns:
+        A copy with other ``pos``; labels stay, and a dipole vector still fits.
+
+    Raises:
+        MoleculeError: If bonds or force field are missing, the minimizer does not arrive, or the
+            molecule may have become another conformer.
+    """
+    mol = perceived(data)
+    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
+    if properties is None:
+        raise MoleculeError("MMFF94s has no parameters for it", molecule=data.name)
+    start = Chem.Mol(mol)
+    field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties)
+    field.Initialize()
+    if field.Minimize(maxIts=STEPS) != 0:
+        raise MoleculeError(f"No minimum of MMFF94s within {STEPS} steps", molecule=data.name)
+    same = [(k, k) for k in range(mol.GetNumAtoms())]
+    moved = rdMolAlign.AlignMol(mol, start, atomMap=same)
+    if moved > SAME_CONFORMER:
+        raise MoleculeError(
+            f"MMFF94s moves the atoms by {moved:.2f} angstrom (RMSD): another conformer, maybe",
+            molecule=data.name,
+        )
+    found = data.clone()
+    found.pos = torch.from_numpy(np.array(mol.GetConformer().GetPositions())).float()
+    return found
+
+
+def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failure]]:
+    """Each structure as :func:`relaxed` gives it, None where it cannot, and why it cannot."""
+    found: list[Data | None] = [None] * len(molecules)
+    failures: list[Failure] = []
+    chunks = [molecules[k : k + CHUNK] for k in range(0, len(molecules), CHUNK)]
+    workers = len(os.sched_getaffinity(0))
+    done = run_tasks(relax_chunk, chunks, workers=workers, time_limit=CHUNK * TIME_LIMIT_S)
+    for number, results in track(done, "MMFF94s", total=len(chunks), transient=True):
+        if isinstance(results, Lost):
+            raise SystemExit(f"Relaxing with MMFF94s failed: {results.reason}.")
+        for row, result in enumerate(results, start=CHUNK * number):
+            if isinstance(result, Failure):
+                failures.append(replace(result, row=row + 1))
+            else:
+                found[row] = result
+    return found, sorted(failures, key=lambda failure: failure.row or 0)
+
+
+def relax_chunk(molecules: Sequence[Data]) -> list[Data | Failure]:
+    """What a worker process does."""
+    found: list[Data | Failure] = []
+    for data in molecules:
+        try:
+            found.append(relaxed(data))
+        except MoleculeError as error:
+            found.append(Failure.from_error(error, "relax"))
+    return found

@@ -1,0 +1,183 @@
+"""What it costs that a geometry from a SMILES is not the one that the model was trained on.
+
+Takes molecules of QM9's validation part whose conformers all relax to the same structure, so that
+there is no doubt which conformer is meant, and compares predictions at three geometries of each:
+QM9's own (B3LYP), that of ``from_smiles`` (ETKDG, then MMFF94s), and that relaxed further with
+GFN2-xTB. SMILES come from QM9's geometries by RDKit's perception of bonds, with their stereo.
+
+It writes ``RUN/geometry.json`` and ``RUN/geometry.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+from force_field import perceived
+from numpy.typing import NDArray
+from rdkit import Chem
+from reference_data import ROOT, data_folder, read_arrays, read_npz
+from rich.progress import track
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import XTBConfig
+from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.molecules import MoleculeError, from_smiles
+from dipolegnn.predict import predict
+from dipolegnn.pretrained import load_pretrained
+
+FILE = "qm9_dipole.npz"
+VALIDATION = 1
+
+CONFORMERS = 10
+"""Embedded per molecule, to see whether there is more than one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure a model at geometries from elsewhere."""
+
+    output: Path = ROOT / "runs" / "geometry"
+    """Folder for geometry.md and geometry.json."""
+    model: str = "painn-qm9"
+    """A model that comes along."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder with qm9_dipole.npz; left out: $DIPOLEGNN_DATA, else ../shared/data."""
+    molecules: int = 500
+    """Rigid molecules to look at."""
+
+
+class Rigid(NamedTuple):
+    """A molecule with one conformer, at three geometries."""
+
+    reference: Data
+    """QM9's geometry and magnitude."""
+    force_field: Data
+    xtb: Data
+    force_field_seconds: float
+    xtb_seconds: float
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the comparison."""
+    options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    path = data_folder(options.data, FILE) / FILE
+    rows = np.flatnonzero(read_arrays(path)["split"] == VALIDATION)
+    rows = np.random.default_rng(0).permutation(rows)
+    candidates = read_npz(path, number="qm9_index", vectors=False, rows=rows).data
+    found, looked_at, reasons = rigid(candidates, options.molecules)
+    print(f"{len(found)} rigid molecules of {looked_at}; left out: {reasons}")
+    if not found:
+        raise SystemExit("No molecule is rigid; there is nothing to compare.")
+
+    model = load_pretrained(options.model)
+    reference = np.array([float(molecule.reference.dipole_magnitude) for molecule in found])
+    geometries = {
+        "QM9 (B3LYP)": ([m.reference for m in found], None),
+        "ETKDG, MMFF94s": ([m.force_field for m in found], [m.force_field_seconds for m in found]),
+        "then GFN2-xTB": (
+            [m.xtb for m in found],
+            [m.force_field_seconds + m.xtb_seconds for m in found],
+        ),
+    }
+    content = {}
+    for name, (molecules, seconds) in geometries.items():
+        error = np.array([p.magnitude for p in predict(model, molecules)]) - reference
+        content[name] = numbers(error, seconds)
+    options.output.mkdir(parents=True, exist_ok=True)
+    about = {"model": options.model, "left_out": reasons, "geometries": content}
+    (options.output / "geometry.json").write_text(json.dumps(about, indent=1) + "\n")
+    text = table(content)
+    (options.output / "geometry.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, dict[str, int]]:
+    """Rigid molecules, how many were looked at, and why the others were left out."""
+    calculator = xtb_calculator(XTBConfig())
+    found: list[Rigid] = []
+    reasons = dict.fromkeys(("no SMILES", "no structure", "several conformers", "GFN2-xTB"), 0)
+    looked_at = 0
+    for data in track(candidates, "Geometries", transient=True):
+        if len(found) == wanted:
+            break
+        looked_at += 1
+        try:
+            smiles = smiles_of(data)
+        except MoleculeError:
+            reasons["no SMILES"] += 1
+            continue
+        try:
+            start = time.perf_counter()
+            (alone,) = from_smiles(smiles)
+            middle = time.perf_counter()
+            several = len(from_smiles(smiles, conformers=CONFORMERS)) > 1
+        except MoleculeError:
+            reasons["no structure"] += 1
+            continue
+        if several:
+            reasons["several conformers"] += 1
+            continue
+        try:
+            before = time.perf_counter()
+            relaxed = label(alone, calculator, optimize=True)
+            after = time.perf_counter()
+        except MoleculeError:
+            reasons["GFN2-xTB"] += 1
+            continue
+        found.append(Rigid(data, alone, relaxed, middle - start, after - before))
+    return found, looked_at, reasons
+
+
+def smiles_of(data: Data) -> str:
+    """A SMILES of the neutral molecule at this geometry, with its stereo.
+
+    Raises:
+        MoleculeError: If there is none.
+    """
+    mol = perceived(data)
+    Chem.AssignStereochemistryFrom3D(mol)
+    return str(Chem.MolToSmiles(Chem.RemoveHs(mol)))
+
+
+def numbers(error: NDArray[np.float64], seconds: Sequence[float] | None) -> dict[str, float]:
+    """Errors of the magnitude in debye; time for a geometry, which QM9's came without."""
+    found = {
+        "molecules": len(error),
+        "mae_D": float(np.abs(error).mean()),
+        "median_D": float(np.median(np.abs(error))),
+        "rmse_D": float(np.sqrt(np.square(error).mean())),
+        "bias_D": float(error.mean()),
+    }
+    if seconds is not None:
+        found["median_ms"] = 1000 * float(np.median(seconds))
+    return found
+
+
+def table(content: dict[str, dict[str, float]]) -> str:
+    """The geometries as Markdown."""
+    columns = {
+        "mae_D": "MAE, D",
+        "median_D": "median, D",
+        "rmse_D": "RMSE, D",
+        "bias_D": "bias, D",
+    }
+    lines = [
+        f"| geometry | molecules | {' | '.join(columns.values())} | time for it, ms |",
+        "|---" * (3 + len(columns)) + "|",
+    ]
+    for name, row in content.items():
+        time_ms = f"{row['median_ms']:.0f}" if "median_ms" in row else "–"
+        cells = " | ".join(f"{row[column]:.3f}" for column in columns)
+        lines.append(f"| {name} | {row['molecules']} | {cells} | {time_ms} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
