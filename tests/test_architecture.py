@@ -23,7 +23,7 @@ LEVELS = [
     {"pretrained"},
     {"training"},
     {"predict", "plots"},
-    {"evaluation"},
+    {"evaluation", "derivatives", "calculator"},
     {"cli"},
     {"__main__"},
 ]

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import load_model, save_model
+from dipolegnn.config import XTBConfig
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
-from dipolegnn.molecules import Molecules, from_smiles
+from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.molecules import Molecules, from_smiles, to_ase
 from dipolegnn.nn import DipoleHead
 from dipolegnn.predict import Prediction, predict
 
@@ -411,3 +413,49 @@ def test_compare_speed(project_root: Path, tmp_path: Path) -> None:
     assert {row["peer"] for row in rows} == {"schnetpack", "torch_geometric"}
     assert all(row["ours_ms"] > 0 and row["peer_ms"] > 0 for row in rows)
     assert "| PaiNN F 128 L 3 | training |" in (tmp_path / "speed.md").read_text()
+
+
+def test_infrared(project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    infrared = module(project_root, "infrared")
+    infrared.main(["--output", str(tmp_path), "--smiles", "O", "CCl"])
+
+    out = capsys.readouterr().out
+    assert "CCl: painn-qm9 does not know all of its elements" in out
+    with (tmp_path / "infrared.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    water = [row for row in rows if row["molecule"] == "water" and row["method"] == "GFN2-xTB"]
+    # Bend and two stretches; experiment: 1595, 3657 and 3756 per cm.
+    assert [float(row["wavenumber_per_cm"]) for row in water] == pytest.approx(
+        [1595, 3657, 3756], rel=0.05
+    )
+    assert all(float(row["intensity_km_per_mol"]) >= 0 for row in rows)
+    assert len([row for row in rows if row["molecule"] == "CCl"]) == 2 * 9
+    content = json.loads((tmp_path / "infrared.json").read_text(encoding="utf-8"))
+    for method in ("painn-xtb", "painn-qm9"):
+        assert 0.3 < content["water"][method]["overlap"] <= 1
+        assert content["water"][method]["sum_rule_e"] < 1e-5
+    assert (tmp_path / "infrared.png").read_bytes().startswith(b"\x89PNG")
+
+    with pytest.raises(SystemExit, match="There is no model painn; there are"):
+        infrared.main(["--models", "painn"])
+    with pytest.raises(SystemExit, match="Not a valid SMILES"):
+        infrared.main(["--smiles", "C1"])
+
+
+def test_intensities_from_polar_tensors_are_those_of_ase(project_root: Path) -> None:
+    """With GFN2-xTB's own polar tensors, by differences, in the place of the model's."""
+    infrared = module(project_root, "infrared")
+    (data,) = from_smiles("O")
+    atoms = to_ase(label(data, xtb_calculator(XTBConfig()), optimize=True, fmax=0.001))
+    atoms.calc = xtb_calculator(XTBConfig())
+    _, modes, own = infrared.harmonic(atoms, "water")
+    tensors = np.zeros((3, 3, 3))
+    for atom, axis in np.ndindex(3, 3):
+        ends = []
+        for step in (0.005, -0.005):
+            moved = atoms.copy()
+            moved.calc = atoms.calc
+            moved.positions[atom, axis] += step
+            ends.append(moved.get_dipole_moment())
+        tensors[atom, :, axis] = (ends[0] - ends[1]) / 0.01
+    assert infrared.intensities(tensors, modes) == pytest.approx(own, rel=1e-3, abs=1e-3)

@@ -19,7 +19,14 @@ from rdkit import Chem
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import XTBConfig
-from dipolegnn.data import check_card, random_split, read_card, read_molecules, read_split
+from dipolegnn.data import (
+    ConformerDataset,
+    check_card,
+    random_split,
+    read_card,
+    read_molecules,
+    read_split,
+)
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import read_failures
 
@@ -213,3 +220,23 @@ def test_build_script(folder: Path, project_root: Path, tmp_path: Path) -> None:
     card = read_card(tmp_path / "set" / "card.yaml")
     assert card.counts.molecules + card.counts.failures == 6
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) >= 6
+
+
+def test_displaced_copies(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    load("displace").main(["--output", str(tmp_path / "set"), "--limit", "5", "--copies", "2"])
+
+    check_card(tmp_path / "set")
+    dataset = ConformerDataset(tmp_path / "set")
+    assert len(dataset) == 15
+    at_rest, moved = list(dataset)[:5], list(dataset)[5:]
+    shift = torch.cat([m.pos - at_rest[k // 2].pos for k, m in enumerate(moved)])
+    assert float(shift.square().mean().sqrt()) == pytest.approx(0.04, rel=0.25)
+    # Labelled where they are, not where they came from.
+    expected = label(moved[3], xtb_calculator(XTBConfig()))
+    assert torch.allclose(moved[3].dipole, expected.dipole, atol=1e-3)
+    assert not torch.allclose(moved[3].dipole, at_rest[1].dipole, atol=1e-3)
+    # Molecules stay in their parts.
+    split = dataset.split()
+    parts = [set(dataset.mol_ids()[part].tolist()) for part in (split.train, split.val, split.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 5
+    assert sum(map(len, (split.train, split.val, split.test))) == 15

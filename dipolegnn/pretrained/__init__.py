@@ -6,7 +6,11 @@ import functools
 from collections.abc import Collection
 from pathlib import Path
 
+from ase.data import chemical_symbols
+
+from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import JSON, load_model
+from dipolegnn.molecules import MoleculeError
 from dipolegnn.nn import DipoleModel
 
 FOLDER = Path(__file__).resolve().parent
@@ -53,6 +57,21 @@ def load_pretrained(name: str) -> DipoleModel:
 def names_for(elements: Collection[str]) -> list[str]:
     """The names of the models that were trained on all of these elements."""
     return [name for name in pretrained_names() if set(elements) <= elements_of(name)]
+
+
+def unknown_elements(name: str, data: Data) -> MoleculeError | None:
+    """Why a model makes no prediction for the elements of a molecule; None if it does."""
+    known = elements_of(name)
+    symbols = {chemical_symbols[z] for z in data.z.tolist()}
+    strange = sorted(symbols - known)
+    if not strange:
+        return None
+    others = names_for(symbols)
+    return MoleculeError(
+        f"It has {', '.join(strange)}, and {name} knows {', '.join(sorted(known))}",
+        remedy=f"Take the model {others[0]}" if others else "Train a model on such molecules",
+        molecule=str(data.get("name") or data.get("smiles") or ""),
+    )
 
 
 @functools.cache  # asked for every molecule that a model refuses

@@ -1,0 +1,91 @@
+"""A model as an ASE calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
+from ase.data import atomic_masses
+
+from dipolegnn.molecules import from_ase
+from dipolegnn.nn import DipoleModel
+from dipolegnn.predict import predict
+from dipolegnn.pretrained import load_pretrained, unknown_elements
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM
+
+
+class DipoleCalculator(Calculator):
+    """Dipole moment and charges of a molecule from a model, the rest from another calculator.
+
+    In ASE's units and by ASE's convention: ``dipole`` in e·angstrom about the origin of the
+    coordinates (which plays a part for ions only), ``charges`` in e. The total charge is
+    ``atoms.info["charge"]``, else the sum of the initial charges.
+
+    Args:
+        model: A model with vectors, or the name of one that comes along.
+        others: A calculator for everything else, such as energy and forces, so that molecular
+            dynamics runs on it and the dipole along the way is the model's.
+
+    Raises:
+        ValueError: If there is no model of that name.
+
+    Example:
+        >>> import numpy as np
+        >>> from ase.build import molecule
+        >>> atoms = molecule("CH3CHO")
+        >>> atoms.calc = DipoleCalculator("painn-qm9")
+        >>> round(float(np.linalg.norm(atoms.get_dipole_moment())), 1)  # e·angstrom
+        0.5
+    """
+
+    def __init__(
+        self, model: DipoleModel | str = "painn-qm9", others: BaseCalculator | None = None
+    ) -> None:
+        super().__init__()
+        self.pretrained = model if isinstance(model, str) else None
+        self.model = load_pretrained(model) if isinstance(model, str) else model
+        self.others = others
+        theirs = () if others is None else others.implemented_properties
+        self.implemented_properties = list(dict.fromkeys(("dipole", "charges", *theirs)))
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("dipole",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fills ``results`` with what is asked for.
+
+        Raises:
+            MoleculeError: If the structure is periodic, or has an element that a model that comes
+                along was not trained on.
+            ValueError: If the model has no vectors.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))
+        assert self.atoms is not None
+        asked = set(properties)
+        if asked & {"dipole", "charges"}:
+            self._from_model(self.atoms)
+        for name in sorted(asked - {"dipole", "charges"}):
+            if self.others is not None:
+                self.results[name] = self.others.get_property(name, self.atoms)
+
+    def _from_model(self, atoms: Atoms) -> None:
+        bare = atoms.copy()  # without a calculator, whose results would be taken for labels
+        data = from_ase(bare)
+        if self.pretrained is not None:
+            problem = unknown_elements(self.pretrained, data)
+            if problem is not None:
+                raise problem
+        (prediction,) = predict(self.model, [data])
+        if prediction.dipole is None or prediction.charges is None:
+            raise ValueError(
+                "The model has an atomwise head, which gives a magnitude and no vector; take one "
+                "with a dipole head."
+            )
+        masses = atomic_masses[atoms.numbers]
+        centre = masses @ atoms.positions / masses.sum()
+        charge = float(data.charge)
+        self.results["dipole"] = prediction.dipole / DEBYE_PER_E_ANGSTROM + charge * centre
+        self.results["charges"] = prediction.charges

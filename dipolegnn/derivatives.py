@@ -1,0 +1,69 @@
+"""How the dipole moment changes as the atoms move: atomic polar tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase.data import atomic_masses
+from numpy.typing import NDArray
+
+from dipolegnn._pyg import Data
+from dipolegnn.nn import DipoleModel
+from dipolegnn.predict import unsupported
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM
+
+
+def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
+    r"""The atomic polar tensors of a structure, by automatic differentiation.
+
+    .. math:: P_{iab} = \frac{\partial \mu_a}{\partial R_{ib}}
+
+    Their sum over the atoms is the total charge times the unit matrix. They need the dipole vector
+    of a fixed origin, so that the centre of mass, which :class:`~dipolegnn.DipoleModel` refers an
+    ion's dipole to, does not move along here.
+
+    Args:
+        model: A model with vectors.
+        data: The structure: ``z [N]``, ``pos [N, 3]`` in angstrom and, of an ion, ``charge`` in e.
+
+    Returns:
+        ``[N, 3, 3]`` in e: atom, component of the dipole, component of the position.
+
+    Raises:
+        MoleculeError: If the structure has no atoms or coordinates, or an element beyond 100.
+        ValueError: If the model has no vectors.
+
+    Example:
+        >>> from dipolegnn import load_pretrained
+        >>> from dipolegnn.molecules import from_smiles
+        >>> water, = from_smiles("O")
+        >>> tensors = polar_tensors(load_pretrained("painn-qm9"), water)
+        >>> tensors.shape, bool(abs(tensors.sum(axis=0)).max() < 1e-5)
+        ((3, 3, 3), True)
+
+    Source: Person and Newton, J. Chem. Phys. 61, 1040 (1974).
+    """
+    problem = unsupported(data)
+    if problem is not None:
+        raise problem
+    weight = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            pos = data.pos.detach().to(weight).requires_grad_()
+            charge = 0.0 if data.get("charge") is None else float(data.charge)
+            batch = Data(z=data.z.to(weight.device), pos=pos, charge=pos.new_tensor([charge]))
+            dipole = model(batch).dipole
+            if dipole is None:
+                raise ValueError(
+                    "The model has an atomwise head, which gives a magnitude and no vector that "
+                    "could be differentiated; take one with a dipole head."
+                )
+            rows = [torch.autograd.grad(dipole[0, a], pos, retain_graph=a < 2)[0] for a in range(3)]
+    finally:
+        model.train(was_training)
+    tensors = torch.stack(rows, dim=1).double().cpu().numpy() / DEBYE_PER_E_ANGSTROM
+    masses = atomic_masses[data.z.cpu().numpy()]
+    shift = charge * masses / masses.sum()
+    return np.asarray(tensors + shift[:, None, None] * np.eye(3))
