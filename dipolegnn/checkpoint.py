@@ -23,7 +23,7 @@ from torch import Tensor
 import dipolegnn
 from dipolegnn.config import ModelConfig
 from dipolegnn.files import replacing
-from dipolegnn.nn import DipoleModel, build_model
+from dipolegnn.nn import Calibration, DipoleModel, build_model
 
 FORMAT_VERSION = 1
 """Version of the layout of the metadata; raised when an older dipolegnn could misread it."""
@@ -113,8 +113,9 @@ def load_model(path: str | Path) -> tuple[DipoleModel, dict[str, JSON]]:
     # The fresh weights are replaced at once, so they must not use up the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         model = build_model(config)
+    model.calibration = _read_calibration(path, weights)
     _check_weights(path, weights, model.state_dict())
-    model.to(next(iter(weights.values())).dtype)
+    model.to(weights["representation.embedding.weight"].dtype)
     model.load_state_dict(weights)
     return model.eval(), provenance
 
@@ -148,6 +149,17 @@ def _read_metadata(path: Path, text: str) -> tuple[ModelConfig, dict[str, JSON]]
     if units != UNITS:
         raise ModelFileError(f"The model in {path} has units {units}, expected {UNITS}.")
     return config, provenance
+
+
+def _read_calibration(path: Path, weights: Mapping[str, Tensor]) -> Calibration | None:
+    start = "calibration."
+    state = {name.removeprefix(start): x for name, x in weights.items() if name.startswith(start)}
+    if not state:
+        return None
+    try:
+        return Calibration.of_state(state)
+    except ValueError as error:
+        raise ModelFileError(f"The error bars in {path} are damaged. {error}") from error
 
 
 def _check_weights(

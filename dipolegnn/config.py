@@ -11,6 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+COVERAGE = 0.9
+"""How often the truth lies within an error bar, if nothing else is said."""
+
 
 def _require(condition: bool, name: str, got: object, expected: str) -> None:
     if not condition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +18,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import ConformerConfig
+from dipolegnn.config import COVERAGE, ConformerConfig
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles
-from dipolegnn.nn import DipoleModel
+from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.features import MAX_Z
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K, ROOM_TEMPERATURE_K
 
@@ -28,6 +30,33 @@ tensor of PaiNN with 128 channels stays below 200 MB."""
 
 
 @dataclass(frozen=True, eq=False)
+class ErrorBar:
+    """How far off a predicted magnitude may be.
+
+    Attributes:
+        scale: How unsure the model is, in no unit of its own.
+        doubts: Why the prediction may be worse than the interval says: what the molecule has that
+            the training molecules had not, or that the model is unusually unsure.
+        calibration: What turns the scale into debye.
+    """
+
+    scale: float
+    doubts: tuple[str, ...]
+    calibration: Calibration
+
+    def half_width(self, coverage: float = COVERAGE) -> float:
+        """Half the width of the interval around the prediction that holds so often, in debye.
+
+        Infinite, if the model was calibrated with too few molecules to tell.
+
+        Raises:
+            ValueError: If ``coverage`` is not between 0 and 1.
+        """
+        scale = self.calibration.scores.new_tensor([self.scale])
+        return float(self.calibration.half_width(scale, coverage))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """What a model says about one structure.
 
@@ -38,12 +67,23 @@ class Prediction:
             if the molecule is an ion; None from a model with an atomwise head.
         charges: Atomic charges ``[N]`` in e, in the order of the atoms; None from such a model.
             They are what the dipole asks for, not those of any population analysis.
+        error: How far off the magnitude may be; None from a model without error bars.
     """
 
     data: Data
     magnitude: float
     dipole: NDArray[np.float64] | None
     charges: NDArray[np.float64] | None
+    error: ErrorBar | None = None
+
+    def __repr__(self) -> str:
+        half_width = None if self.error is None else self.error.half_width()
+        return f"Prediction({_name(self)!r}, |μ| = {_value(self.magnitude, half_width)})"
+
+    def _repr_html_(self) -> str:
+        """The molecule with its dipole moment, for notebooks."""
+        half_width = None if self.error is None else self.error.half_width()
+        return _picture(self, _value(self.magnitude, half_width))
 
     def as_labels(self) -> Data:
         """A copy of the structure that carries the prediction in the place of labels."""
@@ -58,7 +98,7 @@ class Prediction:
         return data
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MoleculePrediction:
     """What a model says about a molecule: an average over its conformers.
 
@@ -72,10 +112,41 @@ class MoleculePrediction:
     weights: NDArray[np.float64]
     magnitude: float
 
+    def __repr__(self) -> str:
+        value = _value(self.magnitude, self.half_width())
+        count = len(self.conformers)
+        return (
+            f"MoleculePrediction({_name(self.lowest)!r}, |μ| = {value}, {count} "
+            f"conformer{'s' * (count > 1)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The lowest conformer with its dipole moment, and the average, for notebooks."""
+        return _picture(self.lowest, _value(self.magnitude, self.half_width()))
+
     @property
     def lowest(self) -> Prediction:
         """The conformer of the lowest energy."""
         return self.conformers[0]
+
+    def half_width(self, coverage: float = COVERAGE) -> float | None:
+        """Half the width of the interval around ``magnitude`` that holds so often, in debye.
+
+        The mean over the conformers, with their weights: errors of one molecule's conformers are
+        much alike. What is not known about energies and geometries comes on top. None from a model
+        without error bars.
+
+        Raises:
+            ValueError: If ``coverage`` is not between 0 and 1.
+        """
+        widths = [c.error.half_width(coverage) for c in self.conformers if c.error is not None]
+        return float(np.dot(self.weights, widths)) if widths else None
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against relying on the interval; see :class:`ErrorBar`."""
+        found = [c.error.doubts for c in self.conformers if c.error is not None]
+        return list(dict.fromkeys(doubt for doubts in found for doubt in doubts))
 
     @property
     def smallest(self) -> float:
@@ -142,7 +213,7 @@ def predict(
     predictions: list[Prediction] = []
     console = Console(file=sys.stderr)
     try:
-        with torch.inference_mode(), Progress(console=console, disable=not progress) as bar:
+        with torch.no_grad(), Progress(console=console, disable=not progress) as bar:
             task = bar.add_task("Predicting", total=len(molecules))
             for batch in _batches(molecules, batch_atoms):
                 predictions += _predict_batch(model, batch)
@@ -309,18 +380,60 @@ def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Predic
         charge=torch.tensor(charges, dtype=weight.dtype),
         batch=torch.arange(len(molecules)).repeat_interleave(sizes),
     ).to(weight.device)
-    output = model(batch)
+    errors: list[ErrorBar] | list[None] = [None] * len(molecules)
+    if model.calibration is None:
+        output = model(batch)
+    else:
+        output, sensitivity = model.with_sensitivity(batch)
+        errors = _error_bars(model.calibration, molecules, sensitivity)
     ends = np.cumsum(sizes.numpy())[:-1]
     magnitudes = _numpy(output.magnitude)
     no_values: list[None] = [None] * len(molecules)
     dipoles = no_values if output.dipole is None else _numpy(output.dipole)
     atomic = no_values if output.charges is None else np.split(_numpy(output.charges), ends)
     return [
-        Prediction(data, float(magnitude), dipole, charge)
-        for data, magnitude, dipole, charge in zip(
-            molecules, magnitudes, dipoles, atomic, strict=True
+        Prediction(data, float(magnitude), dipole, charge, error)
+        for data, magnitude, dipole, charge, error in zip(
+            molecules, magnitudes, dipoles, atomic, errors, strict=True
         )
     ]
+
+
+def _error_bars(
+    calibration: Calibration, molecules: Sequence[Data], sensitivity: torch.Tensor
+) -> list[ErrorBar]:
+    scales = calibration.scale(sensitivity).tolist()
+    doubts = calibration.doubts(molecules, scales)
+    return [ErrorBar(s, d, calibration) for s, d in zip(scales, doubts, strict=True)]
+
+
+def _name(prediction: Prediction) -> str:
+    return str(prediction.data.get("name") or prediction.data.get("smiles") or "")
+
+
+def _value(magnitude: float, half_width: float | None) -> str:
+    bar = "" if half_width is None else f" ± {half_width:.3f}"
+    return f"{magnitude:.3f}{bar} D"
+
+
+def _picture(prediction: Prediction, value: str) -> str:
+    """A drawing (SVG) with the magnitude below."""
+    # Only now: matplotlib takes as long to import as predicting some molecules does.
+    from dipolegnn.plots import draw_molecule
+
+    figure = draw_molecule(
+        prediction.data.z.tolist(),
+        prediction.data.pos.tolist(),
+        prediction.dipole,
+        magnitude=prediction.magnitude,
+    )
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    drawing = text.getvalue()
+    return (
+        f'<div style="max-width: 380px">{drawing[drawing.index("<svg") :]}'
+        f"<p><b>{html.escape(_name(prediction))}</b>: |μ| = {value}</p></div>"
+    )
 
 
 def _numpy(values: torch.Tensor) -> NDArray[np.float64]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -41,12 +41,12 @@ CONFORMERS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure a model at geometries from elsewhere."""
+    """Measure models at geometries from elsewhere."""
 
     output: Path = ROOT / "runs" / "geometry"
     """Folder for geometry.md and geometry.json."""
-    model: str = "painn-qm9"
-    """A model that comes along."""
+    models: tuple[str, ...] = ("painn-qm9", "painn-qm9-mmff94s")
+    """Models that come along."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder with qm9_dipole.npz; left out: $DIPOLEGNN_DATA, else ../shared/data."""
     molecules: int = 500
@@ -68,15 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     path = data_folder(options.data, FILE) / FILE
-    rows = np.flatnonzero(read_arrays(path)["split"] == VALIDATION)
-    rows = np.random.default_rng(0).permutation(rows)
-    candidates = read_npz(path, number="qm9_index", vectors=False, rows=rows).data
+    validation = np.flatnonzero(read_arrays(path)["split"] == VALIDATION)
+    validation = np.random.default_rng(0).permutation(validation)
+    candidates = read_npz(path, number="qm9_index", vectors=False, rows=validation).data
     found, looked_at, reasons = rigid(candidates, options.molecules)
     print(f"{len(found)} rigid molecules of {looked_at}; left out: {reasons}")
     if not found:
         raise SystemExit("No molecule is rigid; there is nothing to compare.")
 
-    model = load_pretrained(options.model)
     reference = np.array([float(molecule.reference.dipole_magnitude) for molecule in found])
     geometries = {
         "QM9 (B3LYP)": ([m.reference for m in found], None),
@@ -86,14 +85,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             [m.force_field_seconds + m.xtb_seconds for m in found],
         ),
     }
-    content = {}
-    for name, (molecules, seconds) in geometries.items():
-        error = np.array([p.magnitude for p in predict(model, molecules)]) - reference
-        content[name] = numbers(error, seconds)
+    rows: list[dict[str, Any]] = []
+    for model_name in options.models:
+        model = load_pretrained(model_name)
+        for name, (molecules, seconds) in geometries.items():
+            error = np.array([p.magnitude for p in predict(model, molecules)]) - reference
+            rows.append({"model": model_name, "geometry": name, **numbers(error, seconds)})
     options.output.mkdir(parents=True, exist_ok=True)
-    about = {"model": options.model, "left_out": reasons, "geometries": content}
+    about = {"looked_at": looked_at, "left_out": reasons, "rows": rows}
     (options.output / "geometry.json").write_text(json.dumps(about, indent=1) + "\n")
-    text = table(content)
+    text = table(rows)
     (options.output / "geometry.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -160,7 +161,7 @@ def numbers(error: NDArray[np.float64], seconds: Sequence[float] | None) -> dict
     return found
 
 
-def table(content: dict[str, dict[str, float]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The geometries as Markdown."""
     columns = {
         "mae_D": "MAE, D",
@@ -169,13 +170,15 @@ def table(content: dict[str, dict[str, float]]) -> str:
         "bias_D": "bias, D",
     }
     lines = [
-        f"| geometry | molecules | {' | '.join(columns.values())} | time for it, ms |",
-        "|---" * (3 + len(columns)) + "|",
+        f"| model | geometry | molecules | {' | '.join(columns.values())} | time for it, ms |",
+        "|---" * (4 + len(columns)) + "|",
     ]
-    for name, row in content.items():
+    for row in rows:
         time_ms = f"{row['median_ms']:.0f}" if "median_ms" in row else "–"
         cells = " | ".join(f"{row[column]:.3f}" for column in columns)
-        lines.append(f"| {name} | {row['molecules']} | {cells} | {time_ms} |")
+        lines.append(
+            f"| {row['model']} | {row['geometry']} | {row['molecules']} | {cells} | {time_ms} |"
+        )
     return "\n".join(lines) + "\n"
 
 

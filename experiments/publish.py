@@ -1,4 +1,4 @@
-"""Turns a run on QM9's magnitudes into a model that comes with the package.
+"""Turns a run on QM9's magnitudes into a model that comes with the package, with error bars.
 
 Magnitudes leave the sign of the vectors open, one sign for all molecules. It is settled by GFN2-xTB
 dipoles that are made here, for molecules of the training part; then directions are measured on the
@@ -8,7 +8,7 @@ of the kind that the model was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from reference_data import data_folder, read_arrays, read_npz
 from rich.progress import track
 
-from dipolegnn._pyg import Data
+from dipolegnn._pyg import Batch, Data
+from dipolegnn.calibrate import calibrate
 from dipolegnn.checkpoint import JSON, load_model, save_model
 from dipolegnn.config import XTBConfig
 from dipolegnn.labels import label, xtb_calculator
@@ -50,6 +51,9 @@ class Options:
     """Molecules of the training part that GFN2-xTB is asked about."""
     measured: int | None = None
     """Molecules of the test part that directions are measured on; None: all."""
+    calibrated: int = 10_000
+    """Molecules of the training part that the error bars rest on, and at most so many of the
+    validation part; 0: no error bars."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.head.reverse_()
     print(f"sign: {max(agree, disagree)} of {agree + disagree} molecules agree")
 
+    if options.calibrated:
+        training, validation = (
+            like_training(molecules(path, part, number, options.calibrated), geometry)
+            for number in (0, 1)
+        )
+        calibrate(model, batches(training), batches(validation))
     rows = np.flatnonzero(part == 2)[: options.measured]
     test = read_npz(path, number="qm9_index", vectors=True, rows=rows).data
     test = [data for data in test if data.dipole.isfinite().all()]
@@ -90,26 +100,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         "agree": max(agree, disagree),
         "disagree": min(agree, disagree),
     }
-    save_model(options.output, model, {**provenance, "sign": about, "test_directions": measured})
+    save_model(
+        options.output,
+        model,
+        {
+            **provenance,
+            "sign": about,
+            "test_directions": measured,
+            "error_bars": "from validation molecules of QM9",
+        },
+    )
     print(f"wrote {options.output}")
 
 
-def like_training(molecules: Sequence[Data], geometry: str) -> Sequence[Data]:
+def molecules(path: Path, part: NDArray[np.int64], number: int, count: int) -> Sequence[Data]:
+    """Molecules of a part of the split, drawn at random, with their magnitudes."""
+    rows = np.random.default_rng(1).permutation(np.flatnonzero(part == number))[:count]
+    return read_npz(path, number="qm9_index", vectors=False, rows=np.sort(rows)).data
+
+
+def batches(data: Sequence[Data]) -> Iterator[Data]:
+    """Batches of a hundred."""
+    for start in track(range(0, len(data), 100), "Error bars", transient=True):
+        yield Batch.from_data_list(list(data[start : start + 100]))
+
+
+def like_training(structures: Sequence[Data], geometry: str) -> Sequence[Data]:
     """The molecules at geometries as the model was trained on, without those that have none.
 
     Vectors still fit, as a relaxed structure is laid upon the original.
     """
     if geometry != "MMFF94s":
-        return molecules
-    found, failures = relax_all(molecules)
-    print(f"{len(failures)} of {len(molecules)} molecules have no such geometry and are left out")
+        return structures
+    found, failures = relax_all(structures)
+    print(f"{len(failures)} of {len(structures)} molecules have no such geometry and are left out")
     return [data for data in found if data is not None]
 
 
-def votes(model: DipoleModel, molecules: Sequence[Data]) -> tuple[int, int]:
+def votes(model: DipoleModel, structures: Sequence[Data]) -> tuple[int, int]:
     """For how many molecules GFN2-xTB's dipole points along the model's, and against it."""
     calculator = xtb_calculator(XTBConfig())
-    predictions = predict(model, molecules)
+    predictions = predict(model, structures)
     found = []
     for prediction in track(predictions, "GFN2-xTB", transient=True):
         reference = label(prediction.data, calculator).dipole[0].numpy()
@@ -119,10 +150,10 @@ def votes(model: DipoleModel, molecules: Sequence[Data]) -> tuple[int, int]:
     return found.count(True), found.count(False)
 
 
-def directions(model: DipoleModel, molecules: Sequence[Data]) -> NDArray[np.float64]:
+def directions(model: DipoleModel, structures: Sequence[Data]) -> NDArray[np.float64]:
     """Angles in degrees between predicted and reference dipoles, of those that are long enough."""
     angles = []
-    for prediction in predict(model, molecules, progress=True):
+    for prediction in predict(model, structures, progress=True):
         reference = prediction.data.dipole[0].numpy().astype(float)
         assert prediction.dipole is not None
         if np.linalg.norm(reference) > HAS_DIRECTION:

@@ -17,13 +17,16 @@ LEVELS = [
     {"units", "files"},
     {"config", "_pyg"},
     {"metrics", "breakdown", "molecules", "graph", "ops"},
-    {"labels"},
+    {"labels", "plots"},
     {"data", "nn"},
-    {"checkpoint"},
+    {"checkpoint", "calibrate"},
     {"pretrained"},
     {"training"},
-    {"predict", "plots"},
-    {"evaluation", "derivatives", "calculator"},
+    {"predict"},
+    {"evaluation", "derivatives", "calculator", "models"},
+    {"report"},
+    {"answer"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]
@@ -158,7 +161,7 @@ def test_dependencies_are_those_imported(project_root: Path) -> None:
 
     extras = project["optional-dependencies"]
     # Triton comes with torch where there is a GPU; the tests run its interpreter elsewhere.
-    optional = names(extras["xtb"]) | names(extras["dft"]) | {"triton"}
+    optional = names(extras["xtb"]) | names(extras["dft"]) | names(extras["app"]) | {"triton"}
     declared = names(project["dependencies"])
     imported = {
         DISTRIBUTIONS.get(root, root.replace("_", "-"))

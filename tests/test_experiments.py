@@ -316,11 +316,14 @@ def test_geometries_of_rigid_molecules(
     module(project_root, "geometry").main(words)
 
     content = json.loads((tmp_path / "geometry.json").read_text(encoding="utf-8"))
-    rows = content["geometries"]
+    rows = {(row["model"], row["geometry"]): row for row in content["rows"]}
+    assert len(rows) == 6
     assert {row["molecules"] for row in rows.values()} == {3}
     # The "reference" geometries of this test are those of the force field.
-    assert rows["QM9 (B3LYP)"]["mae_D"] == pytest.approx(rows["ETKDG, MMFF94s"]["mae_D"], abs=1e-3)
-    assert rows["then GFN2-xTB"]["median_ms"] > rows["ETKDG, MMFF94s"]["median_ms"] > 0
+    own = rows["painn-qm9", "QM9 (B3LYP)"]
+    embedded = rows["painn-qm9", "ETKDG, MMFF94s"]
+    assert own["mae_D"] == pytest.approx(embedded["mae_D"], abs=1e-3)
+    assert rows["painn-qm9", "then GFN2-xTB"]["median_ms"] > embedded["median_ms"] > 0
     assert "3 rigid molecules of" in capsys.readouterr().out
 
 
@@ -347,6 +350,7 @@ def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: 
     found = []
     for source in (run / "model.safetensors", wrong):
         command = ["--model", str(source), "--output", str(right), "--data", str(qm9_data)]
+        command += ["--calibrated", "0"]  # there are too few molecules for error bars
         module(project_root, "publish").main(command)
         published, about = load_model(right)
         found.append(predict(published, from_smiles("CO"))[0].dipole)
@@ -459,3 +463,35 @@ def test_intensities_from_polar_tensors_are_those_of_ase(project_root: Path) -> 
             ends.append(moved.get_dipole_moment())
         tensors[atom, :, axis] = (ends[0] - ends[1]) / 0.01
     assert infrared.intensities(tensors, modes) == pytest.approx(own, rel=1e-3, abs=1e-3)
+
+
+def test_coverage(
+    project_root: Path,
+    qm9_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("qm9_dipole.npz", "qm7b_ccsd.npz"):
+        (folder / name).write_bytes((qm9_data / "qm9_dipole.npz").read_bytes())
+    words = ["--data", str(folder), "--output", str(tmp_path / "out"), "--molecules", "60"]
+    module(project_root, "coverage").main(words)
+
+    rows = json.loads((tmp_path / "out" / "coverage.json").read_text(encoding="utf-8"))
+    whole = {(row["model"], row["set"]): row for row in rows if row["part"] == "all"}
+    assert {model for model, _ in whole} == {"painn-qm9", "painn-qm9-mmff94s", "painn-xtb"}
+    own = whole["painn-xtb", "small_molecules, test"]
+    assert own["molecules"] == 60
+    # 60 molecules: 90 % within four times their binomial spread of 4 %.
+    assert own["coverage_90"] > 0.74
+    assert own["coverage_68"] <= own["coverage_90"] <= own["coverage_95"]
+    assert own["half_width_90_D"] > own["mae_D"]
+    by_size = [
+        row["molecules"]
+        for row in rows
+        if row["set"] == "small_molecules, test" and row["part"].startswith("size")
+    ]
+    assert sum(by_size) == 60
+    assert "Predicting with error bars takes" in capsys.readouterr().out
+    assert (tmp_path / "out" / "coverage.png").read_bytes().startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
 from dipolegnn.breakdown import breakdown
 from dipolegnn.plots import draw_molecule, error_bars, learning_curve, parity_plot
-from dipolegnn.plots.molecule import _view
+from dipolegnn.plots.molecule import view
 
 HISTORY = [
     {"epoch": 1.0, "lr": 1e-3, "train/loss": 2.0, "val/loss": 1.5, "val/dipole_mae": 0.9},
@@ -67,10 +67,18 @@ def test_error_bars_show_each_group(tmp_path: Path) -> None:
     assert bars == pytest.approx([0.2, 0.4, 0.1])
     biases = np.asarray(panels["molecules with"].collections[0].get_offsets())[:, 0]
     assert biases == pytest.approx([0.2, -0.4, 0.1])
-    assert "0.400 D, 1 molecules" in words(figure)
+    assert "0.400 D, 1 molecule\n" in words(figure)
     figure.savefig(tmp_path / "errors.png")
     with pytest.raises(ValueError, match="no molecule has a reference"):
         error_bars([])
+
+
+def test_a_small_group_does_not_hide_the_others() -> None:
+    many = breakdown([[6]] * 20 + [[7]], [1.0] * 21, [1.1] * 20 + [5.0])
+    figure = error_bars(many)
+    assert "4.000 D, 1 molecule (drawn at the edge)" in words(figure)
+    panel = next(axes for axes in figure.axes if axes.get_ylabel() == "molecules with")
+    assert panel.get_xlim()[1] < 1
 
 
 def test_learning_curve_marks_the_best_epoch(tmp_path: Path) -> None:
@@ -116,9 +124,9 @@ def test_a_chiral_molecule_is_not_shown_as_its_mirror_image() -> None:
     # Seen from the front, with the first ball behind, the other three turn one way or the other.
     tetrahedron = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * [1.0, 1.2, 1.5]
     for mu in ([0.1, 0.2, 0.3], [-1.0, 0.5, -2.0], None):
-        view = _view(tetrahedron, None if mu is None else np.array(mu))
-        assert np.linalg.det(view) == pytest.approx(1.0)
-        assert view @ view.T == pytest.approx(np.eye(3), abs=1e-12)
+        turn = view(tetrahedron, None if mu is None else np.array(mu))
+        assert np.linalg.det(turn) == pytest.approx(1.0)
+        assert turn @ turn.T == pytest.approx(np.eye(3), abs=1e-12)
 
 
 def test_a_long_dipole_gets_a_smaller_scale_and_none_no_arrow() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from dipolegnn.cli.model_file import LoadedModel, open_model
 from dipolegnn.cli.options import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
+from dipolegnn.models import LoadedModel, open_model
 from dipolegnn.plots import error_bars, parity_plot
 
 

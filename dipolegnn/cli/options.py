@@ -12,7 +12,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dipolegnn.config import ConformerConfig, DFTConfig, ModelConfig, TrainConfig, XTBConfig
+from dipolegnn.config import (
+    COVERAGE,
+    ConformerConfig,
+    DFTConfig,
+    ModelConfig,
+    TrainConfig,
+    XTBConfig,
+)
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 _Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -164,8 +171,9 @@ class Predict(Debug):
     of the lowest conformer, in the frame of the geometry that is printed or written; an ion's
     refers to its centre of mass. Arguments after -- are never options.
 
-    Without --model it is $DIPOLEGNN_MODEL, else painn-qm9, which comes with the package. A model
-    that does refuses elements that it was not trained on.
+    Without --model it is $DIPOLEGNN_MODEL, else one that comes with the package: for SMILES
+    painn-qm9-mmff94s, which expects the geometries that they are given here, for structures
+    painn-qm9. Such a model refuses elements that it was not trained on.
 
     Exit status: 0 all predicted; 1 some molecules failed, and are listed; 2 an error.
     """
@@ -183,9 +191,31 @@ class Predict(Debug):
     """Write JSON to standard output instead of tables."""
     output: _File = None
     """Write to a file as well: .csv, .json, .extxyz, .xyz or .sdf."""
+    picture: _File = None
+    """Draw the lowest conformers with their dipole moments: .png, .svg (one file per molecule) or
+    .html (to be turned with the mouse; needs the extra app)."""
     temperature: float = ROOM_TEMPERATURE_K
     """Temperature of the Boltzmann average, in kelvin."""
+    coverage: float = COVERAGE
+    """How often the error bars hold, between 0 and 1."""
     workers: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Processes that embed SMILES; worth it for hundreds of molecules."""
     csv: TableOptions = TableOptions()
     conformer: ConformerConfig = field(default_factory=ConformerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Debug):
+    """Show a page in the browser: SMILES or a file in, molecule and dipole moment out.
+
+    For this machine only, unless --host says otherwise; there is no password. Nothing is kept, and
+    the page asks no other machine for anything. Needs the extra app.
+    """
+
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
+    """Address to listen at."""
+    port: Annotated[int, tyro.conf.arg(metavar="INT")] = 8050
+    """Port; 0: any that is free."""
+    model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """Name of a model that comes along, a model file, or the folder of a run; left out: as for
+    predict."""

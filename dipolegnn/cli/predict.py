@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from dipolegnn._pyg import Data
-from dipolegnn.cli.model_file import LoadedModel, open_model, unknown_elements
+from dipolegnn.answer import Source, answer
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
-from dipolegnn.cli.report import Report, as_json, print_tables, write_csv
+from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     Failure,
-    Molecules,
     SmilesRow,
     TableColumns,
     embed_smiles,
@@ -22,15 +20,16 @@ from dipolegnn.molecules import (
     write_failures,
     write_file,
 )
-from dipolegnn.molecules.files import READABLE, WRITABLE
-from dipolegnn.predict import average, predict, unsupported
+from dipolegnn.molecules.files import READABLE, TABLES, WRITABLE
+from dipolegnn.report import Report, as_csv, as_json, print_tables
 
 OUTPUTS = (".csv", ".json", *WRITABLE)
 """Suffixes of what can be written."""
 
+PICTURES = (".png", ".svg", ".html")
+"""Suffixes of what can be drawn."""
 
-KERNELS_FROM_ATOMS = 2000
-"""Atoms from which on the fused kernels save more time than the half second that loading takes."""
+MOST_PICTURES = 100
 
 
 def run(options: Predict) -> int:
@@ -41,16 +40,20 @@ def run(options: Predict) -> int:
         raise ValueError(
             f"--output {options.output}: unknown suffix, expected one of {', '.join(OUTPUTS)}."
         )
+    if options.picture is not None and options.picture.suffix.lower() not in PICTURES:
+        raise ValueError(
+            f"--picture {options.picture}: unknown suffix, expected one of {', '.join(PICTURES)}."
+        )
     if not options.temperature > 0:
         raise ValueError(f"--temperature must be positive, in kelvin, got {options.temperature}.")
-    loaded = open_model(options.model)
-    molecules = _read(options, loaded)
-    progress = len(molecules.data) > 1000 and not options.json
-    if sum(data.num_nodes or 0 for data in molecules.data) < KERNELS_FROM_ATOMS:
-        loaded.model.kernels = "plain"
-    predictions = predict(loaded.model, molecules.data, progress=progress)
-    report = Report(
-        loaded, average(predictions, options.temperature), molecules.failures, options.temperature
+    if not 0 < options.coverage < 1:
+        raise ValueError(f"--coverage must be between 0 and 1, got {options.coverage}.")
+    report = answer(
+        _sources(options),
+        ModelChoice(options.model),
+        temperature=options.temperature,
+        coverage=options.coverage,
+        progress=not options.json,
     )
     if options.json:
         print(as_json(report))
@@ -61,39 +64,22 @@ def run(options: Predict) -> int:
     if options.output is not None:
         for path in _write(options.output, report):
             print(f"wrote {path}", file=sys.stderr)
+    if options.picture is not None and report.molecules:
+        for path in _draw(options.picture, report):
+            print(f"wrote {path}", file=sys.stderr)
     return FAILED_MOLECULES if report.failures else 0
 
 
-def _read(options: Predict, loaded: LoadedModel) -> Molecules:
-    """All molecules of all arguments, in order, each with a number of its own."""
-    data: list[Data] = []
-    failures: list[Failure] = []
-    first = 0
-    for source, found in _sources(options):
-        for structure in found.data:
-            problem = unsupported(structure)
-            problem = problem or unknown_elements(loaded, structure)
-            if problem is None:
-                numbered = structure.clone()
-                numbered.mol_id = structure.mol_id + first
-                data.append(numbered)
-            else:
-                located = problem.located(row=int(structure.mol_id) + 1, source=source)
-                failures.append(Failure.from_error(located, "predict"))
-        failures += found.failures
-        first += 1 + max((int(structure.mol_id) for structure in found.data), default=0)
-    return Molecules(data, failures)
-
-
-def _sources(options: Predict) -> Iterator[tuple[str, Molecules]]:
-    """What the arguments hold, with the name of the file: SMILES together, file by file."""
+def _sources(options: Predict) -> Iterator[Source]:
+    """What the arguments hold: SMILES together, file by file."""
     columns = TableColumns(smiles=options.csv.smiles_column, name=options.csv.name_column)
     numbered = enumerate(options.molecules, start=1)
     for is_file, group in groupby(numbered, lambda argument: _is_file(argument[1])):
         arguments = list(group)
         if not is_file:
             rows = [SmilesRow(number, smiles) for number, smiles in arguments]
-            yield "", embed_smiles(rows, options.conformer, workers=options.workers)
+            found = embed_smiles(rows, options.conformer, workers=options.workers)
+            yield Source("", True, found)
             continue
         for _, path in arguments:
             found = read_file(
@@ -103,11 +89,15 @@ def _sources(options: Predict) -> Iterator[tuple[str, Molecules]]:
                 workers=options.workers,
                 progress=not options.json,
             )
-            yield Path(path).name, found
+            yield Source(Path(path).name, _suffix(path).endswith(TABLES), found)
+
+
+def _suffix(path: str) -> str:
+    return path.lower().removesuffix(".gz")
 
 
 def _is_file(argument: str) -> bool:
-    return argument.lower().removesuffix(".gz").endswith(READABLE)
+    return _suffix(argument).endswith(READABLE)
 
 
 def _write(path: Path, report: Report) -> list[Path]:
@@ -118,9 +108,9 @@ def _write(path: Path, report: Report) -> list[Path]:
         path.write_text(as_json(report) + "\n", encoding="utf-8")
         return [path]
     if name.endswith(".csv"):
-        write_csv(path, report)
+        path.write_text(as_csv(report), encoding="utf-8", newline="")
     else:
-        conformers = [c.as_labels() for m in report.molecules for c in m.conformers]
+        conformers = [c.as_labels() for m, _ in report.molecules for c in m.conformers]
         write_file(path, conformers)
     failures = path.with_name(f"{path.name}.failures.csv")
     if not report.failures:
@@ -128,6 +118,40 @@ def _write(path: Path, report: Report) -> list[Path]:
         return [path]
     write_failures(failures, report.failures)
     return [path, failures]
+
+
+def _draw(path: Path, report: Report) -> list[Path]:
+    """Draws the lowest conformer of each molecule; returns what was written."""
+    # Only now: matplotlib takes a while to import.
+    from dipolegnn.plots import draw_molecule
+    from dipolegnn.plots.scene import scene, write_page
+
+    lowest = [molecule.lowest for molecule, _ in report.molecules]
+    if len(lowest) > MOST_PICTURES:
+        raise ValueError(
+            f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; choose some."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".html":
+        figures = [
+            scene(p.data.z.tolist(), p.data.pos.tolist(), p.dipole, title=p.data.name)
+            for p in lowest
+        ]
+        write_page(path, figures, "Dipole moments")
+        return [path]
+    several = len(lowest) > 1
+    paths = []
+    for number, prediction in enumerate(lowest, start=1):
+        figure = draw_molecule(
+            prediction.data.z.tolist(),
+            prediction.data.pos.tolist(),
+            prediction.dipole,
+            magnitude=prediction.magnitude,
+            title=prediction.data.name,
+        )
+        paths.append(path.with_stem(f"{path.stem}-{number}") if several else path)
+        figure.savefig(paths[-1], dpi=150)
+    return paths
 
 
 def _describe(failure: Failure) -> str:

@@ -6,10 +6,16 @@ Nothing outside this package imports RDKit.
 from __future__ import annotations
 
 from dipolegnn.molecules.batch import SmilesRow, embed_smiles
-from dipolegnn.molecules.chemistry import canonical_smiles, from_rdkit, murcko_scaffold, to_rdkit
+from dipolegnn.molecules.chemistry import (
+    canonical_smiles,
+    count_atoms,
+    from_rdkit,
+    murcko_scaffold,
+    to_rdkit,
+)
 from dipolegnn.molecules.conformers import from_smiles
 from dipolegnn.molecules.errors import Failure, MoleculeError, read_failures, write_failures
-from dipolegnn.molecules.files import read_file, write_file
+from dipolegnn.molecules.files import read_file, read_text, text_of, write_file
 from dipolegnn.molecules.molecule import Molecules, make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
 from dipolegnn.molecules.tables import TableColumns
@@ -21,6 +27,7 @@ __all__ = [
     "SmilesRow",
     "TableColumns",
     "canonical_smiles",
+    "count_atoms",
     "embed_smiles",
     "from_ase",
     "from_rdkit",
@@ -29,6 +36,8 @@ __all__ = [
     "murcko_scaffold",
     "read_failures",
     "read_file",
+    "read_text",
+    "text_of",
     "to_ase",
     "to_rdkit",
     "write_failures",

@@ -256,6 +256,19 @@ def _perceive_bonds(data: Data) -> Chem.Mol:
     return mol.GetMol()
 
 
+def count_atoms(smiles: str) -> int:
+    """Number of atoms of a molecule, hydrogens included.
+
+    Raises:
+        MoleculeError: As :func:`~dipolegnn.molecules.from_smiles`, for the SMILES itself.
+
+    Example:
+        >>> count_atoms("CCO")
+        9
+    """
+    return int(Chem.AddHs(parse_smiles(smiles)).GetNumAtoms())
+
+
 def canonical_smiles(smiles: str) -> str:
     """RDKit's canonical isomeric SMILES: equal for equal molecules.
 

@@ -20,7 +20,10 @@ from dipolegnn.molecules.sdf import parse_sdf, sdf_text
 from dipolegnn.molecules.tables import Table, TableColumns, parse_csv, parse_smi
 from dipolegnn.molecules.xyz import extxyz_text, parse_xyz, xyz_text
 
-READABLE = (".smi", ".csv", ".sdf", ".xyz", ".extxyz")
+TABLES = (".smi", ".csv")
+"""Suffixes of files of SMILES, which are embedded in 3D; the others hold structures."""
+
+READABLE = (*TABLES, ".sdf", ".xyz", ".extxyz")
 """Suffixes that :func:`read_file` knows, each also with ``.gz`` behind it."""
 
 WRITABLE = (".sdf", ".xyz", ".extxyz")
@@ -58,35 +61,85 @@ def read_file(
         ValueError: An unknown suffix.
     """
     path = Path(path)
-    suffix = _suffix(path, READABLE)
-    text = _read_text(path)
+    _suffix(path, READABLE)
+    return read_text(
+        _read_text(path),
+        path.name,
+        columns=columns,
+        conformers=conformers,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def read_text(
+    text: str,
+    name: str,
+    *,
+    columns: TableColumns | None = None,
+    conformers: ConformerConfig | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> Molecules:
+    """Read molecules from the content of a file; see :func:`read_file`.
+
+    Args:
+        text: The content, unpacked.
+        name: Name of the file, whose suffix says what it is.
+        columns: Columns of a ``.csv``.
+        conformers: How SMILES are embedded; structures are taken as they are.
+        workers: Processes that embed.
+        progress: Show a progress bar while embedding.
+
+    Raises:
+        MoleculeError: There are no molecules, or a column is missing.
+        ValueError: An unknown suffix.
+    """
+    suffix = _suffix(Path(name), READABLE)
     table: Table | None = None
     try:
         if suffix == ".csv":
-            table = parse_csv(text, columns or TableColumns(), source=path.name)
+            table = parse_csv(text, columns or TableColumns(), source=name)
         elif suffix == ".smi":
             table = parse_smi(text)
     except MoleculeError as error:
-        raise error.located(source=path.name) from None
+        raise error.located(source=name) from None
     if table is not None:
         found = embed_smiles(
             table.rows,
             conformers or ConformerConfig(),
             workers=workers,
             progress=progress,
-            source=path.name,
+            source=name,
         )
         failures = sorted(table.failures + found.failures, key=lambda failure: failure.row or 0)
         molecules = Molecules(found.data, failures)
     elif suffix == ".sdf":
-        molecules = parse_sdf(text, source=path.name)
+        molecules = parse_sdf(text, source=name)
     else:
-        molecules = parse_xyz(text, source=path.name, extended=suffix == ".extxyz")
+        molecules = parse_xyz(text, source=name, extended=suffix == ".extxyz")
     if not molecules.data and not molecules.failures:
         raise MoleculeError(
-            "The file holds no molecules", remedy="Check that it is complete", source=path.name
+            "The file holds no molecules", remedy="Check that it is complete", source=name
         )
     return molecules
+
+
+def text_of(data: Sequence[Data], suffix: str) -> str:
+    """Molecules as the content of a ``.sdf``, ``.xyz`` or ``.extxyz`` file; see :func:`write_file`.
+
+    Raises:
+        MoleculeError: An SDF needs bonds, and they cannot be perceived.
+        ValueError: An unknown suffix.
+    """
+    match suffix:
+        case ".sdf":
+            return sdf_text(data)
+        case ".xyz":
+            return xyz_text(data)
+        case ".extxyz":
+            return extxyz_text(data)
+    raise ValueError(f"Unknown suffix {suffix!r}, expected one of {', '.join(WRITABLE)}.")
 
 
 def write_file(path: str | Path, data: Sequence[Data]) -> None:
@@ -100,14 +153,7 @@ def write_file(path: str | Path, data: Sequence[Data]) -> None:
         ValueError: An unknown suffix.
     """
     path = Path(path)
-    suffix = _suffix(path, WRITABLE)
-    if suffix == ".sdf":
-        text = sdf_text(data)
-    elif suffix == ".xyz":
-        text = xyz_text(data)
-    else:
-        text = extxyz_text(data)
-    content = text.encode("utf-8")
+    content = text_of(data, _suffix(path, WRITABLE)).encode("utf-8")
     if path.suffix.lower() == ".gz":
         content = gzip.compress(content, mtime=0)  # equal input, equal bytes
     path.write_bytes(content)

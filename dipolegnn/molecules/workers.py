@@ -60,7 +60,7 @@ def run_tasks(
         RuntimeError: A worker does not even start.
     """
     waiting = deque(enumerate(tasks))
-    pool = [_Worker(function, time_limit) for _ in range(min(workers, len(tasks)))]
+    pool = [Worker(function, time_limit) for _ in range(min(workers, len(tasks)))]
     try:
         while waiting or any(worker.task is not None for worker in pool):
             for worker in pool:
@@ -81,13 +81,13 @@ def run_tasks(
                 if worker.dead:
                     pool.remove(worker)
                     if waiting:
-                        pool.append(_Worker(function, time_limit))
+                        pool.append(Worker(function, time_limit))
     finally:
         for worker in pool:
             worker.stop()
 
 
-class _Worker(Generic[Task, Result]):
+class Worker(Generic[Task, Result]):
     """One process, and the task that it is at."""
 
     def __init__(self, function: Callable[[Task], Result], time_limit: float) -> None:
@@ -108,6 +108,7 @@ class _Worker(Generic[Task, Result]):
         self._send(function)
 
     def give(self, index: int, task: Task) -> None:
+        """Start a task, which has to be done before ``deadline``."""
         self.task = index
         self.deadline = time.monotonic() + self.time_limit
         self._send(task)
@@ -133,6 +134,7 @@ class _Worker(Generic[Task, Result]):
         return self._lost(f"not finished after {self.time_limit:g} s")
 
     def stop(self) -> None:
+        """End the process."""
         self.dead = True
         self.connection.close()
         self.process.kill()

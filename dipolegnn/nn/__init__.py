@@ -1,5 +1,6 @@
 """Representations (PaiNN, SchNet), heads, and the model made of one of each."""
 
+from dipolegnn.nn.calibration import Calibration
 from dipolegnn.nn.features import AtomFeatures
 from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.model import DipoleModel, build_model
@@ -11,6 +12,7 @@ __all__ = [
     "AtomFeatures",
     "AtomwiseHead",
     "BesselRBF",
+    "Calibration",
     "CosineCutoff",
     "DipoleHead",
     "DipoleModel",

@@ -92,15 +92,20 @@ class DipoleHead(nn.Module):
         Magnitudes alone leave the sign of the vectors open; one molecule with a known direction
         settles it for all. (What is added to reach the total charge of an ion stays as it is.)
         """
+        with torch.no_grad():
+            for weight in self.last_layer.parameters():
+                weight.neg_()
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that the charges, and the gate of the atomic dipoles, come out of."""
         network = self.charge
         if network is None:
             assert self.blocks is not None
             block = self.blocks[-1]
             assert isinstance(block, GatedEquivariantBlock)
-            network = block.scalars  # whose last layer makes the charges and the gate
-        with torch.no_grad():
-            for weight in network[-1].parameters():
-                weight.neg_()
+            network = block.scalars
+        return network[-1]
 
     def forward(
         self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor
@@ -207,6 +212,11 @@ class AtomwiseHead(nn.Module):
         self.aggregation: Literal["sum", "mean"] = aggregation
         half = hidden_channels // 2
         self.layers = nn.Sequential(linear(hidden_channels, half), nn.SiLU(), linear(half, 1))
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that the atomic scalars come out of."""
+        return self.layers[-1]
 
     def forward(
         self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from ase.data import atomic_masses
@@ -13,11 +13,21 @@ import dipolegnn
 from dipolegnn._pyg import Data, EdgeIndex, segment
 from dipolegnn.config import ModelConfig
 from dipolegnn.graph import KeptGraph, radius_graph
-from dipolegnn.nn.features import MAX_Z
+from dipolegnn.nn.calibration import Calibration
+from dipolegnn.nn.features import MAX_Z, AtomFeatures
 from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.painn import PaiNN
 from dipolegnn.nn.schnet import SchNet
 from dipolegnn.ops import why_not_fused
+
+
+class HeadInput(NamedTuple):
+    """What a head is called with; see :class:`DipoleHead`."""
+
+    features: AtomFeatures
+    pos: Tensor
+    ptr: Tensor
+    charge: Tensor
 
 
 class DipoleModel(nn.Module):
@@ -52,6 +62,8 @@ class DipoleModel(nn.Module):
     """
 
     masses: Tensor
+    calibration: Calibration | None
+    """Its error bars, once :func:`dipolegnn.calibrate.calibrate` has made them."""
 
     def __init__(
         self,
@@ -72,6 +84,7 @@ class DipoleModel(nn.Module):
         self.head = head
         _check_kernels(kernels)
         self.kernels = kernels
+        self.calibration = None
         self.register_buffer("masses", _standard_masses(), persistent=False)
 
     @classmethod
@@ -102,6 +115,49 @@ class DipoleModel(nn.Module):
             ValueError: If ``z`` or ``pos`` is missing or holds what the model does not know, or if
                 ``kernels`` asks for what cannot run.
         """
+        output: DipoleOutput = self.head(*self._describe(batch))
+        return output
+
+    def with_sensitivity(self, batch: Data) -> tuple[DipoleOutput, Tensor]:
+        """Predicts, and tells how much each molecule hangs on the last layer.
+
+        Args:
+            batch: As for :meth:`forward`; in ``ptr`` or ``batch`` it says which atoms are whose.
+
+        Returns:
+            What :meth:`forward` returns, without a gradient, and the derivatives of each magnitude
+            with respect to the weights of the last layer, ``[B, P]``.
+
+        Raises:
+            ValueError: As :meth:`forward`.
+        """
+        with torch.no_grad():
+            given = self._describe(batch)
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            caught.extend((inputs[0].detach(), output.detach().requires_grad_()))
+            return caught[1]
+
+        handle = self.head.last_layer.register_forward_hook(catch)
+        try:
+            with torch.enable_grad():
+                output = self.head(*given)
+                (slope,) = torch.autograd.grad(output.magnitude.sum(), caught[1])  # [N, O]
+        finally:
+            handle.remove()
+        inputs = torch.cat([caught[0], torch.ones_like(caught[0][:, :1])], dim=1)  # and the bias
+        per_atom = slope.unsqueeze(2) * inputs.unsqueeze(1)  # [N, O, H + 1]
+        sensitivity = segment(per_atom.flatten(1), given.ptr)
+        detached = DipoleOutput(
+            None if output.dipole is None else output.dipole.detach(),
+            output.magnitude.detach(),
+            None if output.charges is None else output.charges.detach(),
+        )
+        return detached, sensitivity
+
+    def _describe(self, batch: Data) -> HeadInput:
+        """What the head is given for a batch."""
         z, pos = batch.get("z"), batch.get("pos")
         if z is None or pos is None:
             raise ValueError(
@@ -131,7 +187,7 @@ class DipoleModel(nn.Module):
             )
         features = self.representation(z, pos, edge_index)
         centered = pos - self._centers_of_mass(z, pos, ptr)
-        return self.head(features, centered, ptr, charge.view(-1).to(dtype))
+        return HeadInput(features, centered, ptr, charge.view(-1).to(dtype))
 
     def _edges(self, batch: Data, index: Tensor | None) -> Tensor:
         """The radius graph, with the cutoff of the representation."""

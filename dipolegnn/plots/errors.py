@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 from dipolegnn.breakdown import Group
 from dipolegnn.plots.curves import BLUE, GREY, ORANGE, bare
 
+MANY = 10
+"""Groups of fewer molecules do not set the scale."""
+
 _TITLES = {"size": "heavy atoms", "element": "molecules with", "magnitude": "reference |μ|"}
 
 
@@ -36,16 +39,21 @@ def error_bars(groups: Sequence[Group], title: str = "") -> Figure:
     panels = figure.subplots(
         len(kinds), 1, sharex=True, squeeze=False, height_ratios=[len(some) + 0.6 for some in rows]
     )[:, 0]
-    widest = max(max(group.mae, abs(group.bias)) for group in groups)
+    # A group of a few molecules may be far off, and must not hide what the others are like.
+    large = [group for group in groups if group.molecules >= MANY] or groups
+    widest = max(max(group.mae, abs(group.bias)) for group in large)
+    edge = 1.1 * widest
     for axes, by, some in zip(panels, kinds, rows, strict=True):
         at = np.arange(len(some))
-        mae = axes.barh(at, [group.mae for group in some], height=0.66, color=BLUE)
-        bias = axes.scatter([g.bias for g in some], at, color=ORANGE, s=26, zorder=3)
+        mae = axes.barh(at, [min(group.mae, edge) for group in some], height=0.66, color=BLUE)
+        biases = np.clip([group.bias for group in some], -edge, edge)
+        bias = axes.scatter(biases, at, color=ORANGE, s=26, zorder=3)
         for y, group in zip(at, some, strict=True):
             axes.text(
-                max(group.mae, group.bias, 0) + 0.015 * widest,
+                min(max(group.mae, group.bias, 0), edge) + 0.025 * widest,
                 y,
-                f"{group.mae:.3f} D, {group.molecules:,} molecules",
+                f"{group.mae:.3f} D, {group.molecules:,} molecule{'s' * (group.molecules > 1)}"
+                + (" (drawn at the edge)" if group.mae > edge else ""),
                 va="center",
                 fontsize=8,
                 color=GREY,
@@ -55,8 +63,8 @@ def error_bars(groups: Sequence[Group], title: str = "") -> Figure:
         axes.set_ylim(len(some) - 0.4, -0.6)
         axes.set_ylabel(_TITLES[by])
         bare(axes)
-    lowest = min(0.0, *(group.bias for group in groups))
-    panels[0].set_xlim(1.1 * lowest - 0.02 * widest, 1.45 * widest)
+    lowest = max(min(0.0, *(group.bias for group in groups)), -edge)
+    panels[0].set_xlim(1.1 * lowest - 0.02 * widest, 1.6 * widest)
     panels[-1].set_xlabel("error of |μ| (D)")
     figure.legend(
         [mae, bias],

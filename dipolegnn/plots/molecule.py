@@ -60,8 +60,8 @@ def draw_molecule(
     mu = None if dipole is None else np.asarray(dipole, dtype=float).reshape(-1)
     if mu is not None and mu.shape != (3,):
         raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
-    view = _view(xyz, mu)
-    xyz = (xyz - xyz.mean(axis=0)) @ view.T
+    turn = view(xyz, mu)
+    xyz = (xyz - xyz.mean(axis=0)) @ turn.T
     figure = Figure(figsize=(6.0, 5.4), layout="constrained")
     axes = figure.subplots()
     reach = np.abs(xyz[:, :2]).max(axis=0) + 1.0
@@ -69,7 +69,7 @@ def draw_molecule(
     if mu is not None:
         length = float(np.linalg.norm(mu))
         scale = min(ANGSTROM_PER_DEBYE, LONGEST_ARROW / max(length, 1e-9))
-        tip = scale * (view @ mu)[:2] / 2
+        tip = scale * (turn @ mu)[:2] / 2
         reach = np.maximum(reach, np.abs(tip) + 0.7)
         if np.linalg.norm(tip) > 0.02:
             _draw_arrow(axes, tip)
@@ -93,7 +93,7 @@ def draw_molecule(
     return figure
 
 
-def _view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Rows: right, up and towards the eye, chosen so that most of the molecule can be seen."""
     centred = xyz - xyz.mean(axis=0)
     spread = centred.T @ centred
@@ -125,8 +125,8 @@ def _view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[n
             [-np.sin(angle[1]), 0, np.cos(angle[1])],
         ]
     )
-    view: NDArray[np.float64] = about_x @ about_y @ axes
-    return view
+    turn: NDArray[np.float64] = about_x @ about_y @ axes
+    return turn
 
 
 def _draw_balls_and_sticks(
@@ -153,7 +153,7 @@ def _draw_balls_and_sticks(
                     zorder=10 + depth[i],
                 )
             )
-    for i, j in _bonds(numbers, xyz):
+    for i, j in bonds(numbers, xyz):
         along = xyz[j] - xyz[i]
         along /= np.linalg.norm(along)
         ends = xyz[i] + 0.85 * radii[i] * along, xyz[j] - 0.85 * radii[j] * along
@@ -170,7 +170,8 @@ def _draw_balls_and_sticks(
             )
 
 
-def _bonds(numbers: NDArray[np.int_], xyz: NDArray[np.float64]) -> list[tuple[int, int]]:
+def bonds(numbers: NDArray[np.int_], xyz: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Pairs of atoms that are close enough for a bond."""
     distance = np.linalg.norm(xyz[:, None] - xyz[None], axis=2)
     radii = covalent_radii[numbers]
     bonded = distance < BOND_TOLERANCE * (radii[:, None] + radii[None])

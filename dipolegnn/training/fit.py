@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
+from dipolegnn.calibrate import TooFewMolecules, calibrate_on
 from dipolegnn.checkpoint import JSON, save_model
 from dipolegnn.config import TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule
@@ -163,7 +164,12 @@ def fit(
     save_model(
         folder.model,
         best,
-        {"data": data, "train": asdict(config), "result": asdict(summary)},
+        {
+            "data": data,
+            "train": asdict(config),
+            "result": asdict(summary),
+            "error_bars": _calibrated(best, datamodule),
+        },
     )
     write_json(folder.metrics, asdict(summary))
     return read_result(folder, summary)
@@ -251,7 +257,9 @@ def _how_to_go_on(folder: RunFolder, rows: Sequence[Row]) -> str:
 
 
 def _copy(model: DipoleModel, config: TrainConfig) -> DipoleModel:
-    return deepcopy(model).to(torch.float64 if config.precision == 64 else torch.float32)
+    copy = deepcopy(model)
+    copy.calibration = None  # error bars of other weights
+    return copy.to(torch.float64 if config.precision == 64 else torch.float32)
 
 
 def _best_model(
@@ -268,6 +276,15 @@ def _best_model(
     }
     best.load_state_dict(weights)
     return best.eval(), int(checkpoint["epoch"]) + 1
+
+
+def _calibrated(model: DipoleModel, datamodule: DipoleDataModule) -> str:
+    """Gives the model its error bars; what they come from, or why it has none."""
+    try:
+        calibrate_on(model, datamodule)
+    except TooFewMolecules as error:
+        return f"none: {error}"
+    return f"from {len(datamodule.split.val)} validation structures"
 
 
 def _test(

@@ -56,6 +56,8 @@ def test_learns_and_leaves_everything_in_its_place(
     saved, provenance = load_model(folder.model)
     assert mae_on(saved, "val") == pytest.approx(result.metrics["val"]["dipole_mae"], rel=1e-5)
     assert mae_on(saved, "test") == pytest.approx(result.metrics["test"]["dipole_mae"], rel=1e-5)
+    assert saved.calibration is None
+    assert str(provenance["error_bars"]).startswith("none: Error bars need at least 20 molecules")
     assert provenance["train"] == json.loads(folder.config.read_text())["train"]
     assert json.loads(folder.metrics.read_text())["test"] == result.metrics["test"]
 
@@ -74,6 +76,22 @@ def test_learns_and_leaves_everything_in_its_place(
     assert " D  lr " in lines[0]
     assert lines[0].endswith(" left")
     assert err == ""
+
+
+def test_a_model_gets_error_bars_from_its_validation_molecules(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_epochs=2)
+    model = toy_model()
+    result = fit(model, toy_data(config, count=240), config, tmp_path / "one")
+    _, provenance = load_model(result.model_path)
+    assert provenance["error_bars"] == "from 40 validation structures"
+    first = result.model.calibration
+    assert first is not None
+    assert first.scores.numel() == 20
+
+    # Another model that starts from this one gets its own.
+    again = fit(result.model, toy_data(config, count=240), config, tmp_path / "two")
+    assert again.model.calibration is not None
+    assert not torch.equal(again.model.calibration.scores, first.scores)
 
 
 def test_validates_and_saves_the_average_and_trains_the_raw_weights(tmp_path: Path) -> None:

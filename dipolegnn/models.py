@@ -1,4 +1,4 @@
-"""The model that a command is to use."""
+"""The model that is to be used: one that is named, or the one for the geometry at hand."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ase.data import chemical_symbols
-
+from dipolegnn import pretrained
 from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import JSON, load_model
 from dipolegnn.molecules import MoleculeError
 from dipolegnn.nn import DipoleModel
-from dipolegnn.pretrained import names_for, pretrained_names, pretrained_path
+from dipolegnn.pretrained import pretrained_names, pretrained_path
 
 FILE_NAME = "model.safetensors"
 
 DEFAULT = "painn-qm9"
-"""The pretrained model that is used when none is named."""
+"""The pretrained model for structures, when none is named ..."""
+
+DEFAULT_FOR_SMILES = "painn-qm9-mmff94s"
+"""... and the one for the geometries that SMILES are given."""
 
 
 class LoadedModel(NamedTuple):
@@ -55,7 +57,7 @@ class LoadedModel(NamedTuple):
         return f"mean error {error:.3f} D on {part} molecules" + (f" ({known})" if known else "")
 
 
-def open_model(path: Path | None) -> LoadedModel:
+def open_model(path: Path | None, *, default: str = DEFAULT) -> LoadedModel:
     """Loads a pretrained model, a model file, the model of a run, or the default model.
 
     Raises:
@@ -64,7 +66,7 @@ def open_model(path: Path | None) -> LoadedModel:
     """
     named = os.environ.get("DIPOLEGNN_MODEL")
     if path is None and not named:  # whatever else is called like that
-        return LoadedModel(DEFAULT, True, *load_model(pretrained_path(DEFAULT)))
+        return LoadedModel(default, True, *load_model(pretrained_path(default)))
     given = path or Path(str(named))
     if str(given) in pretrained_names() and not given.exists():
         return LoadedModel(str(given), True, *load_model(pretrained_path(str(given))))
@@ -84,14 +86,33 @@ def unknown_elements(loaded: LoadedModel, data: Data) -> MoleculeError | None:
 
     A model of the user's own predicts, with a note: it is the user who knows what it is for.
     """
-    known = loaded.elements
-    symbols = {chemical_symbols[z] for z in data.z.tolist()}
-    strange = [] if known is None else sorted(symbols - known)
-    if not strange or not loaded.pretrained:
+    if not loaded.pretrained:
         return None
-    others = names_for(symbols)
-    return MoleculeError(
-        f"It has {', '.join(strange)}, and {loaded.name} knows {', '.join(sorted(known or ()))}",
-        remedy=f"Take --model {others[0]}" if others else "Train a model on such molecules",
-        molecule=str(data.get("name") or data.get("smiles") or ""),
-    )
+    return pretrained.unknown_elements(loaded.name, data)
+
+
+class ModelChoice:
+    """The model that the user named, or else the default for each kind of geometry.
+
+    Args:
+        named: A pretrained model's name, a model file, the folder of a run; None: the defaults.
+    """
+
+    def __init__(self, named: Path | None) -> None:
+        self.named = named
+        self._loaded: dict[str, LoadedModel] = {}
+
+    def for_geometry(self, embedded: bool) -> LoadedModel:
+        """The model for structures that were embedded from SMILES, or that came as they are.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is no model file.
+        """
+        default = DEFAULT_FOR_SMILES if embedded else DEFAULT
+        if default not in self._loaded:
+            model = open_model(self.named, default=default)
+            # One that is named is the same for both.
+            same = [other for other in self._loaded.values() if other.name == model.name]
+            self._loaded[default] = same[0] if same else model
+        return self._loaded[default]

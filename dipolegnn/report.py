@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dipolegnn.cli.model_file import LoadedModel
+from dipolegnn.models import LoadedModel
 from dipolegnn.molecules import Failure
 from dipolegnn.predict import MoleculePrediction, Prediction
 
@@ -23,6 +23,7 @@ MAX_GEOMETRIES = 10
 
 UNITS = {
     "magnitude": "debye",
+    "half_width": "debye",
     "smallest": "debye",
     "largest": "debye",
     "dipole": "debye",
@@ -32,6 +33,7 @@ UNITS = {
     "energy": "kcal/mol, relative to the lowest conformer",
     "weight": "1",
     "temperature": "kelvin",
+    "coverage": "1",
 }
 
 
@@ -39,32 +41,40 @@ UNITS = {
 class Report:
     """What ``dipolegnn predict`` has to report."""
 
-    model: LoadedModel
-    molecules: list[MoleculePrediction]
+    molecules: list[tuple[MoleculePrediction, LoadedModel]]
+    """Each with the model that made the prediction."""
     failures: list[Failure]
     temperature: float
+    coverage: float
 
-    def notes(self, molecule: MoleculePrediction) -> list[str]:
-        """What one should know about a prediction."""
-        notes = []
-        charge = _charge(molecule.lowest)
-        if charge:
-            notes.append(f"ion ({charge:+d} e): the dipole refers to the centre of mass")
-        known = self.model.elements
-        unknown = [] if known is None else sorted(set(_symbols(molecule.lowest)) - known)
-        if unknown:
-            notes.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
-        if molecule.lowest.dipole is None:
-            notes.append("the model has a magnitude only, no vector and no charges")
-        return notes
+    @property
+    def models(self) -> list[LoadedModel]:
+        """The models that made them."""
+        return list({model.name: model for _, model in self.molecules}.values())
+
+
+def notes(molecule: MoleculePrediction, model: LoadedModel) -> list[str]:
+    """What one should know about a prediction."""
+    found = []
+    charge = _charge(molecule.lowest)
+    if charge:
+        found.append(f"ion ({charge:+d} e): the dipole refers to the centre of mass")
+    found += molecule.doubts
+    known = None if molecule.lowest.error else model.elements  # else it is among the doubts
+    unknown = [] if known is None else sorted(set(_symbols(molecule.lowest)) - known)
+    if unknown:
+        found.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
+    if molecule.lowest.dipole is None:
+        found.append("the model has a magnitude only, no vector and no charges")
+    return found
 
 
 def as_json(report: Report) -> str:
     """The report as a JSON object."""
     content = {
-        "model": report.model.name,
-        "accuracy": report.model.accuracy,
+        "models": {model.name: {"accuracy": model.accuracy} for model in report.models},
         "temperature": report.temperature,
+        "coverage": report.coverage,
         "units": UNITS,
         "molecules": [
             {
@@ -72,45 +82,51 @@ def as_json(report: Report) -> str:
                 "smiles": molecule.lowest.data.smiles,
                 "charge": _charge(molecule.lowest),
                 "magnitude": molecule.magnitude,
+                "half_width": _half_width(report, molecule),
                 "smallest": molecule.smallest,
                 "largest": molecule.largest,
                 "symbols": _symbols(molecule.lowest),
                 "conformers": _conformers(molecule),
-                "notes": report.notes(molecule),
+                "model": model.name,
+                "notes": notes(molecule, model),
             }
-            for molecule in report.molecules
+            for molecule, model in report.molecules
         ],
         "failures": [asdict(failure) for failure in report.failures],
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def write_csv(path: Path, report: Report) -> None:
+def as_csv(report: Report) -> str:
     """One line per molecule; vector, geometry and charges of the lowest conformer."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(
+        [
+            *("name", "smiles", "charge_e", "magnitude_D", "half_width_D", "smallest_D"),
+            *("largest_D",),
+            *("dipole_x_D", "dipole_y_D", "dipole_z_D", "conformers"),
+            *("symbols", "positions_angstrom", "atomic_charges_e", "model", "notes"),
+        ]
+    )
+    for molecule, model in report.molecules:
+        lowest = molecule.lowest
+        width = _half_width(report, molecule)
+        sizes = (molecule.smallest, molecule.largest)
+        vector = [""] * 3 if lowest.dipole is None else [f"{x:.6f}" for x in lowest.dipole]
+        charges = "" if lowest.charges is None else " ".join(f"{q:.6f}" for q in lowest.charges)
         writer.writerow(
             [
-                *("name", "smiles", "charge_e", "magnitude_D", "smallest_D", "largest_D"),
-                *("dipole_x_D", "dipole_y_D", "dipole_z_D", "conformers"),
-                *("symbols", "positions_angstrom", "atomic_charges_e", "notes"),
+                *(lowest.data.name, lowest.data.smiles, _charge(lowest)),
+                *(f"{molecule.magnitude:.6f}", "" if width is None else f"{width:.6f}"),
+                *(f"{size:.6f}" for size in sizes),
+                *(*vector, len(molecule.conformers)),
+                " ".join(_symbols(lowest)),
+                " ".join(f"{x:.6f}" for x in lowest.data.pos.flatten().tolist()),
+                *(charges, model.name, "; ".join(notes(molecule, model))),
             ]
         )
-        for molecule in report.molecules:
-            lowest = molecule.lowest
-            sizes = (molecule.magnitude, molecule.smallest, molecule.largest)
-            vector = [""] * 3 if lowest.dipole is None else [f"{x:.6f}" for x in lowest.dipole]
-            charges = "" if lowest.charges is None else " ".join(f"{q:.6f}" for q in lowest.charges)
-            writer.writerow(
-                [
-                    *(lowest.data.name, lowest.data.smiles, _charge(lowest)),
-                    *(f"{size:.6f}" for size in sizes),
-                    *(*vector, len(molecule.conformers)),
-                    " ".join(_symbols(lowest)),
-                    " ".join(f"{x:.6f}" for x in lowest.data.pos.flatten().tolist()),
-                    *(charges, "; ".join(report.notes(molecule))),
-                ]
-            )
+    return text.getvalue()
 
 
 def print_tables(report: Report) -> None:
@@ -121,33 +137,38 @@ def print_tables(report: Report) -> None:
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to keep to
     console.print(_dipoles(report))
-    for molecule in report.molecules:
-        for note in report.notes(molecule):
+    for molecule, model in report.molecules:
+        for note in notes(molecule, model):
             console.print(Text(f"{molecule.lowest.data.name}: {note}"))
     if len(report.molecules) <= MAX_GEOMETRIES:
-        for molecule in report.molecules:
+        for molecule, _ in report.molecules:
             console.print(_geometry(molecule.lowest))
     else:
         console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
-    accuracy = report.model.accuracy
-    console.print(Text(f"{report.model.name}{f': {accuracy}' if accuracy else ''}"))
+    for model in report.models:
+        console.print(Text(f"{model.name}{f': {model.accuracy}' if model.accuracy else ''}"))
 
 
 def _dipoles(report: Report) -> Table:
     table = Table(
-        title=f"Dipole moments in debye (D); averages over conformers at {report.temperature:g} K",
+        title=(
+            f"Dipole moments in debye (D); averages over conformers at {report.temperature:g} K; ± "
+            f"holds for {100 * report.coverage:g} %"
+        ),
         title_justify="left",
     )
     table.add_column("molecule", overflow="fold")
-    for header in ("|μ| (D)", "range (D)", "conformers", "μx (D)", "μy (D)", "μz (D)"):
+    for header in ("|μ| (D)", "± (D)", "range (D)", "conformers", "μx (D)", "μy (D)", "μz (D)"):
         table.add_column(header, justify="right", no_wrap=True)
-    for molecule in report.molecules:
+    for molecule, _ in report.molecules:
         vector = molecule.lowest.dipole
         components = ["–"] * 3 if vector is None else [f"{x:.3f}" for x in vector]
         several = len(molecule.conformers) > 1
+        width = _half_width(report, molecule)
         table.add_row(
             Text(molecule.lowest.data.name),  # "[O-]" is no markup
             f"{molecule.magnitude:.3f}",
+            "–" if width is None else f"{width:.3f}",
             f"{molecule.smallest:.3f} – {molecule.largest:.3f}" if several else "",
             str(len(molecule.conformers)),
             *components,
@@ -183,6 +204,12 @@ def _conformers(molecule: MoleculePrediction) -> list[dict[str, Any]]:
         }
         for conformer, weight in zip(molecule.conformers, molecule.weights.tolist(), strict=True)
     ]
+
+
+def _half_width(report: Report, molecule: MoleculePrediction) -> float | None:
+    """Half the width of the interval, in debye; None if the model has none of that coverage."""
+    width = molecule.half_width(report.coverage)
+    return width if width is not None and np.isfinite(width) else None
 
 
 def _symbols(prediction: Prediction) -> list[str]:

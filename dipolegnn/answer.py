@@ -1,0 +1,96 @@
+"""From molecules of several sources to a report: the right model for each, failures kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import COVERAGE
+from dipolegnn.models import LoadedModel, ModelChoice, unknown_elements
+from dipolegnn.molecules import Failure, Molecules
+from dipolegnn.predict import average, predict, unsupported
+from dipolegnn.report import Report
+from dipolegnn.units import ROOM_TEMPERATURE_K
+
+KERNELS_FROM_ATOMS = 2000
+"""Atoms from which on the fused kernels save more time than the half second that loading takes."""
+
+PROGRESS_FROM_STRUCTURES = 1000
+"""Structures from which on predicting takes long enough for a progress bar."""
+
+
+class Source(NamedTuple):
+    """Molecules from one place."""
+
+    name: str
+    """Name of the file; empty for SMILES that were given one by one."""
+    embedded: bool
+    """Whether the geometries were made from SMILES here."""
+    molecules: Molecules
+
+
+class Job(NamedTuple):
+    """Neighbouring structures for the same model."""
+
+    model: LoadedModel
+    structures: list[Data]
+
+
+def answer(
+    sources: Iterable[Source],
+    models: ModelChoice,
+    *,
+    temperature: float = ROOM_TEMPERATURE_K,
+    coverage: float = COVERAGE,
+    progress: bool = False,
+) -> Report:
+    """Predicts all molecules of all sources, in order.
+
+    Args:
+        sources: Where the molecules come from, with those that could not be read.
+        models: Which model predicts.
+        temperature: Temperature of the Boltzmann average, in kelvin.
+        coverage: How often the error bars shall hold, between 0 and 1.
+        progress: Show a progress bar where it takes long.
+
+    Returns:
+        A prediction for each molecule, and a line for each that failed.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: It is no model file.
+    """
+    jobs, failures = _jobs(sources, models)
+    few = sum(data.num_nodes or 0 for job in jobs for data in job.structures) < KERNELS_FROM_ATOMS
+    predicted = []
+    for loaded, structures in jobs:
+        loaded.model.kernels = "plain" if few else "auto"
+        shown = progress and len(structures) > PROGRESS_FROM_STRUCTURES
+        predictions = predict(loaded.model, structures, progress=shown)
+        predicted += [(molecule, loaded) for molecule in average(predictions, temperature)]
+    return Report(predicted, failures, temperature, coverage)
+
+
+def _jobs(sources: Iterable[Source], models: ModelChoice) -> tuple[list[Job], list[Failure]]:
+    """All structures that can be predicted, each molecule with a number of its own."""
+    jobs: list[Job] = []
+    failures: list[Failure] = []
+    first = 0
+    for source in sources:
+        found = source.molecules
+        loaded = models.for_geometry(source.embedded)
+        if not jobs or jobs[-1].model is not loaded:
+            jobs.append(Job(loaded, []))
+        for structure in found.data:
+            problem = unsupported(structure) or unknown_elements(loaded, structure)
+            if problem is None:
+                numbered = structure.clone()
+                numbered.mol_id = structure.mol_id + first
+                jobs[-1].structures.append(numbered)
+            else:
+                located = problem.located(row=int(structure.mol_id) + 1, source=source.name)
+                failures.append(Failure.from_error(located, "predict"))
+        failures += found.failures
+        first += 1 + max((int(structure.mol_id) for structure in found.data), default=0)
+    return jobs, failures

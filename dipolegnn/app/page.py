@@ -1,0 +1,387 @@
+"""The page: what is on it, and what happens when something is pressed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dash
+import numpy as np
+from ase.data import atomic_numbers
+from dash import Dash, Input, Output, State, dcc, html
+
+from dipolegnn.app.service import MAX_CONFORMERS, MAX_MOLECULES, Service
+from dipolegnn.molecules.files import READABLE
+from dipolegnn.plots import draw_molecule
+from dipolegnn.plots.scene import scene
+
+DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
+
+EXAMPLE = "CCO ethanol\nCC(=O)Oc1ccccc1C(=O)O aspirin"
+
+
+def make_page(service: Service) -> Dash:
+    """The page, as a Flask application in ``page.server``."""
+    page = Dash(
+        __name__,
+        title="dipolegnn",
+        update_title="dipolegnn ...",
+        serve_locally=True,
+        # What Dash would otherwise offer to look up on the network.
+        external_scripts=[],
+        external_stylesheets=[],
+    )
+    page.layout = _layout()
+    _connect(page, service)
+    return page
+
+
+def _layout() -> html.Div:
+    return html.Div(
+        className="page",
+        children=[
+            html.H1("Dipole moments of molecules"),
+            html.Div(className="columns", children=[_form(), _result()]),
+            dcc.Store(id="answer"),
+            dcc.Store(id="files"),
+            dcc.Download(id="download"),
+        ],
+    )
+
+
+def _form() -> html.Div:
+    return html.Div(
+        className="form",
+        children=[
+            html.Label("SMILES, one per line, a name behind it if you like", htmlFor="smiles"),
+            dcc.Textarea(id="smiles", value=EXAMPLE, spellCheck=False, rows=6),
+            dcc.Upload(
+                id="upload",
+                className="upload",
+                children=html.Div(
+                    ["Drop a file here, or click: ", html.B(", ".join(READABLE))], id="upload-text"
+                ),
+            ),
+            html.Label("Conformers per molecule", htmlFor="conformers"),
+            dcc.Input(id="conformers", type="number", value=1, min=1, max=MAX_CONFORMERS, step=1),
+            html.Button("Predict", id="predict", n_clicks=0, className="go"),
+            html.P(
+                f"At most {MAX_MOLECULES} molecules. Everything is computed on this machine, and "
+                "nothing is kept.",
+                className="small",
+            ),
+        ],
+    )
+
+
+def _result() -> dcc.Loading:
+    return dcc.Loading(
+        type="dot",
+        color="#b3123f",
+        overlay_style={"visibility": "visible", "opacity": 0.4},
+        children=html.Div(
+            className="result",
+            children=[
+                html.Div(id="problem", className="problem", role="alert"),
+                html.Div(
+                    id="shown",
+                    hidden=True,
+                    children=[
+                        html.Div(
+                            className="choices",
+                            children=[
+                                dcc.Dropdown(id="molecule", clearable=False),
+                                dcc.Dropdown(id="conformer", clearable=False),
+                                dcc.RadioItems(
+                                    id="colour",
+                                    options={"element": "by element", "charge": "by charge"},
+                                    value="element",
+                                    inline=True,
+                                ),
+                            ],
+                        ),
+                        html.Div(id="magnitude", className="magnitude"),
+                        html.Div(id="details"),
+                        dcc.Graph(
+                            id="scene",
+                            className="scene",
+                            config={"displaylogo": False, "displayModeBar": False},
+                        ),
+                        html.Div(
+                            className="downloads",
+                            children=[
+                                *(
+                                    html.Button(text, id=f"get-{suffix[1:]}", n_clicks=0)
+                                    for suffix, text in DOWNLOADS.items()
+                                ),
+                                html.Button("picture (PNG)", id="get-png", n_clicks=0),
+                            ],
+                        ),
+                        html.H2("Conformers"),
+                        html.Div(id="conformer-table"),
+                        html.H2("Atoms"),
+                        html.Div(id="atoms-table"),
+                    ],
+                ),
+                html.Div(id="failures"),
+            ],
+        ),
+    )
+
+
+def _connect(page: Dash, service: Service) -> None:
+    @page.callback(
+        Output("answer", "data"),
+        Output("files", "data"),
+        Output("problem", "children"),
+        Output("failures", "children"),
+        Output("shown", "hidden"),
+        Output("molecule", "options"),
+        Output("molecule", "value"),
+        Output("upload", "contents"),
+        Input("predict", "n_clicks"),
+        Input("upload", "contents"),
+        State("upload", "filename"),
+        State("smiles", "value"),
+        State("conformers", "value"),
+        prevent_initial_call=True,
+    )
+    def predict(
+        _: int, contents: str | None, file_name: str | None, smiles: str | None, conformers: Any
+    ) -> tuple[Any, ...]:
+        uploaded = dash.ctx.triggered_id == "upload"
+        try:
+            # A file that was dropped is meant alone.
+            response = service.ask(
+                smiles="" if uploaded else smiles or "",
+                file_name=(file_name or "file") if uploaded else "",
+                file_text=_decoded(contents or "") if uploaded else "",
+                conformers=conformers if isinstance(conformers, int) else 0,
+            )
+            problem = response.refusal
+        except UnicodeDecodeError:
+            response, problem = None, f"{file_name} is no text file."
+        if response is None or problem:
+            return None, None, problem, None, True, [], None, None
+        molecules = response.report["molecules"]
+        options = [
+            {"label": molecule["name"] or molecule["smiles"], "value": number}
+            for number, molecule in enumerate(molecules)
+        ]
+        failed = _failures(response.report["failures"])
+        value = 0 if molecules else None
+        return response.report, response.files, "", failed, not molecules, options, value, None
+
+    @page.callback(
+        Output("conformer", "options"),
+        Output("conformer", "value"),
+        Output("conformer-table", "children"),
+        Output("magnitude", "children"),
+        Input("molecule", "value"),
+        Input("answer", "data"),
+        prevent_initial_call=True,
+    )
+    def choose(number: int | None, report: Mapping[str, Any] | None) -> tuple[Any, ...]:
+        molecule = _chosen(number, report)
+        if molecule is None or report is None:
+            return [], None, None, ""
+        options = [
+            {"label": f"conformer {k + 1}", "value": k} for k in range(len(molecule["conformers"]))
+        ]
+        return options, 0, _conformer_table(molecule), _magnitude(molecule, report)
+
+    @page.callback(
+        Output("scene", "figure"),
+        Output("details", "children"),
+        Output("atoms-table", "children"),
+        Input("molecule", "value"),
+        Input("conformer", "value"),
+        Input("colour", "value"),
+        Input("answer", "data"),
+        prevent_initial_call=True,
+    )
+    def show(
+        number: int | None, row: int | None, colour: str, report: Mapping[str, Any] | None
+    ) -> tuple[Any, ...]:
+        molecule = _chosen(number, report)
+        if molecule is None:
+            return {}, None, None
+        conformer = _conformer(molecule, row)
+        figure = scene(
+            _numbers(molecule),
+            conformer["positions"],
+            conformer["dipole"],
+            charges=conformer["charges"] if colour == "charge" else None,
+        )
+        # Another colour leaves the view as it was turned, another structure does not.
+        figure.update_layout(uirevision=f"{molecule['name']} {number} {row}")
+        return figure, _details(conformer), _atom_table(molecule, conformer)
+
+    for suffix in DOWNLOADS:
+        _connect_download(page, suffix)
+
+    @page.callback(
+        Output("download", "data", allow_duplicate=True),
+        Input("get-png", "n_clicks"),
+        State("molecule", "value"),
+        State("conformer", "value"),
+        State("answer", "data"),
+        prevent_initial_call=True,
+    )
+    def picture(
+        _: int, number: int | None, row: int | None, report: Mapping[str, Any] | None
+    ) -> Any:
+        molecule = _chosen(number, report)
+        if molecule is None:
+            return dash.no_update
+        conformer = _conformer(molecule, row)
+        figure = draw_molecule(
+            _numbers(molecule),
+            conformer["positions"],
+            conformer["dipole"],
+            magnitude=conformer["magnitude"],
+            title=molecule["name"],
+        )
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=200)
+        content = base64.b64encode(stream.getvalue()).decode("ascii")
+        return {"content": content, "base64": True, "filename": "dipole.png", "type": "image/png"}
+
+
+def _connect_download(page: Dash, suffix: str) -> None:
+    @page.callback(
+        Output("download", "data", allow_duplicate=True),
+        Output("problem", "children", allow_duplicate=True),
+        Input(f"get-{suffix[1:]}", "n_clicks"),
+        State("files", "data"),
+        prevent_initial_call=True,
+    )
+    def get(_: int, files: Mapping[str, str] | None) -> Any:
+        if files is None:
+            return dash.no_update, dash.no_update
+        if suffix not in files:
+            return dash.no_update, (
+                f"No {DOWNLOADS[suffix]}: the bonds of these structures cannot be perceived. The "
+                "other formats need none."
+            )
+        name = f"dipoles{suffix}"
+        return {
+            "content": files[suffix],
+            "base64": False,
+            "filename": name,
+            "type": "text/plain",
+        }, ""
+
+
+def _decoded(contents: str) -> str:
+    """The text of an upload, which comes as ``data:TYPE;base64,...``.
+
+    Raises:
+        UnicodeDecodeError: If it is no text.
+    """
+    try:
+        content = base64.b64decode(contents.partition(",")[2], validate=True)
+    except binascii.Error:
+        return ""
+    return content.decode("utf-8")
+
+
+def _chosen(number: int | None, report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The molecule that is looked at; None while an answer and a choice do not fit together."""
+    if number is None or report is None or number >= len(report["molecules"]):
+        return None
+    molecule: Mapping[str, Any] = report["molecules"][number]
+    return molecule
+
+
+def _conformer(molecule: Mapping[str, Any], row: int | None) -> Mapping[str, Any]:
+    conformers: Sequence[Mapping[str, Any]] = molecule["conformers"]
+    return conformers[row if row is not None and row < len(conformers) else 0]
+
+
+def _numbers(molecule: Mapping[str, Any]) -> list[int]:
+    return [atomic_numbers[symbol] for symbol in molecule["symbols"]]
+
+
+def _magnitude(molecule: Mapping[str, Any], report: Mapping[str, Any]) -> list[Any]:
+    width = molecule["half_width"]
+    several = len(molecule["conformers"]) > 1
+    bar = "" if width is None else f" ± {width:.3f}"
+    lines: list[Any] = [html.Span(f"|μ| = {molecule['magnitude']:.3f}{bar} D", id="value")]
+    about = [f"{100 * report['coverage']:g} % error bar"] if width is not None else []
+    if several:
+        about.append(
+            f"average over {len(molecule['conformers'])} conformers, "
+            f"{molecule['smallest']:.3f} to {molecule['largest']:.3f} D"
+        )
+    about.append(f"model {molecule['model']}")
+    accuracy = report["models"][molecule["model"]]["accuracy"]
+    lines.append(html.Span("; ".join([*about, accuracy] if accuracy else about), className="small"))
+    lines += [html.Div(note, className="note") for note in molecule["notes"]]
+    return lines
+
+
+def _details(conformer: Mapping[str, Any]) -> html.Div:
+    vector = conformer["dipole"]
+    if vector is None:
+        return html.Div("The model has a magnitude only.")
+    x, y, z = vector
+    length = float(np.linalg.norm(vector))
+    return html.Div(
+        f"This conformer: |μ| = {length:.3f} D, μ = ({x:.3f}, {y:.3f}, {z:.3f}) D, in the frame of "
+        "the coordinates below. The arrow points from – to +.",
+        className="small",
+    )
+
+
+def _conformer_table(molecule: Mapping[str, Any]) -> html.Table:
+    rows = [
+        [
+            str(number),
+            "–" if conformer["energy"] is None else f"{conformer['energy']:.2f}",
+            f"{conformer['weight']:.3f}",
+            f"{conformer['magnitude']:.3f}",
+        ]
+        for number, conformer in enumerate(molecule["conformers"], start=1)
+    ]
+    return _table(["conformer", "energy (kcal/mol)", "weight", "|μ| (D)"], rows)
+
+
+def _atom_table(molecule: Mapping[str, Any], conformer: Mapping[str, Any]) -> html.Table:
+    charges = conformer["charges"] or [None] * len(molecule["symbols"])
+    atoms = zip(molecule["symbols"], charges, conformer["positions"], strict=True)
+    rows = [
+        [
+            str(number),
+            symbol,
+            "–" if charge is None else f"{charge:+.3f}",
+            *(f"{x:.4f}" for x in position),
+        ]
+        for number, (symbol, charge, position) in enumerate(atoms, start=1)
+    ]
+    return _table(["atom", "element", "charge (e)", "x (Å)", "y (Å)", "z (Å)"], rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
+    return html.Table(
+        [
+            html.Thead(html.Tr([html.Th(column) for column in columns])),
+            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
+        ]
+    )
+
+
+def _failures(failures: Sequence[Mapping[str, Any]]) -> html.Div | None:
+    if not failures:
+        return None
+    lines = [
+        html.Li(
+            f"{failure['molecule'] or 'row ' + str(failure['row'])}: {failure['problem']}. "
+            f"{failure['remedy']}."
+        )
+        for failure in failures
+    ]
+    return html.Div([html.H2("Could not be predicted"), html.Ul(lines)], className="failed")

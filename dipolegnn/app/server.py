@@ -1,0 +1,91 @@
+"""Serving the page."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+
+from flask import Flask, Response, abort, request
+from waitress.server import create_server
+from werkzeug.exceptions import HTTPException
+
+from dipolegnn.app.page import make_page
+from dipolegnn.app.service import MAX_CHARACTERS, Service
+
+MAX_REQUEST_BYTES = 20 * MAX_CHARACTERS
+"""The answer comes back with a click on a download, so it is more than the user's own text."""
+
+
+def make_server(service: Service, *, local: bool = True) -> Flask:
+    """The page as a WSGI application.
+
+    Args:
+        service: What answers its questions.
+        local: Whether only this machine may use it; then requests for other names of the host are
+            refused, so that no web site can reach it by pointing its own name here.
+    """
+    server: Flask = make_page(service).server
+    server.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
+
+    @server.before_request
+    def check() -> None:
+        host = request.host.rsplit(":", 1)[0].strip("[]")
+        if local and not is_loopback(host):
+            abort(403, "This page is for this machine only.")
+
+    @server.after_request
+    def protect(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        # Nothing from elsewhere, whatever a component might try.
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
+            "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' "
+            "blob:; connect-src 'self'"
+        )
+        return response
+
+    @server.errorhandler(Exception)
+    def explain(error: Exception) -> tuple[str, int]:
+        if isinstance(error, HTTPException):
+            return f"{error.description}", error.code or 500
+        server.logger.error("%s: %s", type(error).__name__, error)
+        return "Something went wrong; the program's output says what.", 500
+
+    return server
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is that of this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(host: str, port: int, model: str | None) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        host: Address to listen at.
+        port: Port; 0: any that is free.
+        model: A pretrained model's name, a model file or the folder of a run; None: the defaults.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    service = Service(model)
+    listening = socket.create_server((host, port))
+    server = create_server(
+        make_server(service, local=is_loopback(host)), sockets=[listening], threads=4
+    )
+    print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C stops it)", flush=True)
+    # The first question would wait for the libraries to be imported.
+    threading.Thread(target=service.ask, args=("C",), daemon=True).start()
+    try:
+        server.run()
+    finally:
+        service.close()

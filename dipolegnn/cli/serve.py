@@ -1,0 +1,36 @@
+"""``dipolegnn serve``."""
+
+from __future__ import annotations
+
+import errno
+from importlib import import_module
+
+from dipolegnn.cli.options import Serve
+from dipolegnn.models import open_model
+
+
+def run(options: Serve) -> int:
+    """Serves the page until it is interrupted."""
+    try:
+        server = import_module("dipolegnn.app.server")
+    except ImportError as error:
+        raise ImportError(
+            f"The page needs dash, plotly and waitress, which cannot be imported ({error}). "
+            "Install them with: pip install 'dipolegnn[app]'"
+        ) from error
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"--port must be between 0 and 65535, got {options.port}.")
+    if options.model is not None:
+        open_model(options.model)  # so that a wrong one is said now
+    try:
+        server.serve(
+            options.host, options.port, None if options.model is None else str(options.model)
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                f"Port {options.port} is taken, perhaps by another dipolegnn serve. Take another "
+                "with --port."
+            ) from None
+        raise
+    return 0

@@ -1,0 +1,205 @@
+"""The page in a real browser: Chromium without a screen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("dash", reason="dash is not installed (extra app)")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from dipolegnn.cli import main
+from dipolegnn.molecules import from_smiles, read_text, text_of
+from tests.cli.helpers import assert_message
+
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    # WebGL without a graphics card.
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"),
+]
+
+PATIENCE_MS = 120_000
+"""The first answer waits for torch to be imported, on a machine that does other work."""
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    command = [sys.executable, "-m", "dipolegnn", "serve", "--port", "0"]
+    environment = {k: v for k, v in os.environ.items() if k != "DIPOLEGNN_MODEL"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line
+        yield line.split()[0]
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as tool:
+        launched = tool.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1240, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE_MS)
+    opened = context.new_page()
+    asked: list[str] = []
+    broken: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("pageerror", lambda error: broken.append(str(error)))
+    opened.goto(address)
+    opened.wait_for_selector("#predict")
+    yield opened
+    # Nothing goes off the machine, and no script fails.
+    elsewhere = [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")]
+    assert {urlsplit(url).netloc for url in elsewhere} == {urlsplit(address).netloc}
+    assert broken == []
+    context.close()
+
+
+def ask(page: Page, smiles: str) -> None:
+    page.fill("#smiles", smiles)
+    page.click("#predict")
+
+
+def shown(page: Page, text: str) -> None:
+    expect(page.locator("#magnitude")).to_contain_text(text, timeout=PATIENCE_MS)
+
+
+@needs_browser
+def test_a_smiles_becomes_a_number_and_an_arrow(page: Page, tmp_path: Path) -> None:
+    ask(page, "CC(C)=O acetone\nCCCO propanol")
+    shown(page, "|μ| = 2.")
+    assert "± " in page.inner_text("#value")
+    assert "model painn-qm9-mmff94s" in page.inner_text("#magnitude")
+    assert page.locator("#atoms-table tbody tr").count() == 10
+    expect(page.locator("#scene canvas").first).to_be_visible()
+    meshes = "document.querySelector('#scene .js-plotly-plot').data"
+    page.wait_for_function(f"{meshes}.length === 3")
+    assert page.evaluate(f"{meshes}[2].text[0]").startswith("μ, 2.")  # the arrow
+    assert page.evaluate(f"{meshes}[0].intensity") is None
+
+    page.get_by_text("by charge").click()
+    page.wait_for_function(f"{meshes}[0].intensity")
+    picture = page.locator("#scene.dash-graph").screenshot(path=str(tmp_path / "scene.png"))
+    assert len(picture) > 8000  # something is drawn
+
+    page.click("#molecule")
+    page.get_by_text("propanol", exact=True).last.click()
+    expect(page.locator("#atoms-table tbody tr")).to_have_count(12)
+
+
+@needs_browser
+def test_conformers_can_be_looked_at_one_by_one(page: Page) -> None:
+    page.fill("#conformers", "4")
+    ask(page, "CCCO")
+    shown(page, "average over")
+    rows = page.locator("#conformer-table tbody tr")
+    assert rows.count() > 1
+    before = page.inner_text("#details")
+    page.click("#conformer")
+    page.get_by_text("conformer 2", exact=True).last.click()
+    expect(page.locator("#details")).not_to_have_text(before)
+
+
+@needs_browser
+def test_a_bad_smiles_is_explained(page: Page) -> None:
+    ask(page, "C1CC\nO")
+    shown(page, "|μ|")
+    assert "Not a valid SMILES" in page.inner_text("#failures")
+    ask(page, "")
+    expect(page.locator("#problem")).to_contain_text("Type or paste a SMILES")
+    ask(page, "<script>alert(1)</script>")
+    expect(page.locator("#failures")).to_contain_text("Not a valid SMILES")
+    assert "Traceback" not in page.content()
+
+
+@needs_browser
+def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "mine.xyz"
+    path.write_text(text_of(from_smiles("C=O", name="formaldehyde"), ".xyz"), encoding="utf-8")
+    page.set_input_files("#upload input[type=file]", str(path))
+    shown(page, "model painn-qm9;")
+
+    def download(button: str) -> bytes:
+        with page.expect_download() as waiting:
+            page.click(button)
+        return Path(waiting.value.path()).read_bytes()
+
+    (row,) = csv.DictReader(io.StringIO(download("#get-csv").decode("utf-8")))
+    assert row["name"] == "formaldehyde"
+    assert float(row["magnitude_D"]) == pytest.approx(2.2, abs=0.4)
+    (data,) = read_text(download("#get-sdf").decode("utf-8"), "x.sdf").data
+    assert float(data.dipole.norm()) == pytest.approx(float(row["magnitude_D"]), abs=1e-3)
+    assert read_text(download("#get-extxyz").decode("utf-8"), "x.extxyz").data
+    assert b'"units"' in download("#get-json")
+    assert download("#get-png").startswith(b"\x89PNG")
+
+    path = tmp_path / "wrong.sdf"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    page.set_input_files("#upload input[type=file]", str(path))
+    expect(page.locator("#problem")).to_contain_text("wrong.sdf is no text file")
+
+
+def status(address: str, host: str | None = None, body: bytes | None = None) -> tuple[int, str]:
+    headers = {"Content-Type": "application/json"} | ({} if host is None else {"Host": host})
+    request = urllib.request.Request(address, data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode("utf-8")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode("utf-8")
+
+
+def test_the_page_is_for_this_machine_and_shows_no_traceback(address: str) -> None:
+    assert status(address)[0] == 200
+    code, text = status(address, host="evil.example")
+    assert (code, text) == (403, "This page is for this machine only.")
+    code, text = status(f"{address}_dash-update-component", body=b"{}")
+    assert code >= 400
+    assert "Traceback" not in text
+    code, _ = status(f"{address}_dash-update-component", body=b" " * 21_000_000)
+    assert code == 413
+    port = int(urlsplit(address).port or 0)
+    with socket.socket() as other, pytest.raises(OSError, match="refused"):
+        other.connect(("127.0.0.2", port))
+
+
+def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None:
+    port = str(urlsplit(address).port)
+    assert main(["serve", "--port", port]) == 2
+    assert_message(capsys, f"Port {port} is taken")
+    assert main(["serve", "--port", "70000"]) == 2
+    assert_message(capsys, "--port must be between 0 and 65535, got 70000")
+    assert main(["serve", "--model", "nowhere"]) == 2
+    assert_message(capsys, "--model names nowhere, which is not there")

@@ -1,0 +1,119 @@
+"""What the page's service answers and refuses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dash", reason="dash is not installed (extra app)")
+
+from dipolegnn.app import service as module
+from dipolegnn.app.service import Request, Response, Service, respond
+from dipolegnn.molecules import from_smiles, read_text, text_of
+
+MODEL = "painn-xtb"
+
+
+def request(smiles: str = "", name: str = "", text: str = "", conformers: int = 1) -> Request:
+    return Request(smiles, name, text, conformers, MODEL)
+
+
+def test_smiles_with_names_and_a_bad_one_among_them() -> None:
+    response = respond(request("CCO ethanol\n\nC1CC broken\nCl"))
+    assert response.refusal == ""
+    names = [molecule["name"] for molecule in response.report["molecules"]]
+    assert names == ["ethanol", "Cl"]
+    assert response.report["molecules"][0]["magnitude"] > 0.5
+    (failure,) = response.report["failures"]
+    assert (failure["molecule"], failure["row"]) == ("broken", 2)
+    assert response.files[".csv"].startswith("name,smiles,charge_e,magnitude_D,half_width_D")
+    for suffix in (".sdf", ".extxyz"):
+        read = read_text(response.files[suffix], f"out{suffix}").data
+        assert [data.name for data in read] == names
+        expected = response.report["molecules"][0]["conformers"][0]["dipole"]
+        assert read[0].dipole.flatten().tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_file_and_conformers() -> None:
+    text = text_of(from_smiles("CCO", name="mine"), ".sdf")
+    (molecule,) = respond(request(name="some.sdf", text=text)).report["molecules"]
+    assert molecule["name"] == "mine"
+
+    response = respond(request("CCCO", conformers=5))
+    (molecule,) = response.report["molecules"]
+    assert len(molecule["conformers"]) > 1
+    assert sum(conformer["weight"] for conformer in molecule["conformers"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (request(), "Type or paste a SMILES"),
+        (request("C", conformers=0), "Conformers must be between 1 and 20, got 0"),
+        (request("C\n" * 51), "51 molecules, and the page takes 50"),
+        (request(name="a.csv", text="smiles\n" + "C\n" * 51), "51 molecules"),
+        (request(name="a.txt", text="C"), r"a.txt: files of that kind cannot be read"),
+        (request(name="a.sdf", text=""), "holds no molecules"),
+        (request(name="a.csv", text="name\nx\n"), "smiles"),
+        (request("C" * 1_000_001), "at most 1,000,000 characters"),
+        (request("C" * 120), "has 362 atoms, and the page takes molecules of up to 300"),
+        (Request("C", "", "", 1, "nowhere"), "names nowhere, which is not there"),
+    ],
+)
+def test_what_it_refuses(asked: Request, reason: str) -> None:
+    response = respond(asked)
+    assert reason in response.refusal
+    assert "Traceback" not in response.refusal
+    assert response.report == {}
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    made = Service(MODEL, time_limit=60)
+    yield made
+    made.close()
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_the_next_one_answered(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service.ask("O").refusal == ""  # the process is warm
+    process = service._worker
+    assert process is not None
+    service.time_limit = process.time_limit = 0.05
+    assert "not finished after" in service.ask("CC(=O)Oc1ccccc1C(=O)O\n" * 20).refusal
+    service.time_limit = 60
+    response = service.ask("O")
+    assert response.refusal == ""
+    assert response.report["molecules"][0]["name"] == "O"
+
+
+def test_a_process_that_died_is_replaced(service: Service) -> None:
+    service.ask("O")
+    assert service._worker is not None
+    service._worker.process.kill()
+    assert "could not be done" in service.ask("O").refusal
+    assert service.ask("O").refusal == ""
+
+
+def test_others_wait_their_turn(service: Service) -> None:
+    service.time_limit = 0.05
+    with service._busy:
+        start = time.monotonic()
+        assert "busy" in service.ask("O").refusal
+        assert time.monotonic() - start < 5
+
+
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the service must not write")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(respond(request("CCO")), Response)
+    assert list(tmp_path.iterdir()) == []
+    assert module.MAX_MOLECULES == 50

@@ -1,0 +1,194 @@
+"""Error bars: what they rest on, how often they hold, and that they stay with the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dipolegnn._pyg import Batch, Data
+from dipolegnn.calibrate import calibrate
+from dipolegnn.checkpoint import ModelFileError, load_model, save_model
+from dipolegnn.config import ModelConfig
+from dipolegnn.molecules import from_smiles, make_data
+from dipolegnn.nn import Calibration, DipoleModel, build_model
+from dipolegnn.predict import average, predict
+
+CONFIGS = [
+    ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5),
+    ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5, head="charges"),
+    ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5, representation="schnet"),
+    ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5, head="atomwise"),
+]
+
+
+def model_of(config: ModelConfig) -> DipoleModel:
+    torch.manual_seed(0)
+    return build_model(config).double().eval()
+
+
+def water(stretch: float, angle: float, error: float = 0.0) -> Data:
+    half = math.radians(angle) / 2
+    x, y = stretch * math.sin(half), stretch * math.cos(half)
+    data = make_data([8, 1, 1], [[0.0, 0.0, 0.0], [x, y, 0.0], [-x, y, 0.0]], name="water")
+    data.pos = data.pos.double()
+    data.dipole_magnitude = torch.tensor([error], dtype=torch.float64)
+    return data
+
+
+def batches(molecules: list[Data], size: int = 50) -> list[Data]:
+    return [Batch.from_data_list(molecules[k : k + size]) for k in range(0, len(molecules), size)]
+
+
+def some_waters(model: DipoleModel, count: int, spread: float, seed: int) -> list[Data]:
+    """Molecules whose references are off by an error that grows with how unusual they are."""
+    rng = np.random.default_rng(seed)
+    found = [
+        water(0.96 + spread * rng.normal(), 104 + 100 * spread * rng.normal()) for _ in range(count)
+    ]
+    for data, prediction in zip(found, predict(model, found), strict=True):
+        size = abs(float(data.pos.norm(dim=1).max()) - 0.96) + 0.01
+        data.dipole_magnitude = torch.tensor(
+            [prediction.magnitude + size * rng.laplace()], dtype=torch.float64
+        )
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["painn", "charges", "schnet", "atomwise"])
+def test_sensitivity_is_the_derivative_by_the_weights_of_the_last_layer(
+    config: ModelConfig,
+) -> None:
+    model = model_of(config)
+    ethanol = from_smiles("CCO")[0]
+    ethanol.pos = ethanol.pos.double()
+    batch = Batch.from_data_list([water(0.97, 105), ethanol])
+    plain = model(batch)
+    output, sensitivity = model.with_sensitivity(batch)
+    assert torch.allclose(output.magnitude, plain.magnitude)
+    assert not output.magnitude.requires_grad
+
+    weights = list(model.head.last_layer.parameters())
+    for molecule in range(2):
+        gradients = torch.autograd.grad(model(batch).magnitude[molecule], weights)
+        expected = torch.cat([gradients[0], gradients[1].unsqueeze(1)], dim=1).flatten()
+        assert torch.allclose(sensitivity[molecule], expected, atol=1e-12)
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    model = model_of(CONFIGS[0])
+    calibrate(
+        model,
+        batches(some_waters(model, 300, 0.05, seed=1)),
+        batches(some_waters(model, 2000, 0.05, seed=2)),
+    )
+    tested = some_waters(model, 2000, 0.05, seed=3)
+    predictions = predict(model, tested)
+    error = np.array(
+        [abs(p.magnitude - float(p.data.dipole_magnitude)) for p in predictions], dtype=float
+    )
+    for coverage in (0.68, 0.9, 0.95):
+        widths = np.array([p.error.half_width(coverage) for p in predictions if p.error])
+        assert len(widths) == len(predictions)
+        # Binomial spread of 2000 tests and 1000 calibration molecules: 0.013 at 0.68.
+        assert (error <= widths).mean() == pytest.approx(coverage, abs=0.04)
+    # Wider where errors are larger.
+    scale = np.array([p.error.scale for p in predictions if p.error])
+    order = np.argsort(scale)
+    assert error[order[-400:]].mean() > 1.5 * error[order[:400]].mean()
+
+
+def test_what_was_never_seen_is_said() -> None:
+    model = model_of(CONFIGS[0])
+    waters = some_waters(model, 200, 0.02, seed=1)
+    ethane = from_smiles("CC")[0]  # one exception, which is not what the model knows
+    ethane.pos = ethane.pos.double()
+    ethane.dipole_magnitude = torch.zeros(1, dtype=torch.float64)
+    calibrate(model, batches([*waters, ethane]), batches(some_waters(model, 200, 0.02, seed=2)))
+
+    def doubts(data: Data) -> str:
+        data.pos = data.pos.double()
+        (prediction,) = predict(model, [data])
+        assert prediction.error is not None
+        return "; ".join(prediction.error.doubts)
+
+    assert doubts(water(0.96, 104)) == ""
+    assert "less sure of it than of 99.5 %" in doubts(water(1.6, 60))
+    assert "not trained on N" in doubts(from_smiles("N")[0])
+    ethanol = doubts(from_smiles("CCO")[0])
+    assert "3 heavy atoms" in ethanol
+    assert "fewer than 1 or more than 1" in ethanol
+    assert "no molecule of charge -1 e" in doubts(from_smiles("[OH-]")[0])
+
+
+def test_error_bars_of_a_molecule_are_the_mean_over_its_conformers() -> None:
+    model = model_of(CONFIGS[0])
+    calibrate(
+        model,
+        batches(some_waters(model, 100, 0.05, seed=1)),
+        batches(some_waters(model, 100, 0.05, seed=2)),
+    )
+    conformers = [water(0.96, 104), water(1.2, 90)]
+    conformers[1].energy = torch.tensor([0.5])
+    conformers[0].energy = torch.tensor([0.0])
+    (molecule,) = average(predict(model, conformers))
+    widths = [c.error.half_width(0.9) for c in molecule.conformers if c.error]
+    assert molecule.half_width(0.9) == pytest.approx(float(np.dot(molecule.weights, widths)))
+    assert molecule.doubts
+    # With 50 scores nothing can be said about 99 %.
+    assert molecule.half_width(0.99) == math.inf
+    with pytest.raises(ValueError, match=r"between 0 and 1, such as 0\.9, got 90"):
+        molecule.half_width(90)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["painn", "charges", "schnet", "atomwise"])
+def test_they_are_saved_with_the_model(config: ModelConfig, tmp_path: Path) -> None:
+    model = model_of(config)
+    calibrate(
+        model,
+        batches(some_waters(model, 100, 0.05, seed=1)),
+        batches(some_waters(model, 100, 0.05, seed=2)),
+    )
+    save_model(tmp_path / "model.safetensors", model, {})
+    loaded, _ = load_model(tmp_path / "model.safetensors")
+    (before,), (after,) = (predict(m, [water(1.0, 100)]) for m in (model, loaded))
+    assert before.error is not None
+    assert after.error is not None
+    assert before.error.half_width(0.9) == pytest.approx(after.error.half_width(0.9), rel=1e-12)
+    assert before.error.doubts == after.error.doubts
+
+    model.calibration = None
+    save_model(tmp_path / "without.safetensors", model, {})
+    assert load_model(tmp_path / "without.safetensors")[0].calibration is None
+    assert predict(model, [water(1.0, 100)])[0].error is None
+
+
+def test_damaged_error_bars(tmp_path: Path) -> None:
+    model = model_of(CONFIGS[0])
+    calibrate(
+        model,
+        batches(some_waters(model, 100, 0.05, seed=1)),
+        batches(some_waters(model, 100, 0.05, seed=2)),
+    )
+    calibration = model.calibration
+    assert isinstance(calibration, Calibration)
+    del calibration.scores
+    save_model(tmp_path / "model.safetensors", model, {})
+    with pytest.raises(ModelFileError, match=r"error bars in .* are damaged. .* lacks scores"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_too_few_molecules() -> None:
+    model = model_of(CONFIGS[0])
+    waters = some_waters(model, 30, 0.05, seed=1)
+    with pytest.raises(ValueError, match=r"at least 20 molecules with reference dipoles.*got 19"):
+        calibrate(model, batches(waters), batches(waters[:19]))
+    with pytest.raises(ValueError, match="no training molecules"):
+        calibrate(model, [], batches(waters))
+    for data in waters:
+        data.dipole_magnitude = torch.tensor([math.nan], dtype=torch.float64)
+    with pytest.raises(ValueError, match="got 0"):
+        calibrate(model, batches(waters), batches(waters))
+    assert model.calibration is None

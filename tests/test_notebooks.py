@@ -1,0 +1,50 @@
+"""The notebooks run from top to bottom, as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nbclient", reason="nbclient is not installed")
+pytest.importorskip("pandas", reason="pandas is not installed")
+
+
+def outputs(cell: Any) -> str:
+    texts = [
+        str(output.get("text") or output.get("data", {}).get("text/plain", ""))
+        for output in cell.get("outputs", [])
+    ]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("name", ["chemists", "researchers"])
+def test_a_notebook(project_root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    # Other tests use the other cores.
+    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("PYTHONPATH", str(project_root))
+    folder = project_root / "experiments" / "notebooks"
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    before = [cell.source for cell in notebook.cells]
+    client = NotebookClient(
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute()
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.source for cell in notebook.cells] == before
+    assert all("Warning" not in outputs(cell) for cell in code)
+    if name == "chemists":
+        assert outputs(code[0]) == "(7, 1)"
+        assert "C1CC: Not a valid SMILES" in outputs(code[1])
+        assert "acetonitrile" in outputs(code[2])
+        assert any("<svg" in str(output.data) for output in code[4].outputs)
+    else:
+        *_, error, charges = (outputs(cell) for cell in code)
+        assert 0 < float(error) < 1.5
+        assert charges.startswith("[(6, ")
