@@ -80,7 +80,7 @@ def serve(host: str, port: int, model: str | None) -> None:
     service = Service(model)
     listening = socket.create_server((host, port))
     server = create_server(
-        make_server(service, local=is_loopback(host)), sockets=[listening], threads=4
+        make_server(service, local=is_loopback(host)), sockets=[listening], threads=8
     )
     print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C stops it)", flush=True)
     # The first question would wait for the libraries to be imported.
