@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
+
 from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE
 from dipolegnn.models import LoadedModel, ModelChoice, unknown_elements
 from dipolegnn.molecules import Failure, Molecules
 from dipolegnn.predict import average, predict, unsupported
-from dipolegnn.report import Report
+from dipolegnn.report import Answer, Report
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 KERNELS_FROM_ATOMS = 2000
@@ -44,6 +46,7 @@ def answer(
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
     progress: bool = False,
+    device: torch.device | str | None = None,
 ) -> Report:
     """Predicts all molecules of all sources, in order.
 
@@ -53,6 +56,7 @@ def answer(
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: How often the error bars shall hold, between 0 and 1.
         progress: Show a progress bar where it takes long.
+        device: Where to compute, and the models are moved there; None: where they are.
 
     Returns:
         A prediction for each molecule, and a line for each that failed.
@@ -61,21 +65,31 @@ def answer(
         FileNotFoundError: There is no such model.
         ValueError: It is no model file.
     """
-    jobs, failures = _jobs(sources, models)
+    jobs, failures, places = _jobs(sources, models)
     few = sum(data.num_nodes or 0 for job in jobs for data in job.structures) < KERNELS_FROM_ATOMS
-    predicted = []
+    answers = []
     for loaded, structures in jobs:
         loaded.model.kernels = "plain" if few else "auto"
         shown = progress and len(structures) > PROGRESS_FROM_STRUCTURES
-        predictions = predict(loaded.model, structures, progress=shown)
-        predicted += [(molecule, loaded) for molecule in average(predictions, temperature)]
-    return Report(predicted, failures, temperature, coverage)
+        predictions = predict(loaded.model, structures, device=device, progress=shown)
+        for molecule in average(predictions, temperature):
+            place = places[int(molecule.lowest.data.mol_id)]
+            answers.append(Answer(molecule, loaded, place.source, place.row))
+    return Report(answers, failures, temperature, coverage)
 
 
-def _jobs(sources: Iterable[Source], models: ModelChoice) -> tuple[list[Job], list[Failure]]:
-    """All structures that can be predicted, each molecule with a number of its own."""
+class _Place(NamedTuple):
+    source: str
+    row: int
+
+
+def _jobs(
+    sources: Iterable[Source], models: ModelChoice
+) -> tuple[list[Job], list[Failure], dict[int, _Place]]:
+    """All structures that can be predicted, each molecule with a number and its place."""
     jobs: list[Job] = []
     failures: list[Failure] = []
+    places: dict[int, _Place] = {}
     first = 0
     for source in sources:
         found = source.molecules
@@ -83,14 +97,16 @@ def _jobs(sources: Iterable[Source], models: ModelChoice) -> tuple[list[Job], li
         if not jobs or jobs[-1].model is not loaded:
             jobs.append(Job(loaded, []))
         for structure in found.data:
+            row = int(structure.mol_id) + 1
             problem = unsupported(structure) or unknown_elements(loaded, structure)
             if problem is None:
                 numbered = structure.clone()
                 numbered.mol_id = structure.mol_id + first
+                places[int(numbered.mol_id)] = _Place(source.name, row)
                 jobs[-1].structures.append(numbered)
             else:
-                located = problem.located(row=int(structure.mol_id) + 1, source=source.name)
+                located = problem.located(row=row, source=source.name)
                 failures.append(Failure.from_error(located, "predict"))
         failures += found.failures
         first += 1 + max((int(structure.mol_id) for structure in found.data), default=0)
-    return jobs, failures
+    return jobs, failures, places

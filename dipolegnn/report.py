@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -37,12 +37,23 @@ UNITS = {
 }
 
 
+class Answer(NamedTuple):
+    """The prediction for a molecule, and where both are from."""
+
+    molecule: MoleculePrediction
+    model: LoadedModel
+    """The model that made the prediction."""
+    source: str
+    """Name of the molecule's file; empty for SMILES that were given one by one."""
+    row: int
+    """Its row, record or frame there, from 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """What ``dipolegnn predict`` has to report."""
 
-    molecules: list[tuple[MoleculePrediction, LoadedModel]]
-    """Each with the model that made the prediction."""
+    molecules: list[Answer]
     failures: list[Failure]
     temperature: float
     coverage: float
@@ -50,7 +61,7 @@ class Report:
     @property
     def models(self) -> list[LoadedModel]:
         """The models that made them."""
-        return list({model.name: model for _, model in self.molecules}.values())
+        return list({answer.model.name: answer.model for answer in self.molecules}.values())
 
 
 def notes(molecule: MoleculePrediction, model: LoadedModel) -> list[str]:
@@ -90,42 +101,88 @@ def as_json(report: Report) -> str:
                 "model": model.name,
                 "notes": notes(molecule, model),
             }
-            for molecule, model in report.molecules
+            for molecule, model, *_ in report.molecules
         ],
         "failures": [asdict(failure) for failure in report.failures],
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
 
 
+class Line(NamedTuple):
+    """A line of the table of predictions; vector, geometry and charges of the lowest conformer."""
+
+    source: str
+    row: int
+    name: str
+    smiles: str
+    charge_e: int
+    magnitude_D: float
+    half_width_D: float | None
+    smallest_D: float
+    largest_D: float
+    dipole_x_D: float | None
+    dipole_y_D: float | None
+    dipole_z_D: float | None
+    conformers: int
+    symbols: str
+    positions_angstrom: list[float]
+    atomic_charges_e: list[float] | None
+    model: str
+    notes: str
+
+    def cells(self) -> list[str]:
+        """As text, numbers with six decimals."""
+        return [_cell(value) for value in self]
+
+
+def lines(report: Report) -> list[Line]:
+    """The table of predictions, a line per molecule."""
+    return [_line(report, answer) for answer in report.molecules]
+
+
+def _line(report: Report, answer: Answer) -> Line:
+    molecule, model, source, row = answer
+    lowest = molecule.lowest
+    vector = [None] * 3 if lowest.dipole is None else lowest.dipole.tolist()
+    return Line(
+        source=source,
+        row=row,
+        name=lowest.data.name,
+        smiles=lowest.data.smiles,
+        charge_e=_charge(lowest),
+        magnitude_D=molecule.magnitude,
+        half_width_D=_half_width(report, molecule),
+        smallest_D=molecule.smallest,
+        largest_D=molecule.largest,
+        dipole_x_D=vector[0],
+        dipole_y_D=vector[1],
+        dipole_z_D=vector[2],
+        conformers=len(molecule.conformers),
+        symbols=" ".join(_symbols(lowest)),
+        positions_angstrom=lowest.data.pos.flatten().tolist(),
+        atomic_charges_e=None if lowest.charges is None else lowest.charges.tolist(),
+        model=model.name,
+        notes="; ".join(notes(molecule, model)),
+    )
+
+
+def _cell(value: str | float | list[float] | None) -> str:
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:.6f}"
+        case list():
+            return " ".join(f"{number:.6f}" for number in value)
+    return str(value)
+
+
 def as_csv(report: Report) -> str:
-    """One line per molecule; vector, geometry and charges of the lowest conformer."""
+    """One line per molecule; see :class:`Line`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(
-        [
-            *("name", "smiles", "charge_e", "magnitude_D", "half_width_D", "smallest_D"),
-            *("largest_D",),
-            *("dipole_x_D", "dipole_y_D", "dipole_z_D", "conformers"),
-            *("symbols", "positions_angstrom", "atomic_charges_e", "model", "notes"),
-        ]
-    )
-    for molecule, model in report.molecules:
-        lowest = molecule.lowest
-        width = _half_width(report, molecule)
-        sizes = (molecule.smallest, molecule.largest)
-        vector = [""] * 3 if lowest.dipole is None else [f"{x:.6f}" for x in lowest.dipole]
-        charges = "" if lowest.charges is None else " ".join(f"{q:.6f}" for q in lowest.charges)
-        writer.writerow(
-            [
-                *(lowest.data.name, lowest.data.smiles, _charge(lowest)),
-                *(f"{molecule.magnitude:.6f}", "" if width is None else f"{width:.6f}"),
-                *(f"{size:.6f}" for size in sizes),
-                *(*vector, len(molecule.conformers)),
-                " ".join(_symbols(lowest)),
-                " ".join(f"{x:.6f}" for x in lowest.data.pos.flatten().tolist()),
-                *(charges, model.name, "; ".join(notes(molecule, model))),
-            ]
-        )
+    writer.writerow(Line._fields)
+    writer.writerows(line.cells() for line in lines(report))
     return text.getvalue()
 
 
@@ -137,11 +194,11 @@ def print_tables(report: Report) -> None:
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to keep to
     console.print(_dipoles(report))
-    for molecule, model in report.molecules:
+    for molecule, model, *_ in report.molecules:
         for note in notes(molecule, model):
             console.print(Text(f"{molecule.lowest.data.name}: {note}"))
     if len(report.molecules) <= MAX_GEOMETRIES:
-        for molecule, _ in report.molecules:
+        for molecule, *_ in report.molecules:
             console.print(_geometry(molecule.lowest))
     else:
         console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
@@ -160,7 +217,7 @@ def _dipoles(report: Report) -> Table:
     table.add_column("molecule", overflow="fold")
     for header in ("|μ| (D)", "± (D)", "range (D)", "conformers", "μx (D)", "μy (D)", "μz (D)"):
         table.add_column(header, justify="right", no_wrap=True)
-    for molecule, _ in report.molecules:
+    for molecule, *_ in report.molecules:
         vector = molecule.lowest.dipole
         components = ["–"] * 3 if vector is None else [f"{x:.3f}" for x in vector]
         several = len(molecule.conformers) > 1

@@ -43,3 +43,18 @@ FIELD_UNITS: dict[str, str] = {
     "name": "1",
 }
 """Unit of each field of a molecule's ``Data``; ``"1"`` where there is none."""
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people.
+
+    Example:
+        >>> duration(75), duration(3700)
+        ('1 min 15 s', '1 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -26,7 +26,7 @@ LEVELS = [
     {"evaluation", "derivatives", "calculator", "models"},
     {"report"},
     {"answer"},
-    {"app"},
+    {"app", "bulk"},
     {"cli"},
     {"__main__"},
 ]
@@ -38,6 +38,7 @@ ONLY_IN = {
     "torch_geometric": "_pyg.py",
     "tblite": "labels/",
     "pyscf": "labels/",
+    "pyarrow": "molecules/tables.py",
 }
 """Where in the package a library may be imported."""
 
@@ -161,7 +162,9 @@ def test_dependencies_are_those_imported(project_root: Path) -> None:
 
     extras = project["optional-dependencies"]
     # Triton comes with torch where there is a GPU; the tests run its interpreter elsewhere.
-    optional = names(extras["xtb"]) | names(extras["dft"]) | names(extras["app"]) | {"triton"}
+    optional = {"triton"}.union(
+        *(names(extras[extra]) for extra in ("xtb", "dft", "app", "parquet", "ray"))
+    )
     declared = names(project["dependencies"])
     imported = {
         DISTRIBUTIONS.get(root, root.replace("_", "-"))

@@ -22,7 +22,8 @@ from dipolegnn.molecules import (
     read_text,
     text_of,
 )
-from dipolegnn.molecules.files import READABLE, TABLES
+from dipolegnn.molecules.files import READABLE
+from dipolegnn.molecules.records import TABLES
 from dipolegnn.molecules.workers import Lost, Worker
 from dipolegnn.report import as_csv, as_json
 
@@ -100,7 +101,7 @@ def _respond(request: Request) -> Response:
         )
     sources = _sources(request)
     report = answer(sources, _models(request.model))
-    structures = [c.as_labels() for m, _ in report.molecules for c in m.conformers]
+    structures = [c.as_labels() for answer in report.molecules for c in answer.molecule.conformers]
     files = {".csv": as_csv(report), ".json": as_json(report)}
     if structures:
         files[".extxyz"] = text_of(structures, ".extxyz")

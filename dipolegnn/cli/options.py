@@ -165,15 +165,18 @@ class Evaluate(Debug):
 class Predict(Debug):
     """Predict dipole moments, in debye, from SMILES or from files of molecules.
 
-    An argument that ends in .smi, .csv, .sdf, .xyz or .extxyz (or one of these and .gz) is a file,
-    any other a SMILES. SMILES are embedded in 3D; structures are taken as they are. The magnitude
-    is the Boltzmann average over the conformers, by their force-field energies. The vector is that
-    of the lowest conformer, in the frame of the geometry that is printed or written; an ion's
-    refers to its centre of mass. Arguments after -- are never options.
+    An argument that ends in .smi, .csv, .sdf, .xyz or .extxyz (or one of these and .gz) or in
+    .parquet is a file, any other a SMILES. SMILES are embedded in 3D; structures are taken as they
+    are. The magnitude is the Boltzmann average over the conformers, by their force-field energies.
+    The vector is that of the lowest conformer, in the frame of the geometry that is printed or
+    written; an ion's refers to its centre of mass. Arguments after -- are never options.
 
     Without --model it is $DIPOLEGNN_MODEL, else one that comes with the package: for SMILES
     painn-qm9-mmff94s, which expects the geometries that they are given here, for structures
     painn-qm9. Such a model refuses elements that it was not trained on.
+
+    Files of any size become a table (--output .csv, .csv.gz or .parquet) with little memory, and
+    nothing is printed then. If such a run is killed, the same command goes on where it stopped.
 
     Exit status: 0 all predicted; 1 some molecules failed, and are listed; 2 an error.
     """
@@ -190,7 +193,7 @@ class Predict(Debug):
     json: _Flag = False
     """Write JSON to standard output instead of tables."""
     output: _File = None
-    """Write to a file as well: .csv, .json, .extxyz, .xyz or .sdf."""
+    """Write to a file as well: .csv, .csv.gz, .parquet, .json, .extxyz, .xyz or .sdf."""
     picture: _File = None
     """Draw the lowest conformers with their dipole moments: .png, .svg (one file per molecule) or
     .html (to be turned with the mouse; needs the extra app)."""
@@ -198,8 +201,9 @@ class Predict(Debug):
     """Temperature of the Boltzmann average, in kelvin."""
     coverage: float = COVERAGE
     """How often the error bars hold, between 0 and 1."""
-    workers: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
-    """Processes that embed SMILES; worth it for hundreds of molecules."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Processes that embed SMILES, worth it for hundreds of molecules; left out: one per core where
+    files become a table, else 1."""
     csv: TableOptions = TableOptions()
     conformer: ConformerConfig = field(default_factory=ConformerConfig)
 

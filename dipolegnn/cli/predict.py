@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dipolegnn.answer import Source, answer
+from dipolegnn.bulk import TABLES_OUT, failures_path, predict_files, write_table
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
 from dipolegnn.models import ModelChoice
@@ -20,10 +21,12 @@ from dipolegnn.molecules import (
     write_failures,
     write_file,
 )
-from dipolegnn.molecules.files import READABLE, TABLES, WRITABLE
-from dipolegnn.report import Report, as_csv, as_json, print_tables
+from dipolegnn.molecules.files import READABLE, WRITABLE
+from dipolegnn.molecules.records import TABLES
+from dipolegnn.report import Report, as_json, lines, print_tables
+from dipolegnn.units import duration
 
-OUTPUTS = (".csv", ".json", *WRITABLE)
+OUTPUTS = (*TABLES_OUT, ".json", *WRITABLE)
 """Suffixes of what can be written."""
 
 PICTURES = (".png", ".svg", ".html")
@@ -48,9 +51,14 @@ def run(options: Predict) -> int:
         raise ValueError(f"--temperature must be positive, in kelvin, got {options.temperature}.")
     if not 0 < options.coverage < 1:
         raise ValueError(f"--coverage must be between 0 and 1, got {options.coverage}.")
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}.")
+    models = ModelChoice(options.model)
+    if _is_table_of_files(options):
+        return _stream(options, models)
     report = answer(
         _sources(options),
-        ModelChoice(options.model),
+        models,
         temperature=options.temperature,
         coverage=options.coverage,
         progress=not options.json,
@@ -70,15 +78,60 @@ def run(options: Predict) -> int:
     return FAILED_MOLECULES if report.failures else 0
 
 
+def _is_table_of_files(options: Predict) -> bool:
+    """Whether files become a table and nothing else, so that neither has to fit into memory."""
+    return (
+        options.output is not None
+        and options.output.name.lower().endswith(TABLES_OUT)
+        and not options.json
+        and options.picture is None
+        and all(map(_is_file, options.molecules))
+    )
+
+
+def _stream(options: Predict, models: ModelChoice) -> int:
+    """Predicts files of any size, and goes on where it was stopped."""
+    assert options.output is not None
+    result = predict_files(
+        options.molecules,
+        options.output,
+        models,
+        columns=_columns(options),
+        conformers=options.conformer,
+        temperature=options.temperature,
+        coverage=options.coverage,
+        workers=options.workers,
+        progress=True,
+    )
+    for failure in result.first_failures:
+        print(f"failed: {_describe(failure)}", file=sys.stderr)
+    if result.failures > len(result.first_failures):
+        print(f"failed: {result.failures:,} in all", file=sys.stderr)
+    done = result.molecules + result.failures - result.earlier
+    went_on = f"; {result.earlier:,} were done before" if result.earlier else ""
+    print(
+        f"wrote {options.output}: {result.molecules:,} molecules, {done:,} read in "
+        f"{duration(result.seconds)} ({done / result.seconds:.0f}/s){went_on}",
+        file=sys.stderr,
+    )
+    if result.failures:
+        print(f"wrote {failures_path(options.output)}: {result.failures:,}", file=sys.stderr)
+    return FAILED_MOLECULES if result.failures else 0
+
+
+def _columns(options: Predict) -> TableColumns:
+    return TableColumns(smiles=options.csv.smiles_column, name=options.csv.name_column)
+
+
 def _sources(options: Predict) -> Iterator[Source]:
     """What the arguments hold: SMILES together, file by file."""
-    columns = TableColumns(smiles=options.csv.smiles_column, name=options.csv.name_column)
+    columns = _columns(options)
     numbered = enumerate(options.molecules, start=1)
     for is_file, group in groupby(numbered, lambda argument: _is_file(argument[1])):
         arguments = list(group)
         if not is_file:
             rows = [SmilesRow(number, smiles) for number, smiles in arguments]
-            found = embed_smiles(rows, options.conformer, workers=options.workers)
+            found = embed_smiles(rows, options.conformer, workers=options.workers or 1)
             yield Source("", True, found)
             continue
         for _, path in arguments:
@@ -86,7 +139,7 @@ def _sources(options: Predict) -> Iterator[Source]:
                 path,
                 columns=columns,
                 conformers=options.conformer,
-                workers=options.workers,
+                workers=options.workers or 1,
                 progress=not options.json,
             )
             yield Source(Path(path).name, _suffix(path).endswith(TABLES), found)
@@ -107,12 +160,12 @@ def _write(path: Path, report: Report) -> list[Path]:
     if name.endswith(".json"):  # which lists the failures itself
         path.write_text(as_json(report) + "\n", encoding="utf-8")
         return [path]
-    if name.endswith(".csv"):
-        path.write_text(as_csv(report), encoding="utf-8", newline="")
+    if name.endswith(TABLES_OUT):
+        write_table(path, lines(report))
     else:
-        conformers = [c.as_labels() for m, _ in report.molecules for c in m.conformers]
-        write_file(path, conformers)
-    failures = path.with_name(f"{path.name}.failures.csv")
+        predicted = [c for answer in report.molecules for c in answer.molecule.conformers]
+        write_file(path, [conformer.as_labels() for conformer in predicted])
+    failures = failures_path(path)
     if not report.failures:
         failures.unlink(missing_ok=True)  # of an earlier run, perhaps
         return [path]
@@ -126,7 +179,7 @@ def _draw(path: Path, report: Report) -> list[Path]:
     from dipolegnn.plots import draw_molecule
     from dipolegnn.plots.scene import scene, write_page
 
-    lowest = [molecule.lowest for molecule, _ in report.molecules]
+    lowest = [answer.molecule.lowest for answer in report.molecules]
     if len(lowest) > MOST_PICTURES:
         raise ValueError(
             f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; choose some."

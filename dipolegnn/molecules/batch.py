@@ -59,7 +59,7 @@ def embed_smiles(
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
-    task = partial(_embed_row, config=config, source=source)
+    task = partial(_embed_numbered, config=config, source=source)
     numbered = list(enumerate(rows))
     outcomes: dict[int, list[Data] | Failure] = {}
     for index, outcome in track(
@@ -70,15 +70,7 @@ def embed_smiles(
         disable=not progress,
     ):
         if isinstance(outcome, Lost):
-            row = rows[index]
-            outcome = Failure(
-                source=source,
-                row=row.row,
-                molecule=row.name or row.smiles,
-                stage="embed",
-                problem=f"No 3D structure of it can be built: {outcome.reason}",
-                remedy="Give a 3D structure (.sdf, .xyz)",
-            )
+            outcome = lost_row(rows[index], outcome, source)
         outcomes[index] = outcome
     data: list[Data] = []
     failures: list[Failure] = []
@@ -91,6 +83,18 @@ def embed_smiles(
     return Molecules(data, failures)
 
 
+def lost_row(row: SmilesRow, lost: Lost, source: str) -> Failure:
+    """What became of a molecule that crashed its worker or kept it busy for too long."""
+    return Failure(
+        source=source,
+        row=row.row,
+        molecule=row.name or row.smiles,
+        stage="embed",
+        problem=f"No 3D structure of it can be built: {lost.reason}",
+        remedy="Give a 3D structure (.sdf, .xyz)",
+    )
+
+
 def _results(
     task: partial[list[Data] | Failure],
     numbered: list[tuple[int, SmilesRow]],
@@ -99,15 +103,33 @@ def _results(
 ) -> Iterator[tuple[int, list[Data] | Failure | Lost]]:
     if workers == 1 or len(numbered) < 2:
         return ((index, task((index, row))) for index, row in numbered)
+    return run_tasks(task, numbered, workers=workers, time_limit=time_limit_of(config))
+
+
+def time_limit_of(config: ConformerConfig) -> float:
+    """Seconds after which a molecule is given up that a worker embeds."""
     # Two embeddings of two attempts each, the minimizations, and some slack.
-    time_limit = (5.0 + config.conformers) * TIME_LIMIT_S
-    return run_tasks(task, numbered, workers=workers, time_limit=time_limit)
+    return (5.0 + config.conformers) * TIME_LIMIT_S
 
 
-def _embed_row(
+def _embed_numbered(
     numbered: tuple[int, SmilesRow], *, config: ConformerConfig, source: str
 ) -> list[Data] | Failure:
     mol_id, row = numbered
+    return embed_row(row, mol_id, config=config, source=source)
+
+
+def embed_row(
+    row: SmilesRow, mol_id: int, *, config: ConformerConfig, source: str
+) -> list[Data] | Failure:
+    """The conformers of one molecule of a list, or why there are none.
+
+    Args:
+        row: The molecule.
+        mol_id: Its number.
+        config: Number of conformers and seed.
+        source: Name of the file that it is from, for the failure.
+    """
     stage = "read"
     try:
         mol = parse_smiles(row.smiles, name=row.name)

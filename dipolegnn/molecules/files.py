@@ -7,24 +7,30 @@ is a line in ``Molecules.failures``, and the others survive.
 from __future__ import annotations
 
 import gzip
-import zlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.molecules.batch import embed_smiles
-from dipolegnn.molecules.errors import MoleculeError
+from dipolegnn.molecules.batch import SmilesRow, embed_smiles
+from dipolegnn.molecules.errors import Failure, MoleculeError
 from dipolegnn.molecules.molecule import Molecules
-from dipolegnn.molecules.sdf import parse_sdf, sdf_text
-from dipolegnn.molecules.tables import Table, TableColumns, parse_csv, parse_smi
-from dipolegnn.molecules.xyz import extxyz_text, parse_xyz, xyz_text
+from dipolegnn.molecules.records import (
+    STRUCTURES,
+    TABLES,
+    Record,
+    RecordFile,
+    structures,
+    suffix_of,
+    text_records,
+)
+from dipolegnn.molecules.sdf import sdf_text
+from dipolegnn.molecules.tables import TableColumns
+from dipolegnn.molecules.xyz import extxyz_text, xyz_text
 
-TABLES = (".smi", ".csv")
-"""Suffixes of files of SMILES, which are embedded in 3D; the others hold structures."""
-
-READABLE = (*TABLES, ".sdf", ".xyz", ".extxyz")
-"""Suffixes that :func:`read_file` knows, each also with ``.gz`` behind it."""
+READABLE = (*TABLES, *STRUCTURES)
+"""Suffixes that :func:`read_file` knows, each but ``.parquet`` also with ``.gz`` behind it."""
 
 WRITABLE = (".sdf", ".xyz", ".extxyz")
 """Suffixes that :func:`write_file` knows, each also with ``.gz`` behind it."""
@@ -42,6 +48,7 @@ def read_file(
 
     - ``.smi``: a SMILES and, after white space, its name, on each line; ``#`` starts a comment.
     - ``.csv``: a header line, then one SMILES a row; separated by comma, semicolon or tab.
+    - ``.parquet``: one SMILES a row (needs the extra parquet).
     - ``.sdf``: 3D structures with explicit hydrogens, V2000 or V3000.
     - ``.xyz``: frames; the comment line is the name, and may state ``charge=-1``.
     - ``.extxyz``: frames in ASE's conventions, labels included (see ``from_ase``).
@@ -51,25 +58,19 @@ def read_file(
 
     Args:
         path: File; UTF-8, with or without ``.gz``.
-        columns: Columns of a ``.csv``.
+        columns: Columns of a table.
         conformers: How SMILES are embedded; structures are taken as they are.
         workers: Processes that embed.
         progress: Show a progress bar while embedding.
 
     Raises:
+        ImportError: Parquet without pyarrow.
         MoleculeError: The file holds no molecules, lacks a column, is no text or a broken ``.gz``.
         ValueError: An unknown suffix.
     """
-    path = Path(path)
-    _suffix(path, READABLE)
-    return read_text(
-        _read_text(path),
-        path.name,
-        columns=columns,
-        conformers=conformers,
-        workers=workers,
-        progress=progress,
-    )
+    with RecordFile(path, columns) as file:
+        records = list(file)
+    return _molecules(records, file.suffix, file.path.name, conformers, workers, progress)
 
 
 def read_text(
@@ -95,34 +96,44 @@ def read_text(
         MoleculeError: There are no molecules, or a column is missing.
         ValueError: An unknown suffix.
     """
-    suffix = _suffix(Path(name), READABLE)
-    table: Table | None = None
+    suffix = suffix_of(Path(name), tuple(known for known in READABLE if known != ".parquet"))
+    records = text_records(io.StringIO(text), suffix, name, columns or TableColumns())
     try:
-        if suffix == ".csv":
-            table = parse_csv(text, columns or TableColumns(), source=name)
-        elif suffix == ".smi":
-            table = parse_smi(text)
+        return _molecules(records, suffix, name, conformers, workers, progress)
     except MoleculeError as error:
         raise error.located(source=name) from None
-    if table is not None:
-        found = embed_smiles(
-            table.rows,
-            conformers or ConformerConfig(),
-            workers=workers,
-            progress=progress,
-            source=name,
-        )
-        failures = sorted(table.failures + found.failures, key=lambda failure: failure.row or 0)
-        molecules = Molecules(found.data, failures)
-    elif suffix == ".sdf":
-        molecules = parse_sdf(text, source=name)
+
+
+def _molecules(
+    records: Iterable[Record],
+    suffix: str,
+    name: str,
+    conformers: ConformerConfig | None,
+    workers: int,
+    progress: bool,
+) -> Molecules:
+    config = conformers or ConformerConfig()
+    data: list[Data] = []
+    failures: list[Failure] = []
+    if suffix in TABLES:
+        contents = [record.content for record in records]
+        rows = [content for content in contents if isinstance(content, SmilesRow)]
+        failures += [content for content in contents if isinstance(content, Failure)]
+        found = embed_smiles(rows, config, workers=workers, progress=progress, source=name)
+        data += found.data
+        failures = sorted(failures + found.failures, key=lambda failure: failure.row or 0)
     else:
-        molecules = parse_xyz(text, source=name, extended=suffix == ".extxyz")
-    if not molecules.data and not molecules.failures:
+        for record in records:
+            outcome = structures(record, suffix=suffix, config=config, source=name)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                data += outcome
+    if not data and not failures:
         raise MoleculeError(
             "The file holds no molecules", remedy="Check that it is complete", source=name
         )
-    return molecules
+    return Molecules(data, failures)
 
 
 def text_of(data: Sequence[Data], suffix: str) -> str:
@@ -153,39 +164,7 @@ def write_file(path: str | Path, data: Sequence[Data]) -> None:
         ValueError: An unknown suffix.
     """
     path = Path(path)
-    content = text_of(data, _suffix(path, WRITABLE)).encode("utf-8")
+    content = text_of(data, suffix_of(path, WRITABLE)).encode("utf-8")
     if path.suffix.lower() == ".gz":
         content = gzip.compress(content, mtime=0)  # equal input, equal bytes
     path.write_bytes(content)
-
-
-def _suffix(path: Path, known: Sequence[str]) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    suffix = Path(name).suffix
-    if suffix not in known:
-        raise ValueError(
-            f"{path.name}: unknown suffix {suffix or path.suffix!r}, expected one of "
-            f"{', '.join(known)} (or with .gz behind it)."
-        )
-    return suffix
-
-
-def _read_text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MoleculeError(
-            f"The file is not UTF-8 text (byte {error.start})",
-            remedy="Save it as UTF-8",
-            source=path.name,
-        ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise MoleculeError(
-            f"The file cannot be decompressed: {error}",
-            remedy="Copy or compress it again",
-            source=path.name,
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")

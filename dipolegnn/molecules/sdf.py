@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rdkit import Chem
 
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
 from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.molecule import Molecules, make_data
+from dipolegnn.molecules.molecule import make_data
 
 _DIPOLE = "dipole_debye"
 _MAGNITUDE = "dipole_magnitude_debye"
@@ -24,35 +24,33 @@ _MOL_ID = "mol_id"
 _SMILES = "smiles"
 
 
-def parse_sdf(text: str, *, source: str = "") -> Molecules:
-    """The molecules of an SDF, V2000 or V3000, labels included if dipolegnn wrote them.
+def sdf_records(lines: Iterable[str]) -> Iterator[str]:
+    """The records of an SDF, one after the other."""
+    record: list[str] = []
+    for line in lines:
+        if line.startswith("$$$$"):
+            yield "".join(record)
+            record = []
+        else:
+            record.append(line if line.endswith("\n") else f"{line}\n")
+    if "".join(record).strip():  # else it is what follows the last separator
+        yield "".join(record)
+
+
+def read_sdf_record(record: str, number: int, *, source: str = "") -> Data | Failure:
+    """The molecule of a record, V2000 or V3000, labels included if dipolegnn wrote them.
 
     Args:
-        text: Content of the file.
-        source: Its name, for the failures.
+        record: The record, without its separator.
+        number: Its number in the file, from 1.
+        source: Name of the file, for the failure.
     """
-    data: list[Data] = []
-    failures: list[Failure] = []
-    for number, record in enumerate(_records(text), start=1):
+    try:
+        return _read_record(record, number - 1)
+    except MoleculeError as error:
         title = record.split("\n", maxsplit=1)[0].strip()
-        try:
-            data.append(_read_record(record, number - 1))
-        except MoleculeError as error:
-            located = error.located(molecule=title, row=number, source=source)
-            failures.append(Failure.from_error(located, "read"))
-    return Molecules(data, failures)
-
-
-def _records(text: str) -> list[str]:
-    records: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if line.startswith("$$$$"):
-            records.append([])
-        else:
-            records[-1].append(line)
-    if not "".join(records[-1]).strip():
-        records.pop()  # what follows the last separator
-    return ["\n".join(lines) + "\n" for lines in records]
+        located = error.located(molecule=title, row=number, source=source)
+        return Failure.from_error(located, "read")
 
 
 def _read_record(record: str, mol_id: int) -> Data:

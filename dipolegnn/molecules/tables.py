@@ -1,20 +1,25 @@
-"""Lists of SMILES: ``.smi`` and ``.csv``."""
+"""Lists of SMILES: ``.smi``, ``.csv`` and ``.parquet``, row by row."""
 
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 from dipolegnn.molecules.batch import SmilesRow
 from dipolegnn.molecules.errors import Failure, MoleculeError
 
+PARQUET_ROWS = 1000
+"""Rows that are read from a Parquet file at a time."""
+
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which column of a ``.csv`` is what; upper and lower case do not matter."""
+    """Which column of a table is what; upper and lower case do not matter."""
 
     smiles: str = "smiles"
     """Column of the SMILES."""
@@ -24,46 +29,99 @@ class TableColumns:
     """Column of reference dipole magnitudes in debye; None: no labels. Cells may be empty."""
 
 
-class Table(NamedTuple):
-    """The rows of a list of SMILES, and those that cannot be read."""
-
-    rows: list[SmilesRow]
-    failures: list[Failure]
-
-
-def parse_smi(text: str) -> Table:
+def smi_rows(lines: Iterable[str]) -> Iterator[SmilesRow]:
     """A SMILES and its name on each line; the name may have spaces, and ends at a tab.
 
     Blank lines, lines that start with ``#``, and a header line (``SMILES ...``) are no rows.
     """
-    rows: list[SmilesRow] = []
-    lines = [line.strip() for line in text.split("\n")]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if lines and lines[0].split()[0].lower() in ("smiles", "canonical_smiles"):
-        lines = lines[1:]
-    for row, line in enumerate(lines, start=1):
+    stripped = (line.strip() for line in lines)
+    filled: Iterator[str] = (line for line in stripped if line and not line.startswith("#"))
+    first = next(filled, "")
+    if first and first.split()[0].lower() not in ("smiles", "canonical_smiles"):
+        filled = itertools.chain([first], filled)
+    for row, line in enumerate(filled, start=1):
         smiles, *rest = line.split(maxsplit=1)
-        name = rest[0] if rest else ""
-        if name.startswith("|") and "|" in name[1:]:  # CXSMILES: an extension between bars
-            extension, name = name[1:].split("|", maxsplit=1)
-            smiles = f"{smiles} |{extension}|"
-        rows.append(SmilesRow(row, smiles, name.strip().split("\t")[0].strip()))
-    return Table(rows, [])
+        yield _smi_row(row, smiles, rest[0] if rest else "")
 
 
-def parse_csv(text: str, columns: TableColumns, *, source: str = "") -> Table:
+def parquet_rows(
+    path: Path, columns: TableColumns, *, source: str = ""
+) -> Iterator[SmilesRow | Failure]:
+    """One SMILES a row of a Parquet file; an empty cell is an empty text.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        MoleculeError: It is no Parquet file, or lacks a column.
+    """
+    pyarrow, parquet = import_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = {"smiles": names[_find(names, columns.smiles)]}
+            if columns.name is not None:
+                wanted["name"] = names[_find(names, columns.name)]
+            elif alike := [name for name in names if name.lower() == "name"]:
+                wanted["name"] = alike[0]
+            if columns.magnitude is not None:
+                wanted["magnitude"] = names[_find(names, columns.magnitude)]
+            row = 0
+            for batch in file.iter_batches(PARQUET_ROWS, columns=list(set(wanted.values()))):
+                cells = {key: batch.column(name).to_pylist() for key, name in wanted.items()}
+                for i in range(batch.num_rows):
+                    row += 1
+                    smiles, name, magnitude = (
+                        "" if key not in cells or cells[key][i] is None else str(cells[key][i])
+                        for key in ("smiles", "name", "magnitude")
+                    )
+                    yield table_row(row, smiles.strip(), name.strip(), magnitude, source)
+    except pyarrow.ArrowInvalid as error:
+        raise MoleculeError(
+            f"The file is no Parquet file: {error}", remedy="Copy or write it again"
+        ) from None
+
+
+def parquet_length(path: Path) -> int:
+    """Number of rows of a Parquet file."""
+    return int(import_pyarrow()[1].read_metadata(path).num_rows)
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        ImportError: They are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ImportError(
+            "Parquet files need pyarrow, which is not installed: pip install 'dipolegnn[parquet]'."
+        ) from None
+    return pyarrow, parquet
+
+
+def _smi_row(row: int, smiles: str, name: str) -> SmilesRow:
+    if name.startswith("|") and "|" in name[1:]:  # CXSMILES: an extension between bars
+        extension, name = name[1:].split("|", maxsplit=1)
+        smiles = f"{smiles} |{extension}|"
+    return SmilesRow(row, smiles, name.strip().split("\t")[0].strip())
+
+
+def csv_rows(
+    lines: Iterable[str], columns: TableColumns, *, source: str = ""
+) -> Iterator[SmilesRow | Failure]:
     """One SMILES a row under a header line; blank lines are no rows.
 
     Raises:
-        MoleculeError: No header, or no such column.
+        MoleculeError: No header, or no such column, or quotation marks that do not match.
     """
-    header = next((line for line in text.split("\n") if line.strip()), "")
+    rest = iter(lines)
+    header = next((line for line in rest if line.strip()), "")
     if not header:
-        return Table([], [])
+        return
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text.lstrip("\n")), delimiter=delimiter, strict=True)
-    rows: list[SmilesRow] = []
-    failures: list[Failure] = []
+    reader = csv.reader(itertools.chain([header], rest), delimiter=delimiter, strict=True)
     names = [name.strip() for name in next(reader)]
     smiles_at = _find(names, columns.smiles)
     magnitude_at = None if columns.magnitude is None else _find(names, columns.magnitude)
@@ -81,22 +139,24 @@ def parse_csv(text: str, columns: TableColumns, *, source: str = "") -> Table:
                 remedy="Check the quotation marks there",
             ) from None
         if cells is None:
-            return Table(rows, failures)
+            return
         if not cells:
             continue
         row += 1
-        smiles = _cell(cells, smiles_at)
-        name = _cell(cells, name_at)
-        try:
-            magnitude = _magnitude(_cell(cells, magnitude_at))
-        except MoleculeError as error:
-            located = error.located(molecule=name or smiles, row=row, source=source)
-            failures.append(Failure.from_error(located, "read"))
-        else:
-            rows.append(SmilesRow(row, smiles, name, magnitude))
+        smiles, name = _cell(cells, smiles_at), _cell(cells, name_at)
+        yield table_row(row, smiles, name, _cell(cells, magnitude_at), source)
 
 
-def _find(names: list[str], wanted: str) -> int:
+def table_row(row: int, smiles: str, name: str, magnitude: str, source: str) -> SmilesRow | Failure:
+    """A row of a table, whose magnitude is still text."""
+    try:
+        return SmilesRow(row, smiles, name, _magnitude(magnitude))
+    except MoleculeError as error:
+        located = error.located(molecule=name or smiles, row=row, source=source)
+        return Failure.from_error(located, "read")
+
+
+def _find(names: Sequence[str], wanted: str) -> int:
     if wanted in names:
         return names.index(wanted)
     alike = [i for i, name in enumerate(names) if name.lower() == wanted.lower()]

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -39,7 +39,7 @@ class Lost:
 
 def run_tasks(
     function: Callable[[Task], Result],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     *,
     workers: int,
     time_limit: float,
@@ -59,14 +59,74 @@ def run_tasks(
     Raises:
         RuntimeError: A worker does not even start.
     """
-    waiting = deque(enumerate(tasks))
-    pool = [Worker(function, time_limit) for _ in range(min(workers, len(tasks)))]
-    try:
-        while waiting or any(worker.task is not None for worker in pool):
-            for worker in pool:
-                if worker.ready and worker.task is None and waiting:
-                    worker.give(*waiting.popleft())
-            busy = [w for w in pool if not w.ready or w.task is not None]
+    with Pool(function, workers=workers, time_limit=time_limit) as pool:
+        for index, task in enumerate(tasks):
+            while pool.full:
+                yield from pool.results()
+            pool.give(index, task)
+        while pool.unfinished:
+            yield from pool.results()
+
+
+class Pool(Generic[Task, Result]):
+    """Workers that tasks are handed to one by one; a worker is started when there is one for it.
+
+    Args:
+        function: As for :func:`run_tasks`.
+        workers: Number of processes.
+        time_limit: Seconds a task may take before its worker is killed.
+        ahead: Tasks that may wait for each worker, so that it has something to do while the caller
+            does something else.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        *,
+        workers: int,
+        time_limit: float,
+        ahead: int = 0,
+    ) -> None:
+        self.function = function
+        self.workers = workers
+        self.time_limit = time_limit
+        self.ahead = ahead
+        self._pool: list[Worker[Task, Result]] = []
+        self._again: deque[tuple[int, Task]] = deque()
+
+    def __enter__(self) -> Pool[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._pool:
+            worker.stop()
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks whose results have not been handed out."""
+        return len(self._again) + sum(len(worker.tasks) for worker in self._pool)
+
+    @property
+    def full(self) -> bool:
+        """Whether another task would have to wait too long."""
+        return self.unfinished >= self.workers * (1 + self.ahead)
+
+    def give(self, index: int, task: Task) -> None:
+        """Hand over a task; its result comes with this index."""
+        idle = [worker for worker in self._pool if not worker.tasks]
+        if not idle and len(self._pool) < self.workers:
+            idle = [Worker(self.function, self.time_limit)]
+            self._pool += idle
+        chosen = idle[0] if idle else min(self._pool, key=lambda worker: len(worker.tasks))
+        chosen.give(index, task)
+
+    def results(self) -> list[tuple[int, Result | Lost]]:
+        """The results that are there, after waiting for one; none if nothing is unfinished."""
+        found: list[tuple[int, Result | Lost]] = []
+        while not found and self.unfinished:
+            while self._again:  # given to a worker that is no more
+                self.give(*self._again.popleft())
+            busy = [worker for worker in self._pool if worker.tasks]
             patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
             reported = wait([worker.connection for worker in busy], timeout=patience)
             for worker in busy:
@@ -77,18 +137,15 @@ def run_tasks(
                 else:
                     continue
                 if outcome is not None:
-                    yield outcome
+                    found.append(outcome)
                 if worker.dead:
-                    pool.remove(worker)
-                    if waiting:
-                        pool.append(Worker(function, time_limit))
-    finally:
-        for worker in pool:
-            worker.stop()
+                    self._pool.remove(worker)
+                    self._again += worker.tasks
+        return found
 
 
 class Worker(Generic[Task, Result]):
-    """One process, and the task that it is at."""
+    """One process, the task that it is at, and those that wait for it."""
 
     def __init__(self, function: Callable[[Task], Result], time_limit: float) -> None:
         self.time_limit = time_limit
@@ -103,14 +160,15 @@ class Worker(Generic[Task, Result]):
         childs_end.close()
         self.ready = False
         self.dead = False
-        self.task: int | None = None
+        self.tasks: deque[tuple[int, Task]] = deque()
         self.deadline = time.monotonic() + START_LIMIT_S
         self._send(function)
 
     def give(self, index: int, task: Task) -> None:
-        """Start a task, which has to be done before ``deadline``."""
-        self.task = index
-        self.deadline = time.monotonic() + self.time_limit
+        """Start a task, which has to be done before ``deadline``, or let it wait for its turn."""
+        if not self.tasks and self.ready:
+            self.deadline = time.monotonic() + self.time_limit
+        self.tasks.append((index, task))
         self._send(task)
 
     def receive(self) -> tuple[int, Result | Lost] | None:
@@ -120,13 +178,13 @@ class Worker(Generic[Task, Result]):
         except (EOFError, ConnectionError):
             return self._lost(f"the worker process died ({self._exit_status()})")
         succeeded, result = pickle.loads(message)
+        self.deadline = time.monotonic() + self.time_limit  # for the next task
         if not self.ready:
             self.ready = True
             return None
         if not succeeded:
             result = Lost(result)
-        index, self.task = self.task, None
-        assert index is not None, "a worker answers only what it was asked"
+        index, _ = self.tasks.popleft()
         return index, result
 
     def give_up(self) -> tuple[int, Lost]:
@@ -147,11 +205,12 @@ class Worker(Generic[Task, Result]):
 
     def _lost(self, reason: str) -> tuple[int, Lost]:
         self.stop()
-        if self.task is None:
+        if not self.ready:
             raise RuntimeError(
                 f"A worker process could not start: {reason}. Use one worker to see why."
             )
-        return self.task, Lost(reason)
+        index, _ = self.tasks.popleft()
+        return index, Lost(reason)
 
     def _exit_status(self) -> str:
         code = self.process.wait()

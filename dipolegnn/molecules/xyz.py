@@ -7,8 +7,10 @@ frame is given up and reading goes on at the next line that can be the start of 
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ase import Atoms
@@ -16,74 +18,114 @@ from ase.data import atomic_numbers
 
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.molecule import Molecules, make_data
+from dipolegnn.molecules.molecule import make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
 
 _CHARGE = re.compile(r"(?<!\S)charge\s*[=:]\s*([+-]?\d+)(?!\S)", re.IGNORECASE)
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
+    """One structure of the file; with a ``problem`` instead of atoms if it is not one."""
+
     comment: str
     atoms: list[str]
     problem: str
 
 
-def parse_xyz(text: str, *, source: str = "", extended: bool = False) -> Molecules:
-    """The frames of an XYZ file; ``mol_id`` counts them unless an extended frame states its own.
+def read_frame(
+    frame: Frame, number: int, *, source: str = "", extended: bool = False
+) -> Data | Failure:
+    """The molecule of a frame; ``mol_id`` is its number unless an extended frame states its own.
 
     Plain frames: element (symbol or atomic number) and x, y, z in angstrom; further columns are
     left out. The comment line is the name and may state ``charge=-1``. A frame whose comment has
     ``Properties=`` is extended, in whatever file.
 
     Args:
-        text: Content of the file.
-        source: Its name, for the failures.
-        extended: Every frame is extended XYZ.
+        frame: The frame.
+        number: Its number in the file, from 1.
+        source: Name of the file, for the failure.
+        extended: It is extended XYZ in any case.
     """
-    data: list[Data] = []
-    failures: list[Failure] = []
-    for number, frame in enumerate(_frames(text), start=1):
-        try:
-            if frame.problem:
-                raise MoleculeError(
-                    frame.problem,
-                    remedy="A frame is the number of atoms, a comment line, and a line per atom",
-                )
-            if extended or "Properties=" in frame.comment:
-                data.append(_read_extended(frame, number - 1))
-            else:
-                data.append(_read_plain(frame, number - 1))
-        except MoleculeError as error:
-            located = error.located(molecule=_title(frame.comment), row=number, source=source)
-            failures.append(Failure.from_error(located, "read"))
-    return Molecules(data, failures)
+    try:
+        if frame.problem:
+            raise MoleculeError(
+                frame.problem,
+                remedy="A frame is the number of atoms, a comment line, and a line per atom",
+            )
+        if extended or "Properties=" in frame.comment:
+            return _read_extended(frame, number - 1)
+        return _read_plain(frame, number - 1)
+    except MoleculeError as error:
+        located = error.located(molecule=_title(frame.comment), row=number, source=source)
+        return Failure.from_error(located, "read")
 
 
-def _frames(text: str) -> Iterator[_Frame]:
-    lines = text.split("\n")
-    at = _skip_blank(lines, 0)
-    while at < len(lines):
-        count = lines[at].strip()
-        comment = lines[at + 1].strip() if at + 1 < len(lines) else ""
+class _Lines:
+    """Lines with a look ahead, of which no more are kept than are looked at."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._rest = iter(lines)
+        self._ahead: deque[str] = deque()
+        self.number = 1
+        """Of the next line, from 1."""
+
+    def ahead(self, count: int) -> list[str]:
+        """So many of the next lines, or as many as there are."""
+        self._ahead.extend(itertools.islice(self._rest, max(0, count - len(self._ahead))))
+        return list(itertools.islice(self._ahead, count))
+
+    def skip(self, count: int) -> None:
+        """Goes on by so many lines."""
+        for _ in self.ahead(count):
+            self._ahead.popleft()
+            self.number += 1
+
+    def skip_until(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Goes on to a line that is wanted; that line, or nothing at the end."""
+        while (line := self.ahead(1)) and not wanted(line[0]):
+            self.skip(1)
+        return line
+
+
+def frames(text: Iterable[str]) -> Iterator[Frame]:
+    """The frames of an XYZ file, one after the other."""
+    lines = _Lines(text)
+    while first := lines.skip_until(_is_filled):
+        count = first[0].strip()
         if not count.isdecimal():
-            yield _Frame("", [], f"Expected the number of atoms on line {at + 1}, got {count!r}")
-            at = _next_count(lines, at + 1)
+            yield Frame(
+                "", [], f"Expected the number of atoms on line {lines.number}, got {count!r}"
+            )
+            lines.skip(1)
+            lines.skip_until(_is_count)
             continue
-        end = at + 2 + int(count)
-        atoms = lines[at + 2 : end]
-        after = _skip_blank(lines, end)
+        _, comment, *atoms = [*lines.ahead(2 + int(count)), ""]
+        atoms = [line.rstrip("\r\n") for line in atoms[: int(count)]]
+        comment = comment.strip()
         is_atom = [len(line.split()) >= 4 for line in atoms]
         if len(atoms) < int(count) or not all(is_atom):
             complete = [*is_atom, False].index(False)
             problem = f"{count} atoms announced, but only {complete} line(s) of atoms follow"
-            yield _Frame(comment, [], problem)
-            at = _next_count(lines, at + 2)
-        elif after < len(lines) and _is_atom(lines[after]):
-            yield _Frame(comment, [], f"{count} atoms announced, but more lines follow")
-            at = _next_count(lines, after)
+            yield Frame(comment, [], problem)
+            lines.skip(2)
+            lines.skip_until(_is_count)
+            continue
+        lines.skip(2 + int(count))
+        after = lines.skip_until(_is_filled)
+        if after and _is_atom(after[0]):
+            yield Frame(comment, [], f"{count} atoms announced, but more lines follow")
+            lines.skip_until(_is_count)
         else:
-            yield _Frame(comment, atoms, "")
-            at = after
+            yield Frame(comment, atoms, "")
+
+
+def _is_filled(line: str) -> bool:
+    return bool(line.strip())
+
+
+def _is_count(line: str) -> bool:
+    return line.strip().isdecimal()
 
 
 def _is_atom(line: str) -> bool:
@@ -93,18 +135,6 @@ def _is_atom(line: str) -> bool:
         return False
 
 
-def _skip_blank(lines: list[str], at: int) -> int:
-    while at < len(lines) and not lines[at].strip():
-        at += 1
-    return at
-
-
-def _next_count(lines: list[str], at: int) -> int:
-    while at < len(lines) and not lines[at].strip().isdecimal():
-        at += 1
-    return at
-
-
 def _title(comment: str) -> str:
     stated = _text_value(comment, "name")
     if stated is not None or "Properties=" in comment:
@@ -112,7 +142,7 @@ def _title(comment: str) -> str:
     return " ".join(_CHARGE.sub(" ", comment).split())
 
 
-def _read_plain(frame: _Frame, mol_id: int) -> Data:
+def _read_plain(frame: Frame, mol_id: int) -> Data:
     charge = _CHARGE.search(frame.comment)
     numbers = []
     positions = []
@@ -147,7 +177,7 @@ def _atomic_number(symbol: str, row: int) -> int:
     return int(number)
 
 
-def _read_extended(frame: _Frame, mol_id: int) -> Data:
+def _read_extended(frame: Frame, mol_id: int) -> Data:
     text = "\n".join([str(len(frame.atoms)), frame.comment, *frame.atoms, ""])
     try:
         from ase.io import read  # slow to import, and of use for extended XYZ alone

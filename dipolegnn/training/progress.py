@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from dipolegnn.training.callbacks import Row, TimeLimit
+from dipolegnn.units import duration
 
 
 class Silence(Callback):
@@ -138,18 +139,3 @@ def _numbers(row: Row) -> str:
     if "val/dipole_mae" in row:
         parts.append(f"val MAE {row['val/dipole_mae']:.4f} D")
     return "  ".join([*parts, f"lr {row['lr']:.1e}"])
-
-
-def duration(seconds: float) -> str:
-    """A length of time for people.
-
-    Example:
-        >>> duration(75), duration(3700)
-        ('1 min 15 s', '1 h 01 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

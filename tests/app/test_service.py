@@ -29,7 +29,7 @@ def test_smiles_with_names_and_a_bad_one_among_them() -> None:
     assert response.report["molecules"][0]["magnitude"] > 0.5
     (failure,) = response.report["failures"]
     assert (failure["molecule"], failure["row"]) == ("broken", 2)
-    assert response.files[".csv"].startswith("name,smiles,charge_e,magnitude_D,half_width_D")
+    assert response.files[".csv"].startswith("source,row,name,smiles,charge_e,magnitude_D")
     for suffix in (".sdf", ".extxyz"):
         read = read_text(response.files[suffix], f"out{suffix}").data
         assert [data.name for data in read] == names

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def test_the_model_may_be_named_by_the_environment(
     ("words", "message"),
     [
         ([], "No molecules"),
-        (["O", "--output", "o.txt"], "unknown suffix, expected one of .csv, .json"),
+        (["O", "--output", "o.txt"], "unknown suffix, expected one of .csv, .csv.gz, .parquet"),
         (["O", "--temperature", "0"], "--temperature must be positive, in kelvin, got 0"),
         (["missing.sdf"], "There is no file missing.sdf"),
         (["O", "--conformers", "0"], "conformers must be at least 1, got 0"),
@@ -192,3 +193,34 @@ def test_predict_refuses(
 ) -> None:
     assert main(["predict", *words, "--model", str(trained)]) == 2
     assert_message(capsys, message)
+
+
+def test_files_become_a_table_and_failures_are_listed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.smi"
+    path.write_text("O water\n" + "C1CC broken\n" * 12 + "CCO ethanol\n")
+    output = tmp_path / "out" / "dipoles.csv.gz"
+    words = ["predict", str(path), "--model", str(trained), "--output", str(output)]
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("failed: list.smi, row") == 10
+    assert "failed: 12 in all" in captured.err
+    assert f"wrote {output}: 2 molecules, 14 read in" in captured.err
+    with gzip.open(output, "rt") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["source"], line["row"], line["name"]) for line in lines] == [
+        ("list.smi", "1", "water"),
+        ("list.smi", "14", "ethanol"),
+    ]
+    assert len(read_failures(output.with_name("dipoles.csv.gz.failures.csv"))) == 12
+    path.write_text("O water\n")
+    assert main(words) == 0
+    assert [file.name for file in output.parent.iterdir()] == ["dipoles.csv.gz"]
+
+
+@pytest.mark.parametrize("workers", ["0", "-3"])
+def test_workers_below_one(capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    assert main(["predict", "O", f"--workers={workers}"]) == 2
+    assert "--workers must be at least 1" in capsys.readouterr().err

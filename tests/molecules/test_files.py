@@ -121,7 +121,7 @@ def test_empty_files(tmp_path: Path, name: str, text: str) -> None:
 
 
 def test_unknown_suffix_and_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.pdb: unknown suffix '\.pdb'.*\.smi, \.csv, \.sdf"):
+    with pytest.raises(ValueError, match=r"a\.pdb: unknown suffix '\.pdb'.*\.parquet, \.sdf"):
         read_file(write(tmp_path, "a.pdb", "x"))
     with pytest.raises(ValueError, match=r"unknown suffix '\.smi', expected one of \.sdf, \.xyz"):
         write_file(tmp_path / "a.smi", [])
@@ -131,8 +131,8 @@ def test_unknown_suffix_and_missing_file(tmp_path: Path) -> None:
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
     latin = tmp_path / "a.smi"
-    latin.write_bytes("O \xe9thanol".encode("latin-1"))
-    with pytest.raises(MoleculeError, match=r"not UTF-8 text .byte 2.*Save it as UTF-8"):
+    latin.write_bytes("C methane\nO \xe9thanol".encode("latin-1"))
+    with pytest.raises(MoleculeError, match=r"not UTF-8 text .line 2, character 3.*as UTF-8"):
         read_file(latin)
     whole = gzip.compress(b"O water\n")
     for content in (b"not gzip", whole[:-4], whole[:12] + b"\x00\x01" + whole[14:]):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 
-from dipolegnn.molecules.workers import Lost, run_tasks
+from dipolegnn.molecules.workers import Lost, Pool, run_tasks
 
 
 def test_a_crash_a_hang_and_an_exception_cost_only_themselves() -> None:
@@ -25,6 +26,33 @@ def test_a_crash_a_hang_and_an_exception_cost_only_themselves() -> None:
         4: Lost("the worker process died (exit status 3)"),
         5: 4,
     }
+
+
+def test_tasks_that_wait_for_a_worker_that_dies_are_done_by_another() -> None:
+    results: dict[int, object] = {}
+    with Pool(eval, workers=1, time_limit=30.0, ahead=2) as pool:
+        for index, expression in enumerate(["__import__('os')._exit(3)", "1 + 1", "2 + 2"]):
+            assert not pool.full
+            pool.give(index, expression)
+        assert pool.full
+        assert pool.unfinished == 3
+        while pool.unfinished:
+            results.update(pool.results())
+        assert pool.results() == []
+    assert results == {0: Lost("the worker process died (exit status 3)"), 1: 2, 2: 4}
+
+
+def test_tasks_are_asked_for_when_there_is_a_worker_for_them() -> None:
+    asked = 0
+
+    def tasks() -> Iterator[str]:
+        nonlocal asked
+        for number in range(1, 9):
+            asked = number
+            yield "1"
+
+    for done, _ in enumerate(run_tasks(eval, tasks(), workers=2, time_limit=30.0), start=1):
+        assert asked <= done + 2
 
 
 def test_no_tasks_start_no_process() -> None:

@@ -20,7 +20,7 @@ from dipolegnn.nn import DipoleModel
 from dipolegnn.training import RunFolder, TrainingDiverged, fit, read_history
 from dipolegnn.training.averaging import warmed_up_decay
 from dipolegnn.training.module import ONECYCLE_START, cosine, onecycle
-from dipolegnn.training.progress import duration
+from dipolegnn.units import duration
 from tests.training.toy import toy_data, toy_model
 
 CONFIG = TrainConfig(max_epochs=3, batch_size=8, lr=5e-3, accelerator="cpu")

@@ -1,0 +1,197 @@
+"""From files of molecules to a table of predictions, with flat memory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dipolegnn import __version__
+from dipolegnn.answer import Source, answer
+from dipolegnn.bulk.parts import Parts
+from dipolegnn.bulk.prepare import Outcome, Part, cut, prepare
+from dipolegnn.bulk.progress import Progress
+from dipolegnn.config import COVERAGE, ConformerConfig
+from dipolegnn.models import ModelChoice
+from dipolegnn.molecules import Failure, Molecules, TableColumns
+from dipolegnn.molecules.records import RecordFile
+from dipolegnn.report import lines
+from dipolegnn.units import ROOM_TEMPERATURE_K
+
+PART_RECORDS = 1000
+"""Records per part: some seconds of work on one core, and several full batches for the model."""
+
+FEW_RECORDS = 200
+"""A file with fewer is done before worker processes would have started."""
+
+SHOWN_FAILURES = 10
+
+_ENDS = 2**20
+"""Bytes at either end of a file by which it is known again."""
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """What came of the files.
+
+    Attributes:
+        molecules: Molecules in the table.
+        failures: Molecules that failed.
+        first_failures: The first of the failures.
+        earlier: Of molecules and failures together, how many an interrupted run had done.
+        seconds: How long this run took.
+    """
+
+    molecules: int
+    failures: int
+    first_failures: list[Failure]
+    earlier: int
+    seconds: float
+
+
+def predict_files(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    models: ModelChoice,
+    *,
+    columns: TableColumns | None = None,
+    conformers: ConformerConfig | None = None,
+    temperature: float = ROOM_TEMPERATURE_K,
+    coverage: float = COVERAGE,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    part_records: int = PART_RECORDS,
+    progress: bool = False,
+) -> BulkResult:
+    """Predicts the dipole moments of all molecules of files, of any size, into a table.
+
+    A run that was killed goes on where it stopped when it is called again with the same arguments:
+    nothing is done twice but what was under way, and nothing is lost. (Until it is complete, what
+    is done lies in a folder beside the table.) ``workers`` and ``device`` may change in between.
+
+    Args:
+        paths: Files of SMILES (embedded in worker processes) or of structures.
+        output: The table, ``.csv``, ``.csv.gz`` or ``.parquet``, a line per molecule in the order
+            of the files; failures come to lie beside it, in a file of their own.
+        models: Which model predicts.
+        columns: Columns of tables of SMILES.
+        conformers: How SMILES are embedded.
+        temperature: Temperature of the Boltzmann average, in kelvin.
+        coverage: How often the error bars hold, between 0 and 1.
+        workers: Processes that read and embed; None: one per core, none for a small file.
+        device: Where the model computes; None: on a CUDA device if there is one.
+        part_records: Records that are kept together in memory and on disk.
+        progress: Show on standard error how far it is.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no such model.
+        ImportError: Parquet without pyarrow.
+        JobMismatch: Beside the table lie parts of another job.
+        MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
+            until then is kept.
+        ValueError: An unknown suffix, or ``workers`` or ``part_records`` below 1.
+    """
+    for name, value in (("workers", workers), ("part_records", part_records)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    start = time.monotonic()
+    config = conformers or ConformerConfig()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with ExitStack() as stack:
+        files = [stack.enter_context(RecordFile(path, columns)) for path in paths]
+        job = {
+            "version": __version__,
+            "files": [_known_by(file.path) for file in files],
+            "models": sorted({_digest(models, file.embedded) for file in files}),
+            "columns": asdict(columns or TableColumns()),
+            "conformers": asdict(config),
+            "temperature": temperature,
+            "coverage": coverage,
+            "part_records": part_records,
+        }
+        parts = Parts(Path(output), job)
+        done = parts.done()
+        earlier = sum(map(sum, done.values()))
+        every = _parts(files, part_records)
+        todo: Iterator[Part] = (part for part in every if part.number not in done)
+        if workers is None:
+            todo, workers = _enough_workers(todo)
+        with Progress(progress, earlier) as shown, _threads_beside(workers):
+            for part, outcomes in prepare(todo, config, workers):
+                source = Source(part.source, part.embedded, _molecules(outcomes))
+                report = answer(
+                    [source], models, temperature=temperature, coverage=coverage, device=device
+                )
+                written = parts.write(part.number, lines(report), report.failures)
+                shown.advance(sum(written), part.position)
+    first = parts.first_failures(SHOWN_FAILURES)
+    total = parts.assemble()
+    return BulkResult(*total, first, earlier, time.monotonic() - start)
+
+
+def _parts(files: Sequence[RecordFile], size: int) -> Iterator[Part]:
+    """The parts of all files; their positions are those in all files together."""
+    sizes = [max(file.path.stat().st_size, 1) for file in files]
+    number = 0
+    for place, file in enumerate(files):
+        for part in cut(file, number, size):
+            read = sum(sizes[:place]) + part.position * sizes[place]
+            yield part._replace(position=read / sum(sizes))
+            number += 1
+
+
+def _enough_workers(parts: Iterator[Part]) -> tuple[Iterator[Part], int]:
+    """The parts, and the number of processes that pays for them."""
+    head = list(itertools.islice(parts, 2))
+    few = len(head) < 2 and sum(len(part.records) for part in head) < FEW_RECORDS
+    return itertools.chain(head, parts), 1 if few else os.cpu_count() or 1
+
+
+@contextmanager
+def _threads_beside(workers: int) -> Iterator[None]:
+    """Leaves the cores to the workers: with more threads than cores, they wait for each other."""
+    before = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(max(1, before - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _molecules(outcomes: Sequence[Outcome]) -> Molecules:
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    found = [data for outcome in outcomes if not isinstance(outcome, Failure) for data in outcome]
+    return Molecules(found, failures)
+
+
+def _known_by(path: Path) -> dict[str, Any]:
+    """What a file is known again by: its size and both its ends."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(_ENDS))
+        file.seek(max(0, size - _ENDS))
+        digest.update(file.read(_ENDS))
+    return {"name": path.name, "bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+def _digest(models: ModelChoice, embedded: bool) -> str:
+    """What a model is known again by: its name and its weights."""
+    loaded = models.for_geometry(embedded)
+    digest = hashlib.sha256()
+    for name, weight in sorted(loaded.model.state_dict().items()):
+        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    return f"{loaded.name} {digest.hexdigest()}"

@@ -1,0 +1,221 @@
+"""Files of molecules, one record at a time, so that a file need not fit into memory.
+
+A record is what a file says about one structure: a row of a table of SMILES, a record of an SDF, a
+frame of an XYZ file. Nothing is made of it yet.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import ConformerConfig
+from dipolegnn.molecules.batch import SmilesRow, embed_row
+from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.sdf import read_sdf_record, sdf_records
+from dipolegnn.molecules.tables import (
+    TableColumns,
+    csv_rows,
+    parquet_length,
+    parquet_rows,
+    smi_rows,
+)
+from dipolegnn.molecules.xyz import Frame, frames, read_frame
+
+TEXT_TABLES = (".smi", ".csv")
+
+TABLES = (*TEXT_TABLES, ".parquet")
+"""Suffixes of files of SMILES, which are embedded in 3D; the others hold structures."""
+
+STRUCTURES = (".sdf", ".xyz", ".extxyz")
+"""Suffixes of files of structures."""
+
+_SDF_MOL_ID = re.compile(r"^>.*<mol_id>.*\n(.*)$", re.MULTILINE)
+_XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
+
+
+class Record(NamedTuple):
+    """What a file says about one structure.
+
+    Args:
+        row: Its number in the file, from 1.
+        content: A row of a table; the text of an SDF record; a frame; or why it is none of these.
+        group: Number of the molecule that it states; neighbours with the same are its conformers.
+            Empty if it states none.
+    """
+
+    row: int
+    content: SmilesRow | str | Frame | Failure
+    group: str = ""
+
+
+class RecordFile:
+    """The records of a file, and how far they have been read; to be used in a ``with``.
+
+    Args:
+        path: File; its suffix says what it is, and all but ``.parquet`` may have ``.gz`` behind it.
+        columns: Columns of a table.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: An unknown suffix.
+    """
+
+    def __init__(self, path: str | Path, columns: TableColumns | None = None) -> None:
+        self.path = Path(path)
+        self.suffix = suffix_of(self.path, (*TABLES, *STRUCTURES))
+        self.columns = columns or TableColumns()
+        self._raw = self.path.open("rb")
+        self._size = max(self.path.stat().st_size, 1)
+        self._rows = 0
+        packed = self.path.suffix.lower() == ".gz"
+        # Bytes that are no text come through as surrogates, so that the line can be told.
+        self._text = io.TextIOWrapper(
+            gzip.GzipFile(fileobj=self._raw) if packed else self._raw,
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+        )
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._text.close()
+        self._raw.close()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether its molecules are SMILES, which are embedded in 3D."""
+        return self.suffix in TABLES
+
+    @property
+    def position(self) -> float:
+        """How much of it has been read, from 0 to 1."""
+        if self.suffix == ".parquet":
+            return self._rows / max(parquet_length(self.path), 1)
+        return self._raw.tell() / self._size
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records, in order.
+
+        Raises:
+            MoleculeError: A column is missing, or from here on the file cannot be read.
+        """
+        try:
+            if self.suffix == ".parquet":
+                rows = parquet_rows(self.path, self.columns, source=self.path.name)
+                for record in _numbered(rows):
+                    self._rows = record.row
+                    yield record
+            else:
+                yield from text_records(self._lines(), self.suffix, self.path.name, self.columns)
+        except MoleculeError as error:
+            raise error.located(source=self.path.name) from None
+
+    def _lines(self) -> Iterator[str]:
+        try:
+            for number, line in enumerate(self._text, start=1):
+                if not line.isascii():
+                    _require_utf8(line, number)
+                yield line
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise MoleculeError(
+                f"The file cannot be decompressed: {error}", remedy="Copy or compress it again"
+            ) from None
+
+
+def _require_utf8(line: str, number: int) -> None:
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MoleculeError(
+            f"The file is not UTF-8 text (line {number}, character {error.start + 1})",
+            remedy="Save it as UTF-8",
+        ) from None
+
+
+def suffix_of(path: Path, known: Sequence[str]) -> str:
+    """The suffix of a file, without ``.gz``.
+
+    Raises:
+        ValueError: It is none of those that are known.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(name).suffix
+    if suffix not in known or (suffix == ".parquet" and name != path.name.lower()):
+        raise ValueError(
+            f"{path.name}: unknown suffix {suffix or path.suffix!r}, expected one of "
+            f"{', '.join(known)} (or, but for .parquet, with .gz behind it)."
+        )
+    return suffix
+
+
+def text_records(
+    lines: Iterable[str], suffix: str, source: str, columns: TableColumns
+) -> Iterator[Record]:
+    """The records in the lines of a file.
+
+    Args:
+        lines: The lines, with their ends.
+        suffix: What they are.
+        source: Name of the file, for the failures.
+        columns: Columns of a ``.csv``.
+
+    Raises:
+        MoleculeError: A column is missing, or the quotation marks of a ``.csv`` do not match.
+    """
+    match suffix:
+        case ".smi":
+            yield from _numbered(smi_rows(lines))
+        case ".csv":
+            yield from _numbered(csv_rows(lines, columns, source=source))
+        case ".sdf":
+            for number, text in enumerate(sdf_records(lines), start=1):
+                stated = _SDF_MOL_ID.search(text)
+                yield Record(number, text, stated[1].strip() if stated else "")
+        case _:
+            for number, frame in enumerate(frames(lines), start=1):
+                stated = _XYZ_MOL_ID.search(frame.comment)
+                yield Record(number, frame, stated[1] if stated else "")
+
+
+def _numbered(rows: Iterable[SmilesRow | Failure]) -> Iterator[Record]:
+    return (Record(row.row or 0, row) for row in rows)
+
+
+def structures(
+    record: Record, *, suffix: str, config: ConformerConfig, source: str
+) -> list[Data] | Failure:
+    """What a record comes to: the conformers of a SMILES, or the structure that it holds.
+
+    ``mol_id`` is the number of the record from 0, unless it states its own.
+
+    Args:
+        record: The record.
+        suffix: Suffix of its file.
+        config: How SMILES are embedded.
+        source: Name of the file, for the failure.
+    """
+    content = record.content
+    if isinstance(content, Failure):
+        return content
+    if isinstance(content, SmilesRow):
+        return embed_row(content, record.row - 1, config=config, source=source)
+    if isinstance(content, str):
+        found = read_sdf_record(content, record.row, source=source)
+    else:
+        extended = suffix == ".extxyz"
+        found = read_frame(content, record.row, source=source, extended=extended)
+    return found if isinstance(found, Failure) else [found]

@@ -1,0 +1,313 @@
+"""Files of molecules, streamed into a table of predictions."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipolegnn.answer import Source, answer
+from dipolegnn.bulk import JobMismatch, failures_path, predict_files, prepare
+from dipolegnn.bulk.progress import Progress
+from dipolegnn.checkpoint import save_model
+from dipolegnn.config import ConformerConfig, ModelConfig
+from dipolegnn.models import ModelChoice
+from dipolegnn.molecules import (
+    Failure,
+    MoleculeError,
+    TableColumns,
+    from_smiles,
+    read_failures,
+    read_file,
+    text_of,
+)
+from dipolegnn.molecules.records import RecordFile
+from dipolegnn.molecules.workers import Lost
+from dipolegnn.nn import build_model
+from dipolegnn.report import as_csv
+
+SMILES = ["C", "N", "O", "CO", "C1CC", "CN", "CC", "C=O", "CCO", "N#N", "C#N", "CC=O", "[Na]"]
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, build_model(ModelConfig(hidden_channels=16, num_interactions=1)), {})
+    return path
+
+
+@pytest.fixture
+def models(model_path: Path) -> ModelChoice:
+    return ModelChoice(model_path)
+
+
+@pytest.fixture
+def smi(tmp_path: Path) -> Path:
+    path = tmp_path / "list.smi"
+    path.write_text("".join(f"{smiles} m{row}\n" for row, smiles in enumerate(SMILES, start=1)))
+    return path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    return list(csv.DictReader(content.decode().splitlines()))
+
+
+def test_a_table_is_what_the_same_molecules_give_in_one_piece(
+    smi: Path, models: ModelChoice, tmp_path: Path
+) -> None:
+    structures = [from_smiles(smiles, name=smiles)[0] for smiles in ("CCO", "CC=O", "O")]
+    for number, data in enumerate(structures):
+        data.mol_id.fill_(number)
+    files = [smi]
+    for suffix in (".sdf", ".xyz", ".extxyz"):
+        files.append(tmp_path / f"three{suffix}.gz")
+        files[-1].write_bytes(gzip.compress(text_of(structures, suffix).encode()))
+    result = predict_files(files, tmp_path / "out.csv", models, part_records=4)
+
+    sources = [Source(path.name, path is smi, read_file(path)) for path in files]
+    whole = answer(sources, models)
+    expected = list(csv.DictReader(as_csv(whole).splitlines()))
+    found = table(tmp_path / "out.csv")
+    assert [(line["source"], line["row"]) for line in found] == [
+        (line["source"], line["row"]) for line in expected
+    ]
+    for line, other in zip(found, expected, strict=True):
+        assert (line["name"], line["symbols"]) == (other["name"], other["symbols"])
+        assert float(line["magnitude_D"]) == pytest.approx(float(other["magnitude_D"]), abs=2e-6)
+    failures = read_failures(failures_path(tmp_path / "out.csv"))
+    assert failures == whole.failures
+    assert [(failure.source, failure.row) for failure in failures] == [
+        ("list.smi", 5),
+        ("list.smi", 13),
+    ]
+    assert (result.molecules, result.failures, result.earlier) == (len(SMILES) - 2 + 9, 2, 0)
+    assert result.first_failures == failures
+    assert not (tmp_path / "out.csv.parts").exists()
+
+
+def test_the_number_of_workers_and_the_size_of_the_parts_do_not_matter(
+    smi: Path, models: ModelChoice, tmp_path: Path
+) -> None:
+    sdf = tmp_path / "three.sdf"
+    sdf.write_text(text_of([from_smiles(smiles)[0] for smiles in ("CCO", "CC=O", "O")], ".sdf"))
+    outputs = []
+    for name, workers, size in (("one", 1, 1000), ("two", 2, 1000), ("many", 2, 3)):
+        outputs.append(tmp_path / f"{name}.csv")
+        predict_files([smi, sdf], outputs[-1], models, workers=workers, part_records=size)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    for line, other in zip(table(outputs[0]), table(outputs[2]), strict=True):
+        assert line["name"] == other["name"]
+        assert float(line["magnitude_D"]) == pytest.approx(float(other["magnitude_D"]), abs=2e-6)
+
+
+def test_every_kind_of_table_holds_the_same(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("a.csv", "a.csv.gz", "a.parquet"):
+        predict_files([smi], tmp_path / name, models, part_records=5, workers=1)
+    lines = table(tmp_path / "a.csv")
+    assert table(tmp_path / "a.csv.gz") == lines
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert list(rows[0]) == list(lines[0])
+    for row, line in zip(rows, lines, strict=True):
+        assert (row["row"], row["conformers"]) == (int(line["row"]), int(line["conformers"]))
+        assert row["magnitude_D"] == pytest.approx(float(line["magnitude_D"]), abs=1e-6)
+        assert row["half_width_D"] is None
+        charges = [float(charge) for charge in line["atomic_charges_e"].split()]
+        assert row["atomic_charges_e"] == pytest.approx(charges, abs=1e-6)
+        assert len(row["positions_angstrom"]) == 3 * len(charges)
+
+
+def test_smiles_come_from_parquet_files(models: ModelChoice, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "list.parquet"
+    columns = {"Structure": ["O", None, "CCO"], "name": ["water", "nothing", None], "n": [1, 2, 3]}
+    parquet.write_table(pyarrow.table(columns), path)
+    columns_named = TableColumns(smiles="structure")
+    found = read_file(path, columns=columns_named)
+    assert [data.name for data in found.data] == ["water", "CCO"]
+    assert [(failure.row, failure.molecule) for failure in found.failures] == [(2, "nothing")]
+
+    result = predict_files([path], tmp_path / "out.csv", models, columns=columns_named)
+    assert [(line["row"], line["name"]) for line in table(tmp_path / "out.csv")] == [
+        ("1", "water"),
+        ("3", "CCO"),
+    ]
+    assert result.failures == 1
+    with pytest.raises(MoleculeError, match=r"list\.parquet: No column 'smiles'; the columns are"):
+        read_file(path)
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(MoleculeError, match=r"list\.parquet: The file is no Parquet file"):
+        read_file(path)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from dipolegnn.bulk import predict_files
+from dipolegnn.models import ModelChoice
+smi, output, model = map(Path, sys.argv[1:])
+predict_files([smi], output, ModelChoice(model), workers=2, part_records=4)
+"""
+
+
+def test_a_run_that_is_killed_goes_on_and_nothing_is_twice_or_lost(
+    model_path: Path, models: ModelChoice, tmp_path: Path
+) -> None:
+    smi = tmp_path / "many.smi"
+    smi.write_text("".join(f"{SMILES[row % len(SMILES)]} m{row}\n" for row in range(400)))
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-c", KILLED, str(smi), str(output), str(model_path)]
+    parts = tmp_path / "out.csv.parts"
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("*.counts.json"))) < 3:
+        assert process.poll() is None, "it was done before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+
+    before = {path: path.stat().st_mtime_ns for path in parts.glob("*.counts.json")}
+    # What a crash in the middle of writing leaves is no part.
+    (parts / "00000099.csv.tmp").write_text("half a li")
+    again = predict_files([smi], output, models, workers=1, part_records=4)
+    assert 12 <= again.earlier == 4 * len(before) < 400
+    whole = predict_files([smi], tmp_path / "whole.csv", models, workers=1, part_records=4)
+    assert whole.earlier == 0
+    assert (again.molecules, again.failures) == (whole.molecules, whole.failures)
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    left_out = failures_path(output)
+    assert left_out.read_bytes() == failures_path(tmp_path / "whole.csv").read_bytes()
+    rows = [int(line["row"]) for line in table(output)]
+    rows += [failure.row or 0 for failure in read_failures(left_out)]
+    assert sorted(rows) == list(range(1, 401))
+
+
+def test_parts_of_another_job_are_not_mixed_in(
+    smi: Path, models: ModelChoice, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    broken = tmp_path / "broken.smi.gz"
+    broken.write_bytes(gzip.compress(b"O\n" * 4000)[:-9])
+    with pytest.raises(MoleculeError, match=r"broken\.smi\.gz: The file cannot be decompressed"):
+        predict_files([smi, broken], output, models, part_records=4)
+    kept = tmp_path / "out.csv.parts"
+    assert len(list(kept.glob("*.counts.json"))) >= 4
+    with pytest.raises(JobMismatch, match=r"temperature: 298\.15 there, 300 now"):
+        predict_files([smi, broken], output, models, part_records=4, temperature=300)
+    broken.write_bytes(gzip.compress(b"O\n"))
+    with pytest.raises(JobMismatch, match=r"remove the folder to begin again"):
+        predict_files([smi, broken], output, models, part_records=4)
+
+
+def test_conformers_of_a_molecule_stay_together(models: ModelChoice, tmp_path: Path) -> None:
+    ethanol = from_smiles("CCCO", conformers=6)
+    assert len(ethanol) > 3
+    others = [from_smiles(smiles)[0] for smiles in ("O", "N")]
+    for number, data in enumerate([*ethanol, *others]):
+        data.mol_id.fill_(max(0, number + 1 - len(ethanol)))
+    for suffix in (".sdf", ".extxyz"):
+        path = tmp_path / f"conformers{suffix}"
+        path.write_text(text_of([*ethanol, *others], suffix))
+        predict_files([path], tmp_path / "out.csv", models, part_records=2)
+        lines = table(tmp_path / "out.csv")
+        assert [line["conformers"] for line in lines] == [str(len(ethanol)), "1", "1"]
+
+
+def test_a_record_that_crashes_a_worker_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CrashingPool:
+        """Does the work of one worker here, which dies of the second record."""
+
+        def __init__(self, function: partial[object], **_: object) -> None:
+            self.function = function
+            self.given: list[tuple[int, prepare._Piece]] = []
+
+        def __enter__(self) -> CrashingPool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        @property
+        def unfinished(self) -> int:
+            return len(self.given)
+
+        @property
+        def full(self) -> bool:
+            return len(self.given) >= 2
+
+        def give(self, index: int, piece: prepare._Piece) -> None:
+            self.given.append((index, piece))
+
+        def results(self) -> Iterator[tuple[int, object]]:
+            index, piece = self.given.pop()
+            dies = any(record.row == 2 for record in piece.records)
+            yield index, Lost("the worker process died") if dies else self.function(piece)
+
+    monkeypatch.setattr(prepare, "Pool", CrashingPool)
+    path = tmp_path / "three.sdf"
+    path.write_text(text_of([from_smiles(smiles)[0] for smiles in ("CCO", "CC=O", "O")], ".sdf"))
+    with RecordFile(path) as file:
+        ((_, outcomes),) = prepare.prepare(prepare.cut(file, 0, 10), ConformerConfig(), workers=2)
+    first, second, third = outcomes
+    assert isinstance(first, list)
+    assert isinstance(third, list)
+    assert isinstance(second, Failure)
+    assert (second.row, second.source) == (2, "three.sdf")
+    assert "worker process died" in second.problem
+
+
+def test_a_file_is_read_with_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.smi.gz"
+    path.write_bytes(gzip.compress(b"CCO a name of some length\n" * 200_000))
+    tracemalloc.start()
+    with RecordFile(path) as file:
+        count = sum(1 for _ in file)
+        assert file.position == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 200_000
+    assert peak < 1_000_000
+
+
+def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter((0.0, 30.0, 100.0, 110.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dipolegnn.bulk.progress.time.monotonic", lambda: next(clock))
+        with Progress(True, earlier=0) as shown:
+            shown.advance(1000, 0.1)
+            shown.advance(4000, 0.5)
+            shown.advance(100, 0.6)
+    err = capsys.readouterr().err
+    assert err.splitlines() == ["5,000 molecules (50 %), 50/s, 1 min 40 s left"]
+
+
+def test_numbers_below_one(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        predict_files([smi], tmp_path / "o.csv", models, workers=0)
+    with pytest.raises(ValueError, match="part_records must be at least 1, got 0"):
+        predict_files([smi], tmp_path / "o.csv", models, part_records=0)
+
+
+def test_an_unknown_table(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"o\.xls: unknown suffix, expected one of \.csv"):
+        predict_files([smi], tmp_path / "o.xls", models)
+    assert not (tmp_path / "o.xls.parts").exists()
