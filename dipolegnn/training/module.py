@@ -12,11 +12,10 @@ from pytorch_lightning.utilities.types import (
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.metrics import DipoleMetrics
+from dipolegnn.metrics import DipoleMetrics, MeanLoss
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training.loss import molecule_losses
 
@@ -45,10 +44,7 @@ class DipoleModule(pl.LightningModule):
         self.model = model
         self.config = config
         stages = ("train", "val", "test")
-        # Without looking for NaN, which would wait for a GPU in each step.
-        self.losses = nn.ModuleDict(
-            {f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in stages}
-        )
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in stages})
         self.metrics = nn.ModuleDict({f"{stage}_metrics": DipoleMetrics(stage) for stage in stages})
 
     @property
@@ -82,12 +78,9 @@ class DipoleModule(pl.LightningModule):
             batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
         output = self.model(batch)
         losses, labelled = molecule_losses(output, batch, self.config)
-        total, count = losses.sum(), labelled.sum()
-        # Weighted by the number of labelled molecules, so that the last, smaller batch of an
-        # epoch does not count as much as a full one.
         mean = self.losses[f"{stage}_loss"]
-        assert isinstance(mean, MeanMetric)
-        mean.update((total / count).detach(), count)
+        assert isinstance(mean, MeanLoss)
+        mean.update(losses, labelled)
         molecules = losses.numel()
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=molecules)
         metrics = self.metrics[f"{stage}_metrics"]
@@ -95,7 +88,7 @@ class DipoleModule(pl.LightningModule):
         metrics.update(output.magnitude, batch.dipole_magnitude, output.dipole, batch.dipole)
         for collection in (metrics.of_magnitude, metrics.of_vector):
             self.log_dict(collection, on_step=False, on_epoch=True, batch_size=molecules)
-        return total / count
+        return losses.sum() / labelled.sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and the schedule of the configuration.
