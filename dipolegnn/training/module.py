@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.types import (
     LRSchedulerConfigType,
     OptimizerLRSchedulerConfig,
@@ -32,7 +33,7 @@ class DipoleModule(pl.LightningModule):
     Logs, for ``train``, ``val`` and ``test`` alike and over whole epochs: ``val/loss``,
     ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye; where there are vectors,
     ``val/vector_mae`` in debye and ``val/angle`` in degrees. Those of ``train`` are measured on
-    the way, while the weights change.
+    the way, while the weights change. With several devices they are those of all molecules.
 
     Args:
         model: The model to train.
@@ -61,8 +62,13 @@ class DipoleModule(pl.LightningModule):
         pl.seed_everything(self.config.seed + self.current_epoch, verbose=False)
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
-        return self._step("train", batch)
+        """The loss of a batch, such that its gradient is that of the batches of all devices.
+
+        DDP averages the gradients of the devices. For the mean over all labelled molecules, the sum
+        of each device has to be divided by the number that a device has on average.
+        """
+        total, count = self._step("train", batch)
+        return total / _mean_over_devices(count.to(total))
 
     def validation_step(self, batch: Data, batch_idx: int) -> None:
         """Loss and metrics of a batch."""
@@ -72,7 +78,8 @@ class DipoleModule(pl.LightningModule):
         """Loss and metrics of a batch."""
         self._step("test", batch)
 
-    def _step(self, stage: str, batch: Data) -> Tensor:
+    def _step(self, stage: str, batch: Data) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of the labelled molecules, and their number."""
         dtype = next(self.model.parameters()).dtype
         if batch.pos.dtype != dtype:  # Lightning's precision="64-true" leaves PyG's batches alone.
             batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
@@ -88,7 +95,7 @@ class DipoleModule(pl.LightningModule):
         metrics.update(output.magnitude, batch.dipole_magnitude, output.dipole, batch.dipole)
         for collection in (metrics.of_magnitude, metrics.of_vector):
             self.log_dict(collection, on_step=False, on_epoch=True, batch_size=molecules)
-        return losses.sum() / labelled.sum()
+        return losses.sum(), labelled.sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and the schedule of the configuration.
@@ -129,6 +136,15 @@ class DipoleModule(pl.LightningModule):
             interval="step",
             name="lr",
         )
+
+
+def _mean_over_devices(number: Tensor) -> Tensor:
+    """The mean of a number over the devices that train together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    total = number.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 
 def cosine(step: float, total_steps: float) -> float:
