@@ -60,7 +60,7 @@ class TrainConfig:
     max_epochs: int = 200
     """Passes over the training molecules at most."""
     batch_size: int = 64
-    """Molecules per optimizer step."""
+    """Molecules per optimizer step, of each device."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2

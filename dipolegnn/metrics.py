@@ -17,8 +17,8 @@ ANGLE_THRESHOLD = 0.1
 _DEGREES_PER_RADIAN = 57.29577951308232
 
 
-class _MeanOverMolecules(Metric):
-    """Mean of a number per molecule, over the molecules where it is not NaN."""
+class _Mean(Metric):
+    """A sum and the number of what was summed, over all devices."""
 
     is_differentiable = False
     higher_is_better = False
@@ -35,6 +35,32 @@ class _MeanOverMolecules(Metric):
     def update_called(self) -> bool:
         """Always true: the mean over nothing is NaN, which needs no warning of torchmetrics."""
         return True
+
+    def compute(self) -> Tensor:
+        """The mean so far; NaN if there was no molecule with a label."""
+        return self.total / self.count
+
+
+class MeanLoss(_Mean):
+    """Mean of the loss over labelled molecules.
+
+    Torchmetrics' ``MeanMetric`` (1.9) forgets the weights if it is not to look for NaN, for which
+    it would wait for a GPU in each step.
+    """
+
+    def update(self, losses: Tensor, labelled: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            losses: Of each molecule ``[B]``, 0 without a label.
+            labelled: Which have a label ``[B]``.
+        """
+        self.total += losses.detach().double().sum()
+        self.count += labelled.sum()
+
+
+class _MeanOverMolecules(_Mean):
+    """Mean of a number per molecule, over the molecules where it is not NaN."""
 
     def update(self, predicted: Tensor, reference: Tensor) -> None:
         """Adds a batch.
@@ -55,10 +81,6 @@ class _MeanOverMolecules(Metric):
         known = ~value.isnan()
         self.total += value.where(known, 0.0).sum()
         self.count += known.sum()
-
-    def compute(self) -> Tensor:
-        """The mean so far; NaN if there was no molecule with a label."""
-        return self.total / self.count
 
     def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
         raise NotImplementedError

@@ -137,6 +137,11 @@ class Train(Debug):
     """Stop after the last epoch that ends in time; with --scheduler plateau it costs least."""
     quiet: _Flag = False
     """Show no progress."""
+    devices: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Devices per node that train together (GPUs, or processes on a CPU). Each adds a batch of
+    --batch-size to an optimizer step. torchrun and srun must start one process for each."""
+    num_nodes: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Nodes with that many devices each."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 

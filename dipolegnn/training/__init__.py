@@ -2,6 +2,7 @@
 
 from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import TrainingDiverged
+from dipolegnn.training.devices import FirstProcessFailed, is_first_process
 from dipolegnn.training.fit import TrainingInterrupted, fit
 from dipolegnn.training.loss import dipole_loss
 from dipolegnn.training.module import DipoleModule
@@ -10,6 +11,7 @@ from dipolegnn.training.run_folder import RunFolder, read_history
 
 __all__ = [
     "DipoleModule",
+    "FirstProcessFailed",
     "FitResult",
     "RunFolder",
     "TrainingDiverged",
@@ -17,5 +19,6 @@ __all__ = [
     "WarmedUpEMA",
     "dipole_loss",
     "fit",
+    "is_first_process",
     "read_history",
 ]

@@ -37,6 +37,8 @@ class TrainingDiverged(RuntimeError):
 class History(Callback):
     """Keeps the numbers of each epoch, in the checkpoint and as CSV.
 
+    They are those of all devices together; the first process alone writes and shows them.
+
     Args:
         path: The CSV file. It is written anew each epoch, so that after a resume it holds each
             epoch once.
@@ -81,8 +83,9 @@ class History(Callback):
                     f"model so far, if any, is in {self.path.parent / 'checkpoints'}."
                 )
         self.rows.append(row)
-        write_history(self.path, self.rows, HISTORY_COLUMNS)
-        self.on_epoch(trainer, row)
+        if trainer.is_global_zero:
+            write_history(self.path, self.rows, HISTORY_COLUMNS)
+            self.on_epoch(trainer, row)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -118,7 +121,9 @@ class TimeLimit(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decides whether there is time for another epoch."""
         self._longest = max(self._longest, time.monotonic() - self._epoch_started)
-        self.reached = self.seconds_left() < self._longest
+        # No two clocks agree: the first process decides for all, or some would wait for others
+        # that have stopped.
+        self.reached = trainer.strategy.broadcast(self.seconds_left() < self._longest)
         if self.reached:
             trainer.should_stop = True
 

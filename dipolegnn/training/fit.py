@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dipolegnn.calibrate import TooFewMolecules, calibrate_on
 from dipolegnn.checkpoint import JSON, save_model
-from dipolegnn.config import TrainConfig
+from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training.averaging import WarmedUpEMA
@@ -32,6 +32,12 @@ from dipolegnn.training.callbacks import (
     PatientEarlyStopping,
     Row,
     TimeLimit,
+)
+from dipolegnn.training.devices import (
+    Stops,
+    check_devices,
+    ending_together,
+    from_first,
 )
 from dipolegnn.training.module import DipoleModule
 from dipolegnn.training.progress import EpochLines, ProgressBar, Silence
@@ -61,12 +67,25 @@ def fit(
     progress: bool = True,
     time_limit: float | None = None,
     callbacks: Sequence[Callback] = (),
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> FitResult:
     """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
 
     A run that was interrupted or killed goes on from its last complete epoch with ``resume``, and
     then gives the same model as one that was never interrupted: bit for bit on a CPU; on a GPU up
     to the order in which it adds numbers.
+
+    Several devices share the work through Lightning's DDP, one process for each. Under torchrun
+    and SLURM's srun, the processes are there already; else Lightning starts the script once more
+    for each further device, so that everything in it happens in each process (give it an
+    ``if __name__ == "__main__":``). The first process alone writes and shows progress, all return
+    the same, and ``run_dir`` must be on a file system that they share. An optimizer step is one
+    over ``config.batch_size`` molecules of each device: two devices train as one does with twice
+    the batch size, but for the order in which numbers are added, and for up to one molecule per
+    further device that is seen twice in an epoch, so that all get equally many. What comes after
+    ``fit`` also happens in each process. The metrics of this package are then, as all of
+    torchmetrics, those of all processes together: compute them in all, or they wait for ever.
 
     Args:
         model: The model with its initial weights. It is not changed; ``config.seed`` does not
@@ -80,26 +99,34 @@ def fit(
         time_limit: Stop in time for this many seconds, at the end of an epoch. The schedules
             cosine and onecycle do not know of it: cut short, they end at a high learning rate,
             and the model is worse than one of fewer ``max_epochs``. Such a run can be resumed.
-        callbacks: Further callbacks of Lightning; an exception from one ends the run.
+        callbacks: Further callbacks of Lightning; an exception from one ends the run. With several
+            devices they are called in each process.
+        devices: Devices per node: GPUs, or processes on a CPU.
+        num_nodes: Nodes, each with that many.
 
     Returns:
         The model and how good it is.
 
     Raises:
         FileExistsError: If ``run_dir`` holds a run and ``resume`` is false.
-        ValueError: If the run to be resumed was made with another configuration or other data, if
-            ``config`` and ``datamodule`` disagree, or if a batch has no label at all.
+        ValueError: If the run to be resumed was made with another configuration, other data or
+            another number of devices in all (and so with other optimizer steps), if ``config`` and
+            ``datamodule`` disagree, if a batch has no label at all, if there are not so many
+            devices, or too few molecules for them.
+        FirstProcessFailed: In the other processes, if the first could not begin or end the run.
         TrainingDiverged: If the loss is no longer finite.
         TrainingInterrupted: On SIGINT and SIGTERM.
     """
+    accelerator = _accelerator(config)
+    check_devices(devices, num_nodes, accelerator)
     folder = RunFolder(Path(run_dir))
     data = _describe(datamodule, config)
-    folder.prepare(model.config, config, data, resume)
-    if folder.metrics.exists():
-        summary = read_summary(folder)
-        if is_finished(summary, config, test):
-            return read_result(folder, summary)
-        folder.metrics.unlink()
+    processes = devices * num_nodes
+    if test and len(datamodule.split.test) < processes:
+        raise ValueError(
+            f"The test part has {len(datamodule.split.test)} structures for {processes} devices; "
+            "each needs at least one. Use fewer devices, a larger part, or do not test."
+        )
 
     limit = None if time_limit is None else TimeLimit(time_limit)
     patience = config.early_stopping_patience
@@ -107,6 +134,7 @@ def fit(
     shown = _progress(progress, limit)
     history = History(folder.history, shown.epoch)
     all_callbacks: list[Callback | None] = [
+        Stops() if processes > 1 else None,
         None if config.ema_decay is None else WarmedUpEMA(config.ema_decay),
         history,
         early,
@@ -121,8 +149,10 @@ def fit(
     with _quiet_lightning():
         trainer = pl.Trainer(
             default_root_dir=folder.path,
-            accelerator=_accelerator(config),
-            devices=1,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if processes > 1 else "auto",
             precision="64-true" if config.precision == 64 else "32-true",
             max_epochs=config.max_epochs,
             callbacks=[callback for callback in all_callbacks if callback is not None],
@@ -138,41 +168,89 @@ def fit(
             enable_model_summary=False,
             plugins=[AtomicCheckpointIO()],
         )
-        try:
-            trainer.fit(
-                # Converted here, because the average is copied before Lightning converts it.
-                DipoleModule(_copy(model, config).train(), config),
-                datamodule=datamodule,
-                ckpt_path=folder.last if folder.last.exists() else None,
-                weights_only=True,
+        with ending_together(trainer):
+            finished, last = from_first(
+                trainer, lambda: _begin(folder, model.config, config, data, processes, resume, test)
             )
-        except SystemExit as stop:  # What Lightning makes of SIGINT and SIGTERM.
-            raise TrainingInterrupted(_how_to_go_on(folder, history.rows)) from stop
-        best, epoch = _best_model(model, folder, config)
-        tested = _test(best, datamodule, config) if test else None
+            if finished is not None:
+                return read_result(folder, finished)
+            try:
+                trainer.fit(
+                    # Converted here, because the average is copied before Lightning converts it.
+                    DipoleModule(_copy(model, config).train(), config),
+                    datamodule=datamodule,
+                    ckpt_path=last,
+                    weights_only=True,
+                )
+            except SystemExit as stop:  # What Lightning makes of SIGINT and SIGTERM.
+                raise TrainingInterrupted(_how_to_go_on(folder, history.rows)) from stop
+            best, epoch = _best_model(model, folder, config)
+            tested = _test(best, datamodule, config, devices, num_nodes) if test else None
+            summary = _summary(history.rows, epoch, tested, config, early)
+            from_first(
+                trainer, lambda: _save(folder, best, summary, config, datamodule, data, processes)
+            )
+    return read_result(folder, summary)
 
+
+def _begin(
+    folder: RunFolder,
+    model: ModelConfig,
+    config: TrainConfig,
+    data: Mapping[str, JSON],
+    devices: int,
+    resume: bool,
+    test: bool,
+) -> tuple[Summary | None, Path | None]:
+    """What the run has come to, if there is nothing left to do, and else what it goes on from."""
+    folder.prepare(model, config, data, devices, resume)
+    if folder.metrics.exists():
+        summary = read_summary(folder)
+        if is_finished(summary, config, test):
+            return summary, None
+        folder.metrics.unlink()
+    return None, folder.last if folder.last.exists() else None
+
+
+def _summary(
+    rows: Sequence[Row],
+    epoch: int,
+    tested: dict[str, float] | None,
+    config: TrainConfig,
+    early: PatientEarlyStopping | None,
+) -> Summary:
+    """What the run has come to."""
     stopped_by: StoppedBy = "max_epochs"
-    if len(history.rows) < config.max_epochs:
+    if len(rows) < config.max_epochs:
         stopped_by = "early_stopping" if early is not None and early.stopped else "time_limit"
-    summary = Summary(
-        val=_of_stage("val", history.rows[epoch - 1]),
+    return Summary(
+        val=_of_stage("val", rows[epoch - 1]),
         test=tested,
         best_epoch=epoch,
-        epochs=len(history.rows),
+        epochs=len(rows),
         stopped_by=stopped_by,
     )
-    save_model(
-        folder.model,
-        best,
-        {
-            "data": data,
-            "train": asdict(config),
-            "result": asdict(summary),
-            "error_bars": _calibrated(best, datamodule),
-        },
-    )
+
+
+def _save(
+    folder: RunFolder,
+    model: DipoleModel,
+    summary: Summary,
+    config: TrainConfig,
+    datamodule: DipoleDataModule,
+    data: Mapping[str, JSON],
+    devices: int,
+) -> None:
+    """Makes the error bars, and writes what a run ends with."""
+    provenance: dict[str, JSON] = {
+        "data": {**data},
+        "train": asdict(config),
+        "devices": devices,
+        "result": asdict(summary),
+        "error_bars": _calibrated(model, datamodule),
+    }
+    save_model(folder.model, model, provenance)
     write_json(folder.metrics, asdict(summary))
-    return read_result(folder, summary)
 
 
 def _describe(datamodule: DipoleDataModule, config: TrainConfig) -> dict[str, JSON]:
@@ -288,12 +366,20 @@ def _calibrated(model: DipoleModel, datamodule: DipoleDataModule) -> str:
 
 
 def _test(
-    model: DipoleModel, datamodule: DipoleDataModule, config: TrainConfig
+    model: DipoleModel,
+    datamodule: DipoleDataModule,
+    config: TrainConfig,
+    devices: int,
+    num_nodes: int,
 ) -> dict[str, float]:
+    """The metrics of the test molecules, each of which is seen once, on whichever device."""
     trainer = pl.Trainer(
         accelerator=_accelerator(config),
-        devices=1,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy="ddp" if devices * num_nodes > 1 else "auto",
         precision="64-true" if config.precision == 64 else "32-true",
+        callbacks=[Stops()] if devices * num_nodes > 1 else None,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

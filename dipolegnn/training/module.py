@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.types import (
     LRSchedulerConfigType,
     OptimizerLRSchedulerConfig,
@@ -12,11 +13,10 @@ from pytorch_lightning.utilities.types import (
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.metrics import DipoleMetrics
+from dipolegnn.metrics import DipoleMetrics, MeanLoss
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training.loss import molecule_losses
 
@@ -33,7 +33,7 @@ class DipoleModule(pl.LightningModule):
     Logs, for ``train``, ``val`` and ``test`` alike and over whole epochs: ``val/loss``,
     ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye; where there are vectors,
     ``val/vector_mae`` in debye and ``val/angle`` in degrees. Those of ``train`` are measured on
-    the way, while the weights change.
+    the way, while the weights change. With several devices they are those of all molecules.
 
     Args:
         model: The model to train.
@@ -45,10 +45,7 @@ class DipoleModule(pl.LightningModule):
         self.model = model
         self.config = config
         stages = ("train", "val", "test")
-        # Without looking for NaN, which would wait for a GPU in each step.
-        self.losses = nn.ModuleDict(
-            {f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in stages}
-        )
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in stages})
         self.metrics = nn.ModuleDict({f"{stage}_metrics": DipoleMetrics(stage) for stage in stages})
 
     @property
@@ -65,8 +62,13 @@ class DipoleModule(pl.LightningModule):
         pl.seed_everything(self.config.seed + self.current_epoch, verbose=False)
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
-        return self._step("train", batch)
+        """The loss of a batch, such that its gradient is that of the batches of all devices.
+
+        DDP averages the gradients of the devices. For the mean over all labelled molecules, the sum
+        of each device has to be divided by the number that a device has on average.
+        """
+        total, count = self._step("train", batch)
+        return total / _mean_over_devices(count.to(total))
 
     def validation_step(self, batch: Data, batch_idx: int) -> None:
         """Loss and metrics of a batch."""
@@ -76,18 +78,16 @@ class DipoleModule(pl.LightningModule):
         """Loss and metrics of a batch."""
         self._step("test", batch)
 
-    def _step(self, stage: str, batch: Data) -> Tensor:
+    def _step(self, stage: str, batch: Data) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of the labelled molecules, and their number."""
         dtype = next(self.model.parameters()).dtype
         if batch.pos.dtype != dtype:  # Lightning's precision="64-true" leaves PyG's batches alone.
             batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
         output = self.model(batch)
         losses, labelled = molecule_losses(output, batch, self.config)
-        total, count = losses.sum(), labelled.sum()
-        # Weighted by the number of labelled molecules, so that the last, smaller batch of an
-        # epoch does not count as much as a full one.
         mean = self.losses[f"{stage}_loss"]
-        assert isinstance(mean, MeanMetric)
-        mean.update((total / count).detach(), count)
+        assert isinstance(mean, MeanLoss)
+        mean.update(losses, labelled)
         molecules = losses.numel()
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=molecules)
         metrics = self.metrics[f"{stage}_metrics"]
@@ -95,7 +95,7 @@ class DipoleModule(pl.LightningModule):
         metrics.update(output.magnitude, batch.dipole_magnitude, output.dipole, batch.dipole)
         for collection in (metrics.of_magnitude, metrics.of_vector):
             self.log_dict(collection, on_step=False, on_epoch=True, batch_size=molecules)
-        return total / count
+        return losses.sum(), labelled.sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and the schedule of the configuration.
@@ -136,6 +136,15 @@ class DipoleModule(pl.LightningModule):
             interval="step",
             name="lr",
         )
+
+
+def _mean_over_devices(number: Tensor) -> Tensor:
+    """The mean of a number over the devices that train together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    total = number.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 
 def cosine(step: float, total_steps: float) -> float:

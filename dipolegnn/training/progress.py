@@ -83,7 +83,8 @@ class ProgressBar(Callback):
         self._show(trainer, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the bar."""
+        """Draws the bar, in the first process alone."""
+        self._progress.disable = not trainer.is_global_zero
         assert trainer.max_epochs is not None
         self._task = self._progress.add_task(
             "", total=None, epoch=self._count(trainer), left="?", numbers=""

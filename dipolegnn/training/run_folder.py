@@ -22,7 +22,7 @@ class RunFolder:
 
     ==========================  ================================================================
     model.safetensors           the trained model: averaged weights of the best epoch
-    config.json                 model, recipe and data, as resolved
+    config.json                 model, recipe, data and number of devices, as resolved
     metrics.json                validation (and test) metrics of the model; written at the end
     history.csv                 one row per epoch
     checkpoints/last.ckpt       state after the last complete epoch, to resume from
@@ -43,15 +43,28 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     def prepare(
-        self, model: ModelConfig, train: TrainConfig, data: Mapping[str, JSON], resume: bool
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        data: Mapping[str, JSON],
+        devices: int,
+        resume: bool,
     ) -> None:
         """Makes the folder and writes ``config.json``, unless that would spoil an earlier run.
+
+        Args:
+            model: What is trained.
+            train: The recipe.
+            data: What it is trained on.
+            devices: Number of devices in all, each of which adds a batch to an optimizer step.
+            resume: Whether an earlier run may go on.
 
         Raises:
             FileExistsError: If there is a run and it is not to be resumed.
             ValueError: If there is a run and it was made with another configuration.
         """
         config: dict[str, JSON] = {"model": asdict(model), "train": asdict(train), "data": {**data}}
+        config["devices"] = devices
         if self.config.exists() or self.last.exists():
             if not resume:
                 state = "finished" if self.metrics.exists() else "unfinished"
@@ -64,7 +77,8 @@ class RunFolder:
         write_json(self.config, config)
 
     def _check_same(self, config: Mapping[str, JSON], may_be_longer: bool) -> None:
-        before = _flatten(read_json(self.config))
+        # Runs from before there could be several do not say how many.
+        before = {"devices": 1, **_flatten(read_json(self.config))}
         now = _flatten(config)
         # Where it is computed may change; a fixed schedule is bound to its number of epochs.
         free = {"train.accelerator"} | ({"train.max_epochs"} if may_be_longer else set())

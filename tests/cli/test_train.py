@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import torch
 from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
-from tests.cli.helpers import SMALL, assert_message
+from dipolegnn.training import RunFolder, read_history
+from tests.cli.helpers import SMALL, assert_message, build
 
 
 def test_train_takes_its_defaults_from_a_file_and_flags_override(
@@ -89,3 +93,31 @@ def test_seed_makes_the_weights(built: Path, tmp_path: Path) -> None:
         weights.append(next(model.parameters()))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_train_on_two_devices(table: Path, tmp_path: Path, project_root: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    parts = ["--val", "0.3", "--test", "0.2"]
+    build(table, data, "--label", "none", "--magnitude-column", "mu", *parts)
+    words = ["--data", str(data), "--output", str(run), "--devices", "2", "--accelerator", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dipolegnn", "train", *words, *SMALL, "--max-epochs", "2"],
+        env={**os.environ, "PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    begins = [f"{data}: ", "epoch 1/2", "epoch 2/2", "val: ", "test: ", "model: ", "history: "]
+    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
+    assert len(read_history(RunFolder(run).history)) == 2
+    assert load_model(RunFolder(run).model)[1]["devices"] == 2
+
+
+def test_a_run_on_no_device(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(built), "--output", str(tmp_path / "run"), "--devices", "0", "--quiet"]
+    assert main(["train", *words]) == 2
+    assert_message(capsys, "devices must be at least 1, got 0.")

@@ -17,7 +17,7 @@ from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.metrics import MagnitudeMAE
 from dipolegnn.nn import DipoleModel
-from dipolegnn.training import RunFolder, TrainingDiverged, fit, read_history
+from dipolegnn.training import RunFolder, TrainingDiverged, dipole_loss, fit, read_history
 from dipolegnn.training.averaging import warmed_up_decay
 from dipolegnn.training.module import ONECYCLE_START, cosine, onecycle
 from dipolegnn.units import duration
@@ -76,6 +76,18 @@ def test_learns_and_leaves_everything_in_its_place(
     assert " D  lr " in lines[0]
     assert lines[0].endswith(" left")
     assert err == ""
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_all_molecules(tmp_path: Path) -> None:
+    # A mean over batches would count the last one, of 3 molecules, as much as the first, of 4.
+    config = replace(CONFIG, batch_size=4, max_epochs=1, precision=64)
+    data = toy_data(config)
+    result = fit(toy_model(), data, config, tmp_path, progress=False)
+    batch = Batch.from_data_list(list(data.dataset[data.split.val]))
+    batch = batch.apply(lambda x: x.double() if x.is_floating_point() else x)
+    expected = dipole_loss(result.model(batch), batch, config).item()
+    assert len(data.split.val) == 7
+    assert result.best_val_loss == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_model_gets_error_bars_from_its_validation_molecules(tmp_path: Path) -> None:

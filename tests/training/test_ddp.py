@@ -1,0 +1,286 @@
+"""Training on two devices is training on one with twice the batch size."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from dipolegnn._pyg import Batch
+from dipolegnn.checkpoint import load_model
+from dipolegnn.config import ModelConfig
+from dipolegnn.training import FitResult, RunFolder, dipole_loss, fit, read_history
+from tests.training.toy import ToyDataset, toy_data, toy_model
+from tests.training.two_processes import IMPATIENT, ONE, TEST, TWO, VALIDATION, data
+
+SECONDS = 240
+"""Longer than two processes take on a busy machine; one that waits for ever fails by then."""
+
+
+class Both(NamedTuple):
+    """What two processes have come to."""
+
+    folder: Path
+    reports: list[dict[str, Any]]
+    output: str
+
+
+def environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Both:
+    """Two processes of ``torchrun``, which have done all that ends well."""
+    folder = tmp_path_factory.mktemp("both")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = project_root / "tests" / "training" / "two_processes.py"
+    done = subprocess.run(
+        [sys.executable, *words, str(worker), str(folder), "everything"],
+        env=environment(project_root),
+        cwd=project_root,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return Both(folder, reports, done.stdout)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult]:
+    """One process that sees as many molecules per step."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, fit(toy_model(), data(ONE), ONE, folder, test=True, progress=False)
+
+
+@pytest.mark.parametrize("run", ["usual", "loader"])
+def test_two_devices_train_as_one_with_the_batch_of_both(
+    both: Both, one: tuple[Path, FitResult], run: str
+) -> None:
+    # Weights, their average, the gradient's norm, the schedule; labels that are not as many on
+    # both; batches cut out of arrays, and made by PyG.
+    folder = RunFolder(both.folder / run)
+    model, provenance = load_model(folder.model)
+    assert provenance["devices"] == 2
+    for name, weight in one[1].model.state_dict().items():
+        # The gradient of the last bias is 0 but for rounding, because charges are made to add up;
+        # Adam divides that by its own size and 1e-8.
+        atol = 1e-8 if name == "head.blocks.1.scalars.2.bias" else 1e-11
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-9, atol=atol)
+    rows, expected = read_history(folder.history), read_history(RunFolder(one[0]).history)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row, like in zip(rows, expected, strict=True):
+        assert row.keys() == like.keys()
+        for name in row.keys() - {"seconds"}:
+            assert row[name] == pytest.approx(like[name], rel=1e-9), name
+
+
+def test_every_molecule_is_validated_once(both: Both) -> None:
+    shares = [report["seen"] for report in both.reports]
+    assert len(shares[0]) == len(shares[1]) == TWO.max_epochs
+    for first, second in zip(*shares, strict=True):
+        assert sorted(first + second) == list(VALIDATION)
+        assert abs(len(first) - len(second)) == 1
+
+
+def test_both_return_the_metrics_of_all_molecules(both: Both, one: tuple[Path, FitResult]) -> None:
+    assert len(TEST) % 2 == 1
+    first, second = both.reports
+    assert first["metrics"] == second["metrics"]
+    for part in ("val", "test"):
+        assert first["metrics"][part] == pytest.approx(dict(one[1].metrics[part]), rel=1e-9)
+    assert first["best_epoch"] == second["best_epoch"] == one[1].best_epoch
+
+
+def test_one_writes_and_prints(both: Both) -> None:
+    folder = RunFolder(both.folder / "usual")
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "model.safetensors",
+        "tensorboard",
+    ]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert len(list(folder.tensorboard.glob("events.*"))) == 1
+    assert json.loads(folder.config.read_text())["devices"] == 2
+    lines = [line for line in both.output.splitlines() if not line.startswith("[Gloo]")]
+    assert [line[:9] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+
+
+def test_both_stop_at_the_same_epoch(both: Both) -> None:
+    expected = ["max_epochs", "max_epochs", "time_limit", "max_epochs", "early_stopping"]
+    assert [report["stopped_by"][:5] for report in both.reports] == [expected, expected]
+    epochs = len(read_history(RunFolder(both.folder / "early").history))
+    assert epochs < IMPATIENT.max_epochs
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(both: Both) -> None:
+    runs = [RunFolder(both.folder / run) for run in ("usual", "cut")]
+    whole, resumed = (load_model(run.model)[0].state_dict() for run in runs)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    assert len(read_history(runs[1].history)) == TWO.max_epochs
+
+
+def test_an_existing_run_stops_both(both: Both) -> None:
+    first, second = (report["refused"] for report in both.reports)
+    assert first.startswith(f"FileExistsError: {both.folder / 'usual'} already holds a run")
+    assert second.startswith("FirstProcessFailed: The first process failed with FileExistsError")
+
+
+def test_two_processes_do_not_train_one_device_each_in_one_folder(both: Both) -> None:
+    expected = "An earlier training started 2 processes, and devices is 1 on"
+    assert [report["alone"][: len(expected)] for report in both.reports] == [expected] * 2
+
+
+def test_resuming_needs_as_many_devices(both: Both) -> None:
+    with pytest.raises(ValueError, match=r"another configuration: devices was 2 and is 1\. Resume"):
+        fit(toy_model(), data(TWO), TWO, both.folder / "usual", resume=True)
+
+
+def test_a_run_of_an_earlier_version_had_one_device(tmp_path: Path) -> None:
+    config = replace(TWO, max_epochs=1)
+    fit(toy_model(), data(config), config, tmp_path, progress=False)
+    folder = RunFolder(tmp_path)
+    content = json.loads(folder.config.read_text())
+    del content["devices"]
+    folder.config.write_text(json.dumps(content))
+    result = fit(toy_model(), data(config), config, tmp_path, progress=False, resume=True)
+    assert result.stopped_by == "max_epochs"
+
+
+def test_two_nodes_of_slurm(both: Both, tmp_path: Path, project_root: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "2",
+        "SLURM_LOCALID": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.two_processes", str(tmp_path), "nodes"],
+            env=environment(project_root) | job | {"SLURM_PROCID": rank, "SLURM_NODEID": rank},
+            cwd=project_root,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        assert [task.wait(timeout=SECONDS) for task in tasks] == [0, 0]
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+    runs = [RunFolder(both.folder / "usual"), RunFolder(tmp_path / "nodes")]
+    one_node, two_nodes = (load_model(run.model)[0].state_dict() for run in runs)
+    assert all(torch.equal(weight, two_nodes[name]) for name, weight in one_node.items())
+
+
+def test_sigterm_to_the_first_process_ends_both(tmp_path: Path, project_root: Path) -> None:
+    words = ["-m", "tests.training.two_processes", str(tmp_path), "endless"]
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env=environment(project_root),
+        cwd=project_root,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not RunFolder(tmp_path / "endless").last.exists():
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "the run did not get to its second epoch"
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate(timeout=SECONDS / 4)
+    finally:
+        process.kill()
+        process.wait()
+    assert "complete epochs, which are in" in said
+    assert process.returncode == 1  # that of an exception, and not of a process that was killed
+    other = int((tmp_path / "rank1.json").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "message"),
+    [(0, 1, "devices must be at least 1, got 0"), (1, -1, "num_nodes must be at least 1, got -1")],
+)
+def test_numbers_of_devices_that_cannot_be(
+    tmp_path: Path, devices: int, num_nodes: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(toy_model(), data(ONE), ONE, tmp_path, devices=devices, num_nodes=num_nodes)
+
+
+def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = replace(ONE, accelerator="gpu"), toy_model()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="devices is 3, and PyTorch sees 2 CUDA devices"):
+        fit(model, data(config), config, tmp_path, devices=3)
+
+
+def test_another_number_of_processes_than_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun started 2 processes, and devices is 1 on"):
+        fit(toy_model(), data(ONE), ONE, tmp_path)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    monkeypatch.setattr("shutil.which", lambda *_: None)  # no srun, nor Lightning's advice on it
+    with pytest.raises(ValueError, match="SLURM started 4 processes, and devices is 2 on"):
+        fit(toy_model(), data(ONE), ONE, tmp_path, devices=2)
+
+
+def test_what_cannot_be_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    with pytest.raises(ValueError, match="must be a script or a command, got '-c'"):
+        fit(toy_model(), data(TWO), TWO, tmp_path, devices=2)
+
+
+@pytest.mark.parametrize("head", ["dipole", "charges", "atomwise"])
+@pytest.mark.parametrize("representation", ["painn", "schnet"])
+def test_every_weight_gets_a_gradient_from_every_batch(representation: Any, head: Any) -> None:
+    # Or DDP would have to look for those that get none in each step (find_unused_parameters).
+    model = toy_model(config=ModelConfig(representation, 8, 2, 5, head=head))
+    only_magnitudes, lone_atoms = list(ToyDataset(3, vectors=False)), list(ToyDataset(2))
+    for molecule in lone_atoms:
+        molecule.pos = 100 * molecule.pos
+    for kernels, molecules in product(("auto", "plain"), (only_magnitudes, lone_atoms)):
+        model.zero_grad()
+        model.kernels = kernels
+        batch = Batch.from_data_list(molecules)
+        dipole_loss(model(batch), batch, ONE).backward()
+        without = [name for name, weight in model.named_parameters() if weight.grad is None]
+        assert without == []
+
+
+def test_fewer_test_molecules_than_devices_are_noticed_at_once(tmp_path: Path) -> None:
+    few = toy_data(TWO, count=10)
+    few.split = replace(few.split, test=few.split.test[:1])
+    with pytest.raises(ValueError, match="The test part has 1 structures for 2 devices"):
+        fit(toy_model(), few, TWO, tmp_path, devices=2, test=True)
+    assert list(tmp_path.iterdir()) == []
