@@ -16,6 +16,7 @@ import pytest
 LEVELS = [
     {"units", "files"},
     {"config", "_pyg"},
+    {"segments"},
     {"metrics", "breakdown", "molecules", "graph", "ops"},
     {"labels", "plots"},
     {"data", "nn"},
