@@ -25,7 +25,7 @@ LEVELS = [
     {"training"},
     {"predict"},
     {"evaluation", "derivatives", "calculator", "models"},
-    {"report"},
+    {"report", "export"},
     {"answer"},
     {"app"},
     {"cli"},
@@ -162,7 +162,8 @@ def test_dependencies_are_those_imported(project_root: Path) -> None:
 
     extras = project["optional-dependencies"]
     # Triton comes with torch where there is a GPU; the tests run its interpreter elsewhere.
-    optional = names(extras["xtb"]) | names(extras["dft"]) | names(extras["app"]) | {"triton"}
+    optional = names(extras["xtb"]) | names(extras["dft"]) | names(extras["app"])
+    optional |= names(extras["onnx"]) | {"triton"}
     declared = names(project["dependencies"])
     imported = {
         DISTRIBUTIONS.get(root, root.replace("_", "-"))
