@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dipolegnn.checkpoint import load_model, save_model
     from dipolegnn.config import ModelConfig, TrainConfig
     from dipolegnn.data import ConformerDataset, DipoleDataModule
+    from dipolegnn.export import export_model
     from dipolegnn.graph import radius_graph
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
     from dipolegnn.predict import predict_smiles
@@ -33,6 +34,7 @@ __all__ = [
     "SchNet",
     "TrainConfig",
     "__version__",
+    "export_model",
     "fit",
     "load_model",
     "load_pretrained",
@@ -52,6 +54,7 @@ _HOME = {
     "PaiNN": "dipolegnn.nn",
     "SchNet": "dipolegnn.nn",
     "TrainConfig": "dipolegnn.config",
+    "export_model": "dipolegnn.export",
     "fit": "dipolegnn.training",
     "load_model": "dipolegnn.checkpoint",
     "load_pretrained": "dipolegnn.pretrained",

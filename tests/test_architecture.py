@@ -16,6 +16,7 @@ import pytest
 LEVELS = [
     {"units", "files"},
     {"config", "_pyg"},
+    {"segments"},
     {"metrics", "breakdown", "molecules", "graph", "ops"},
     {"labels", "plots"},
     {"data", "nn"},
@@ -24,7 +25,7 @@ LEVELS = [
     {"training"},
     {"predict"},
     {"evaluation", "derivatives", "calculator", "models"},
-    {"report"},
+    {"report", "export"},
     {"answer"},
     {"app", "bulk"},
     {"cli"},
@@ -163,7 +164,7 @@ def test_dependencies_are_those_imported(project_root: Path) -> None:
     extras = project["optional-dependencies"]
     # Triton comes with torch where there is a GPU; the tests run its interpreter elsewhere.
     optional = {"triton"}.union(
-        *(names(extras[extra]) for extra in ("xtb", "dft", "app", "parquet", "ray"))
+        *(names(extras[extra]) for extra in ("xtb", "dft", "app", "parquet", "ray", "onnx"))
     )
     declared = names(project["dependencies"])
     imported = {

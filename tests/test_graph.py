@@ -233,3 +233,14 @@ def test_batch_must_have_an_entry_per_atom() -> None:
 def test_batch_must_be_ascending() -> None:
     with pytest.raises(ValueError, match="batch must be ascending"):
         radius_graph(torch.zeros(4, 3), 5.0, torch.tensor([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("sizes", [(1,), (2,), (1, 1), (40, 1, 3, 25)])
+def test_traceable_graph_has_the_same_edges(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    atoms = sum(sizes)
+    pos = random_positions(atoms, 6.0, dtype, seed=3)
+    batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    ptr = torch.tensor([0, *sizes]).cumsum(0)
+    expected = in_order(radius_graph(pos, 3.0, batch), atoms)
+    assert torch.equal(graph.traceable_radius_graph(pos, 3.0, ptr), expected)

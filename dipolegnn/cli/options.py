@@ -214,6 +214,24 @@ class Predict(Debug):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export(Debug):
+    """Write a model as a program that runs without dipolegnn.
+
+    FILE.pt2 is for PyTorch (torch.export), FILE.onnx for ONNX Runtime and others (extra onnx). The
+    program takes z [N], pos [N, 3] in angstrom, num_atoms [B] and charge [B] in e, for any numbers
+    of atoms N and molecules B, and gives dipole [B, 3] and magnitude [B] in debye and charges [N]
+    in e. Error bars are not in it, and it does not refuse any elements.
+
+    Exit status: 0 written; 2 an error.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Name of a model that comes along, a model file, or the folder of a run."""
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """File of the program: .pt2 or .onnx."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Serve(Debug):
     """Show a page in the browser: SMILES or a file in, molecule and dipole moment out.
 

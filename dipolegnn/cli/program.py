@@ -16,14 +16,14 @@ from typing import TypeVar
 import tyro
 
 from dipolegnn import __version__
-from dipolegnn.cli.options import Build, Evaluate, Predict, Serve, Train
+from dipolegnn.cli.options import Build, Evaluate, Export, Predict, Serve, Train
 
 FAILED_MOLECULES = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 HELP = f"""\
-usage: dipolegnn [-h] [--version] {{build,train,evaluate,predict,serve}} ...
+usage: dipolegnn [-h] [--version] {{build,train,evaluate,predict,export,serve}} ...
 
 Dipole moments of molecules, by graph neural networks (dipolegnn {__version__}).
 
@@ -31,12 +31,13 @@ Dipole moments of molecules, by graph neural networks (dipolegnn {__version__}).
   train      train a model on a data set
   evaluate   measure a model on a part of a data set
   predict    predict dipole moments, in debye, from SMILES or from files of molecules
-  serve      the same as a page in the browser, with the molecule to turn around
+  export     write a model as a program that runs without dipolegnn (.pt2, .onnx)
+  serve      predict as a page in the browser, with the molecule to turn around
 
 `dipolegnn COMMAND --help` explains a command.
 """
 
-_Options = TypeVar("_Options", Build, Train, Evaluate, Predict, Serve)
+_Options = TypeVar("_Options", Build, Train, Evaluate, Predict, Export, Serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +85,9 @@ def _run(name: str, arguments: list[str]) -> int:
         case "predict":
             predict = _parse(Predict, name, arguments)
             return int(_load("predict").run(predict))
+        case "export":
+            export = _parse(Export, name, arguments)
+            return int(_load("export").run(export))
         case "serve":
             serve = _parse(Serve, name, arguments)
             return int(_load("serve").run(serve))

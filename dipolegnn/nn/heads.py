@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dipolegnn._pyg import segment
 from dipolegnn.nn.features import AtomFeatures, linear
+from dipolegnn.segments import segment, spread
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 
@@ -130,9 +130,8 @@ class DipoleHead(nn.Module):
             for block in self.blocks:
                 s, v = block(s, v)
             raw, atomic = s.squeeze(1), v.squeeze(2)  # [N], [N, 3]
-        sizes = ptr.diff()  # [B]
-        missing = (charge - segment(raw, ptr)) / sizes
-        charges = raw + missing.repeat_interleave(sizes, output_size=raw.size(0))
+        missing = (charge - segment(raw, ptr)) / ptr.diff()  # [B]
+        charges = raw + spread(missing, ptr, raw.size(0))
         contribution = charges.unsqueeze(1) * pos
         if atomic is not None:
             contribution = contribution + atomic

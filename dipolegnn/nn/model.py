@@ -10,7 +10,7 @@ from ase.data import atomic_masses
 from torch import Tensor, nn
 
 import dipolegnn
-from dipolegnn._pyg import Data, EdgeIndex, segment
+from dipolegnn._pyg import Data, EdgeIndex
 from dipolegnn.config import ModelConfig
 from dipolegnn.graph import KeptGraph, radius_graph
 from dipolegnn.nn.calibration import Calibration
@@ -19,6 +19,7 @@ from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.painn import PaiNN
 from dipolegnn.nn.schnet import SchNet
 from dipolegnn.ops import why_not_fused
+from dipolegnn.segments import segment, spread
 
 
 class HeadInput(NamedTuple):
@@ -242,7 +243,7 @@ class DipoleModel(nn.Module):
         """The centre of mass of its molecule, for each atom ``[N, 3]``."""
         mass = self.masses[z].unsqueeze(1)
         centers = segment(mass * pos, ptr) / segment(mass, ptr)
-        return centers.repeat_interleave(ptr.diff(), dim=0, output_size=z.numel())
+        return spread(centers, ptr, z.numel())
 
     @property
     def config(self) -> ModelConfig:

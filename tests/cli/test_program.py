@@ -17,6 +17,7 @@ from tests.cli.helpers import assert_message, run_python
         ("train", ["in angstrom", "in debye", "MINUTES"]),
         ("evaluate", ["in debye"]),
         ("predict", ["in debye", "in kelvin"]),
+        ("export", ["in angstrom", "in debye", "in e"]),
     ],
 )
 def test_help_fits_a_terminal_and_states_units(
@@ -40,7 +41,7 @@ def test_help_fits_a_terminal_and_states_units(
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("build", "train", "evaluate", "predict"):
+    for command in ("build", "train", "evaluate", "predict", "export"):
         assert f"  {command} " in out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"dipolegnn {dipolegnn.__version__}\n"

@@ -1,0 +1,327 @@
+"""A model as a program of its own, for processes without dipolegnn.
+
+The file holds the whole model, from atomic numbers and positions to the dipole moment: radius
+graph, network, weights. It is made of PyTorch's or ONNX's own operators alone, so that neither
+dipolegnn nor PyTorch Geometric has to be there where it runs. Error bars are not in it.
+
+What is known about the model stands in the file as JSON: what goes in and comes out, units, cutoff,
+elements, accuracy and provenance. In a ``.pt2`` it is the extra file ``dipolegnn.json``, in an
+``.onnx`` the metadata entry ``dipolegnn``.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import dipolegnn
+from dipolegnn._pyg import Data
+from dipolegnn.checkpoint import JSON
+from dipolegnn.files import replacing
+from dipolegnn.graph import KeptGraph, traceable_radius_graph
+from dipolegnn.models import LoadedModel
+from dipolegnn.nn import AtomwiseHead, DipoleModel, DipoleOutput
+
+FORMAT_VERSION = 1
+"""Version of inputs, outputs and description; raised when one of them changes its meaning."""
+
+DESCRIPTION = "dipolegnn"
+"""Name of the description in the file."""
+
+_CLOSE_ENOUGH = {torch.float32: 1e-5, torch.float64: 1e-11}
+"""How far the program may be from the model, relative to the largest number."""
+
+
+class ExportError(ValueError):
+    """A program that does not compute what its model computes."""
+
+
+class ProgramInput(NamedTuple):
+    """What an exported program is given, in this order and by these names.
+
+    Attributes:
+        z: Atomic numbers ``[N]``, 1 to 100, int64: the atoms of the first molecule, then those of
+            the second, and so on.
+        pos: Positions ``[N, 3]`` in angstrom, in the precision of the model.
+        num_atoms: Number of atoms of each molecule ``[B]``, at least 1, int64; they add up to N.
+        charge: Total charge of each molecule ``[B]`` in e, in the precision of the model.
+    """
+
+    z: Tensor
+    pos: Tensor
+    num_atoms: Tensor
+    charge: Tensor
+
+
+_SHAPES: dict[str, list[JSON]] = {
+    "z": ["N"],
+    "pos": ["N", 3],
+    "num_atoms": ["B"],
+    "charge": ["B"],
+    "dipole": ["B", 3],
+    "magnitude": ["B"],
+    "charges": ["N"],
+}
+_UNITS = {
+    "z": "atomic number",
+    "pos": "angstrom",
+    "num_atoms": "atoms",
+    "charge": "e",
+    "dipole": "debye",
+    "magnitude": "debye",
+    "charges": "e",
+}
+
+
+def export_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JSON]) -> None:
+    """Writes a model as a program that runs without dipolegnn, all of it or nothing.
+
+    The program maps the tensors of :class:`ProgramInput` to those of
+    :class:`~dipolegnn.DipoleOutput`, by name; what the model does not predict is not there. The
+    numbers N of atoms and B of molecules are free, from 1 on. Before the file gets its name, what
+    is in it is run and compared with the model.
+
+    The program builds the radius graph by comparing all pairs of atoms within each molecule. It
+    does not look at the elements: 0 and those that the model was not trained on give numbers
+    without a meaning.
+
+    Args:
+        path: The file; an earlier one is replaced. ``.pt2`` is for PyTorch (``torch.export``, which
+            does not promise that other versions read it), ``.onnx`` for ONNX Runtime and others.
+        model: The model. Its precision is kept.
+        provenance: Where it comes from, as :func:`dipolegnn.load_model` returns it.
+
+    Raises:
+        ValueError: If the name of the file ends otherwise, or the model has another precision
+            than single or, for ``.pt2``, double.
+        TypeError: If the model is made of other parts than this package's.
+        ImportError: If the packages for ONNX are missing.
+        ExportError: If the program that was made does not compute what the model does.
+    """
+    path = Path(path)
+    # The caller's model is left as it is, on its device.
+    program = _Program(copy.deepcopy(model).cpu().eval())
+    _check(path, program.dtype)
+    about = json.dumps(_description(program, LoadedModel("", False, model, dict(provenance))))
+    if path.suffix == ".pt2":
+        content = _to_torch(program, about)
+        run = _torch_runner(content)
+    else:
+        content = _to_onnx(program, about)
+        run = _onnx_runner(content)
+    for sizes in _EXAMPLES:
+        _compare(program, run, _molecules(sizes, program.dtype), path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _check(path: Path, dtype: torch.dtype) -> None:
+    """Refuses what cannot be exported."""
+    if path.suffix not in (".pt2", ".onnx"):
+        raise ValueError(
+            "A model is exported to a file that ends in .pt2 (for PyTorch) or .onnx (for ONNX "
+            f"Runtime and others), got {str(path)!r}."
+        )
+    if dtype not in _CLOSE_ENOUGH:
+        raise ValueError(
+            f"Models in single or double precision can be exported, this one is {dtype}: take "
+            "model.float()."
+        )
+    if path.suffix == ".pt2":
+        return
+    if dtype != torch.float32:
+        raise ValueError(
+            f"The model is {dtype}, and the converter to ONNX rounds constants to single "
+            "precision: take model.float(), or export to a .pt2 file."
+        )
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"For an .onnx file {' and '.join(missing)} must be installed: pip install "
+            "'dipolegnn[onnx]'. A .pt2 file needs nothing more."
+        )
+
+
+class _Program(nn.Module):
+    """The model as a function of tensors."""
+
+    def __init__(self, model: DipoleModel) -> None:
+        super().__init__()
+        model.kernels = "plain"
+        model.calibration = None
+        self.model = model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what the model predicts."""
+        if isinstance(self.model.head, AtomwiseHead):
+            return ["magnitude"]
+        return list(DipoleOutput._fields)
+
+    def forward(
+        self, z: Tensor, pos: Tensor, num_atoms: Tensor, charge: Tensor
+    ) -> dict[str, Tensor]:
+        ptr = torch.cat([num_atoms.new_zeros(1), num_atoms.cumsum(0)])  # [B + 1]
+        cutoff = self.model.representation.cutoff
+        graph = KeptGraph(traceable_radius_graph(pos, cutoff, ptr), cutoff)
+        output = self.model(Data(z=z, pos=pos, charge=charge, ptr=ptr, radius_graph=graph))
+        return {name: value for name, value in output._asdict().items() if value is not None}
+
+
+_EXAMPLES = ((2, 3, 4), (1,), (1, 30, 1, 7))
+"""Atoms of molecules: the first are those that the program is traced with (a size of 1 would make
+it a program for that size), all are those that it is tried with."""
+
+
+def _molecules(sizes: tuple[int, ...], dtype: torch.dtype) -> ProgramInput:
+    """Helices of hydrogen, carbon, nitrogen and oxygen, the next ones not far away."""
+    atom = torch.arange(sum(sizes), dtype=torch.float64)
+    turn = 1.7 * atom
+    pos = torch.stack([1.1 * torch.cos(turn), 1.1 * torch.sin(turn), 0.6 * atom], dim=1)
+    z = torch.tensor([6, 1, 8, 1, 7])[torch.arange(sum(sizes)) % 5]
+    charge = torch.arange(len(sizes)) % 2
+    return ProgramInput(z, pos.to(dtype), torch.tensor(sizes), charge.to(dtype))
+
+
+def _trace(program: _Program) -> ExportedProgram:
+    atoms, molecules = Dim("N"), Dim("B")
+    with torch.no_grad():
+        exported = torch.export.export(
+            program,
+            tuple(_molecules(_EXAMPLES[0], program.dtype)),
+            dynamic_shapes=({0: atoms}, {0: atoms}, {0: molecules}, {0: molecules}),
+            strict=False,
+        )
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # It names the folders of whoever exports.
+    return exported
+
+
+def _to_torch(program: _Program, about: str) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(_trace(program), file, extra_files={f"{DESCRIPTION}.json": about})
+    return file.getvalue()
+
+
+def _to_onnx(program: _Program, about: str) -> bytes:
+    traced = _trace(program)
+    with _quietly():
+        made = torch.onnx.export(
+            traced,
+            dynamo=True,
+            verbose=False,
+            # The optimizer of onnxscript takes 1e-8 for 0, and so drops PaiNN's epsilon.
+            optimize=False,
+            dynamic_shapes=({0: "N"}, {}, {0: "B"}, {}),  # what the sizes are called
+            input_names=list(ProgramInput._fields),
+            output_names=program.outputs,
+        )
+    assert made is not None
+    for node in made.model.graph:
+        node.metadata_props.clear()  # Where it came from in the code: a fifth of the file.
+    made.model.metadata_props[DESCRIPTION] = about
+    return bytes(made.model_proto.SerializeToString())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the converter has to say to its own developers, and not to its users."""
+    talkers = [
+        logging.getLogger(name)
+        for name in (
+            "torch.onnx._internal.exporter._registration",  # that there is no torchvision
+            "onnx_ir._convenience",  # that a list of axes is empty
+        )
+    ]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch copies a structure of its own that it has deprecated.
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+            yield
+    finally:
+        for talker, level in zip(talkers, levels, strict=True):
+            talker.setLevel(level)
+
+
+_Runner = Callable[[ProgramInput], dict[str, Tensor]]
+
+
+def _torch_runner(content: bytes) -> _Runner:
+    module = torch.export.load(io.BytesIO(content)).module()
+    return lambda given: module(*given)
+
+
+def _onnx_runner(content: bytes) -> _Runner:
+    onnxruntime = import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(given: ProgramInput) -> dict[str, Tensor]:
+        found = session.run(None, {name: x.numpy() for name, x in given._asdict().items()})
+        return {name: torch.from_numpy(x) for name, x in zip(names, found, strict=True)}
+
+    return run
+
+
+def _compare(program: _Program, run: _Runner, given: ProgramInput, path: Path) -> None:
+    with torch.no_grad():
+        expected, got = program(*given), run(given)
+    for name, wanted in expected.items():
+        largest = max(float(wanted.abs().max()), 1.0)
+        off = float((got[name] - wanted).abs().max())
+        if not off <= _CLOSE_ENOUGH[program.dtype] * largest:
+            raise ExportError(
+                f"The program for {path.name} gives a {name} that is {off:.1e} away from the "
+                f"model's, which is up to {largest:.1e}; nothing was written. Other versions of "
+                "torch, onnx, onnxscript and onnxruntime may do better."
+            )
+
+
+def _description(program: _Program, loaded: LoadedModel) -> dict[str, JSON]:
+    model = program.model
+    real = str(program.dtype).removeprefix("torch.")
+
+    def described(names: Sequence[str]) -> list[JSON]:
+        return [
+            {
+                "name": name,
+                "shape": _SHAPES[name],
+                "dtype": "int64" if name in ("z", "num_atoms") else real,
+                "unit": _UNITS[name],
+            }
+            for name in names
+        ]
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "inputs": described(ProgramInput._fields),
+        "outputs": described(program.outputs),
+        "cutoff": model.representation.cutoff,
+        "elements": None if loaded.elements is None else [*sorted(loaded.elements)],
+        "accuracy": loaded.accuracy or None,
+        "origin": "centre of mass (standard atomic weights); it matters for ions only",
+        "model": asdict(model.config),
+        "provenance": loaded.provenance,
+        "exported_by": {"dipolegnn": dipolegnn.__version__, "torch": torch.__version__},
+    }

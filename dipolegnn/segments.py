@@ -1,0 +1,65 @@
+"""From atoms to molecules and back: sums over the atoms of each, values given to all of them.
+
+Usually torch-scatter and PyTorch do that, with operators of their own. While a model is traced (to
+be exported, or by torch.compile) it is put together from what every program that runs it has.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dipolegnn import _pyg
+
+
+def segment(values: Tensor, ptr: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
+    """The sum or mean of the rows of each segment.
+
+    Args:
+        values: ``[N, ...]``.
+        ptr: First row of each segment, and N: ``[B + 1]``.
+        reduce: ``"sum"`` or ``"mean"``.
+
+    Returns:
+        ``[B, ...]``.
+    """
+    if not torch.compiler.is_compiling():
+        reduced: Tensor = _pyg.segment(values, ptr, reduce=reduce)
+        return reduced
+    zeros = values.new_zeros((ptr.size(0) - 1, *values.shape[1:]))
+    sums = zeros.index_add(0, segment_index(ptr, values.size(0)), values)
+    if reduce == "sum":
+        return sums
+    return sums / ptr.diff().view(-1, *[1] * (values.dim() - 1))
+
+
+def spread(values: Tensor, ptr: Tensor, rows: int) -> Tensor:
+    """The value of its segment, for each row.
+
+    Args:
+        values: ``[B, ...]``.
+        ptr: First row of each segment, and N: ``[B + 1]``.
+        rows: Number of rows N.
+
+    Returns:
+        ``[N, ...]``.
+    """
+    if torch.compiler.is_compiling():
+        return values[segment_index(ptr, rows)]
+    return values.repeat_interleave(ptr.diff(), dim=0, output_size=rows)
+
+
+def segment_index(ptr: Tensor, rows: int) -> Tensor:
+    """Which segment each row is in ``[N]``; what ``repeat_interleave`` would say.
+
+    For that operator the converter to ONNX would compare every row with every segment.
+
+    Args:
+        ptr: First row of each segment, and N: ``[B + 1]``.
+        rows: Number of rows N.
+    """
+    # One more, for the end. Rows beyond it get the index B, which fails wherever it is used.
+    begun = ptr.new_zeros(rows + 1).index_add(0, ptr, torch.ones_like(ptr))
+    return begun.cumsum(0)[:-1] - 1

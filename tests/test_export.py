@@ -1,0 +1,403 @@
+"""Exported programs, run where dipolegnn is not imported, against the model."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dipolegnn
+from dipolegnn import ModelConfig, export, load_model, load_pretrained
+from dipolegnn._pyg import Batch, Data
+from dipolegnn.checkpoint import save_model
+from dipolegnn.cli import main
+from dipolegnn.export import ExportError, ProgramInput, export_model
+from dipolegnn.nn import DipoleModel, build_model
+from dipolegnn.pretrained import pretrained_path
+from tests.nn.models import randomize
+from tests.nn.structures import benzene, carbon_dioxide, methane, molecule, random_molecule
+
+F32, F64 = torch.float32, torch.float64
+
+SMALLEST_DIFFERENCE = {F32: 1e-6, F64: 1e-12}
+"""Allowed between program and model, relative to the largest number."""
+
+
+class Case(NamedTuple):
+    representation: str
+    head: str
+    dtype: torch.dtype
+    suffix: str
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.representation}-{self.head}-{dtype}{self.suffix}"
+
+
+CASES = [
+    Case("painn", "dipole", F64, ".pt2"),
+    Case("painn-bessel", "charges", F64, ".pt2"),
+    Case("painn", "mean", F32, ".pt2"),
+    Case("schnet", "dipole", F64, ".pt2"),
+    Case("schnet", "sum", F32, ".pt2"),
+    Case("painn-qm9", "dipole", F32, ".pt2"),
+    Case("painn-bessel", "charges", F32, ".onnx"),
+    Case("schnet", "sum", F32, ".onnx"),
+    Case("painn-qm9", "dipole", F32, ".onnx"),
+]
+
+OTHERS = "{'dipolegnn', 'torch_geometric', 'torch_scatter', 'torch_cluster', 'numba'}"
+
+RUN_TORCH = f"""
+import sys, torch
+for case in sys.argv[1:]:
+    program = torch.export.load(case + "/program.pt2").module()
+    given = torch.load(case + "/given.pt", weights_only=True)
+    with torch.no_grad():
+        torch.save([program(*one) for one in given], case + "/got.pt")
+loaded = {OTHERS} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+RUN_ONNX = f"""
+import sys, numpy, onnxruntime
+for case in sys.argv[1:]:
+    session = onnxruntime.InferenceSession(
+        case + "/program.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    arrays = numpy.load(case + "/given.npz")
+    got = {{}}
+    for k in sorted({{name.split(".")[0] for name in arrays}}):
+        given = {{n: arrays[k + "." + n] for n in ("z", "pos", "num_atoms", "charge")}}
+        for name, value in zip(names, session.run(None, given)):
+            got[k + "." + name] = value
+    numpy.savez(case + "/got.npz", **got)
+loaded = ({OTHERS} | {{"torch"}}) & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def model_of(case: Case) -> DipoleModel:
+    if case.representation.endswith("qm9"):
+        return load_pretrained(case.representation)
+    return small_model(case.representation, case.head, case.dtype)
+
+
+def small_model(representation: str, head: str, dtype: torch.dtype) -> DipoleModel:
+    """Random weights; two interactions, because tracing takes time for each."""
+    config = ModelConfig(
+        representation="schnet" if representation == "schnet" else "painn",
+        radial_basis="bessel" if representation == "painn-bessel" else "gaussian",
+        hidden_channels=16,
+        num_interactions=2,
+        num_rbf=10,
+        cutoff=4.0,
+        head="charges" if head == "charges" else "dipole" if head == "dipole" else "atomwise",
+        atomwise_aggregation="mean" if head == "mean" else "sum",
+    )
+    model = build_model(config)
+    randomize(model, seed=0)
+    return model.to(dtype).eval()
+
+
+def far_apart(dtype: torch.dtype) -> Data:
+    """Two atoms without an edge."""
+    return molecule([6, 8], [[0, 0, 0], [0, 0, 9]], dtype)
+
+
+def batches(dtype: torch.dtype) -> list[list[Data]]:
+    """Batches of one and more molecules; single atoms; without edges; ions."""
+    return [
+        [random_molecule(1, 0, dtype)],
+        [random_molecule(1, 1, dtype), random_molecule(1, 2, dtype, charge=1)],
+        [far_apart(dtype)],
+        [random_molecule(9, 3, dtype)],
+        [random_molecule(n, n, dtype, charge=n % 3 - 1) for n in (5, 1, 2, 30, 12)],
+        [methane(dtype), far_apart(dtype), carbon_dioxide(dtype), benzene(dtype)],
+        [random_molecule(n % 13 + 1, n, dtype) for n in range(40)],
+    ]
+
+
+def given_to(molecules: list[Data]) -> ProgramInput:
+    return ProgramInput(
+        torch.cat([data.z for data in molecules]),
+        torch.cat([data.pos for data in molecules]),
+        torch.tensor([data.z.numel() for data in molecules]),
+        torch.cat([data.charge for data in molecules]),
+    )
+
+
+def run_elsewhere(code: str, folders: list[Path]) -> None:
+    """Runs programs in a process that knows nothing of this project's folder."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folders[0],
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Path]:
+    """The folder of each case: the program, and what it made of the batches elsewhere."""
+    folders = {}
+    for case in CASES:
+        folder = folders[case] = tmp_path_factory.mktemp(str(case).replace(".", "-"))
+        provenance = (
+            load_model(pretrained_path(case.representation))[1]
+            if case.representation.endswith("qm9")
+            else {}
+        )
+        export_model(folder / f"program{case.suffix}", model_of(case), provenance)
+        given = [given_to(molecules) for molecules in batches(case.dtype)]
+        torch.save([tuple(one) for one in given], folder / "given.pt")
+        arrays = {
+            f"{k}.{name}": value.numpy()
+            for k, one in enumerate(given)
+            for name, value in one._asdict().items()
+        }
+        np.savez(folder / "given.npz", **arrays)
+    for suffix, code in ((".pt2", RUN_TORCH), (".onnx", RUN_ONNX)):
+        run_elsewhere(code, [folders[case] for case in CASES if case.suffix == suffix])
+    return folders
+
+
+def results(case: Case, folder: Path) -> list[dict[str, Tensor]]:
+    if case.suffix == ".pt2":
+        got: list[dict[str, Tensor]] = torch.load(folder / "got.pt", weights_only=True)
+        return got
+    arrays = np.load(folder / "got.npz")
+    found: list[dict[str, Tensor]] = [{} for _ in batches(case.dtype)]
+    for key in arrays:
+        k, name = key.split(".")
+        found[int(k)][name] = torch.from_numpy(arrays[key])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equal_to_the_model_elsewhere(exported: dict[Case, Path], case: Case) -> None:
+    model = model_of(case)
+    model.kernels = "plain"
+    for molecules, got in zip(batches(case.dtype), results(case, exported[case]), strict=True):
+        with torch.no_grad():
+            output = model(Batch.from_data_list(molecules))
+        expected = {name: x for name, x in output._asdict().items() if x is not None}
+        assert got.keys() == expected.keys()
+        for name, wanted in expected.items():
+            assert got[name].dtype == case.dtype
+            assert got[name].shape == wanted.shape
+            largest = max(1.0, float(wanted.abs().max()))
+            off = float((got[name] - wanted).abs().max())
+            assert off <= SMALLEST_DIFFERENCE[case.dtype] * largest, name
+
+
+def test_equal_to_the_fused_kernels(exported: dict[Case, Path]) -> None:
+    """What everybody else runs is the other message passing."""
+    (case,) = [case for case in CASES if str(case) == "painn-qm9-dipole-float32.pt2"]
+    model = model_of(case)
+    assert model.message_passing == "fused"
+    for molecules, got in zip(batches(F32), results(case, exported[case]), strict=True):
+        with torch.no_grad():
+            wanted = model(Batch.from_data_list(molecules))
+        largest = max(1.0, float(wanted.magnitude.max()))
+        assert float((got["dipole"] - wanted.dipole).abs().max()) <= 2e-6 * largest
+
+
+def folder_of(exported: dict[Case, Path], name: str) -> Path:
+    (found,) = [folder for case, folder in exported.items() if str(case) == name]
+    return found
+
+
+def test_nothing_but_operators_of_torch(exported: dict[Case, Path]) -> None:
+    for name in (
+        "painn-qm9-dipole-float32.pt2",
+        "painn-mean-float32.pt2",
+        "schnet-sum-float32.pt2",
+    ):
+        program = torch.export.load(folder_of(exported, name) / "program.pt2")
+        called = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        operators = {target for target in called if isinstance(target, torch._ops.OpOverload)}
+        assert {operator.namespace for operator in operators} == {"aten"}
+        assert {target.__module__ for target in called - operators} == {"_operator"}
+
+
+def test_nothing_but_operators_of_onnx(exported: dict[Case, Path]) -> None:
+    onnx = pytest.importorskip("onnx")
+    for case, folder in exported.items():
+        if case.suffix == ".onnx":
+            model = onnx.load(folder / "program.onnx")
+            onnx.checker.check_model(model)
+            assert {opset.domain for opset in model.opset_import} == {""}
+            assert not model.functions
+            sizes = [
+                [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+                for value in (*model.graph.input, *model.graph.output)
+            ]
+            assert sizes[:5] == [["N"], ["N", 3], ["B"], ["B"], sizes[4]]
+            assert sizes[4] in (["B", 3], ["B"])
+
+
+def description(path: Path) -> dict[str, object]:
+    if path.suffix == ".pt2":
+        extra = {"dipolegnn.json": ""}
+        torch.export.load(path, extra_files=extra)
+        text = extra["dipolegnn.json"]
+    else:
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        text = session.get_modelmeta().custom_metadata_map["dipolegnn"]
+    read = json.loads(text)
+    assert isinstance(read, dict)
+    return read
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_the_file_describes_itself(exported: dict[Case, Path], suffix: str) -> None:
+    folder = folder_of(exported, f"painn-qm9-dipole-float32{suffix}")
+    about = description(folder / f"program{suffix}")
+    assert about["cutoff"] == 5.0
+    assert about["elements"] == ["C", "H", "N", "O"]
+    assert str(about["accuracy"]).startswith("mean error 0.019 D on test molecules (qm9, B3LYP")
+    assert about["exported_by"] == {
+        "dipolegnn": dipolegnn.__version__,
+        "torch": torch.__version__,
+    }
+    assert about["inputs"] == [
+        {"name": "z", "shape": ["N"], "dtype": "int64", "unit": "atomic number"},
+        {"name": "pos", "shape": ["N", 3], "dtype": "float32", "unit": "angstrom"},
+        {"name": "num_atoms", "shape": ["B"], "dtype": "int64", "unit": "atoms"},
+        {"name": "charge", "shape": ["B"], "dtype": "float32", "unit": "e"},
+    ]
+    assert about["outputs"] == [
+        {"name": "dipole", "shape": ["B", 3], "dtype": "float32", "unit": "debye"},
+        {"name": "magnitude", "shape": ["B"], "dtype": "float32", "unit": "debye"},
+        {"name": "charges", "shape": ["N"], "dtype": "float32", "unit": "e"},
+    ]
+
+
+def test_the_description_of_an_untrained_model(exported: dict[Case, Path]) -> None:
+    about = description(folder_of(exported, "painn-mean-float32.pt2") / "program.pt2")
+    assert (about["accuracy"], about["elements"], about["provenance"]) == (None, None, {})
+    assert about["outputs"] == [
+        {"name": "magnitude", "shape": ["B"], "dtype": "float32", "unit": "debye"}
+    ]
+
+
+def test_no_folder_of_this_machine_is_in_a_file(
+    exported: dict[Case, Path], project_root: Path
+) -> None:
+    for case, folder in exported.items():
+        path = folder / f"program{case.suffix}"
+        parts = [path.read_bytes()]
+        if case.suffix == ".pt2":
+            with zipfile.ZipFile(path) as archive:
+                parts = [archive.read(name) for name in archive.namelist()]
+        for place in (str(project_root), "site-packages"):
+            assert not any(place.encode() in part for part in parts), case
+
+
+def test_numbers_of_atoms_that_do_not_add_up_are_an_error(exported: dict[Case, Path]) -> None:
+    z, pos, num_atoms, charge = given_to(batches(F32)[4])
+    path = folder_of(exported, "painn-qm9-dipole-float32.pt2") / "program.pt2"
+    program = torch.export.load(path).module()
+    session = pytest.importorskip("onnxruntime").InferenceSession(
+        folder_of(exported, "painn-qm9-dipole-float32.onnx") / "program.onnx"
+    )
+    for change in (-1, 1):
+        wrong = num_atoms.clone()
+        wrong[0] += change
+        with pytest.raises((IndexError, RuntimeError)):
+            program(z, pos, wrong, charge)
+        given = ProgramInput(z, pos, wrong, charge)._asdict()
+        with pytest.raises(Exception, match=r"out of|Invalid|invalid"):
+            session.run(None, {name: value.numpy() for name, value in given.items()})
+
+
+def test_can_be_differentiated(exported: dict[Case, Path]) -> None:
+    path = folder_of(exported, "painn-dipole-float64.pt2") / "program.pt2"
+    program = torch.export.load(path).module()
+    model = small_model("painn", "dipole", F64)
+    data = random_molecule(9, 3)
+
+    def gradient(dipole: Callable[[Tensor], Tensor]) -> Tensor:
+        pos = data.pos.clone().requires_grad_()
+        (found,) = torch.autograd.grad(dipole(pos).sum(), pos)
+        return found
+
+    counts = torch.tensor([9])
+    got = gradient(lambda pos: program(data.z, pos, counts, data.charge)["dipole"])
+    wanted = gradient(lambda pos: model(Data(z=data.z, pos=pos, charge=data.charge)).dipole)
+    assert float((got - wanted).abs().max()) <= 1e-11 * float(wanted.abs().max())
+
+
+def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    model = small_model("painn", "dipole", F32).train()
+    model.calibration = load_pretrained("painn-qm9").calibration
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_model(tmp_path / "program.pt2", model, {})
+    assert (model.training, model.kernels) == (True, "auto")
+    assert model.calibration is not None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("program.pt", F32, r"ends in .pt2 \(for PyTorch\) or .onnx .*, got '.*program.pt'"),
+        ("program.pt2", torch.bfloat16, "this one is torch.bfloat16: take model.float"),
+        ("program.onnx", F64, "torch.float64, and the converter to ONNX rounds .* a .pt2 file"),
+    ],
+)
+def test_what_cannot_be_exported(
+    tmp_path: Path, name: str, dtype: torch.dtype, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_model(tmp_path / name, small_model("painn", "dipole", dtype), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_for_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    model = small_model("painn", "dipole", F32)
+    with pytest.raises(
+        ImportError, match=r"onnxscript must be installed: pip install 'dipolegnn\[onnx\]'"
+    ):
+        export_model(tmp_path / "program.onnx", model, {})
+
+
+def test_a_program_that_is_wrong_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(content: bytes) -> Callable[[ProgramInput], dict[str, Tensor]]:
+        module = torch.export.load(io.BytesIO(content)).module()
+        return lambda given: {name: x + 1e-3 for name, x in module(*given).items()}
+
+    monkeypatch.setattr(export, "_torch_runner", wrong)
+    with pytest.raises(ExportError, match=r"program.pt2 gives a dipole that is 1.0e-03 away"):
+        export_model(tmp_path / "program.pt2", small_model("painn", "dipole", F32), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "model.safetensors", small_model("schnet", "sum", F32), {})
+    for suffix in (".pt2", ".onnx"):
+        program = tmp_path / "programs" / f"mine{suffix}"
+        assert main(["export", str(tmp_path), "--output", str(program)]) == 0
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == (f"wrote {program}\n", "")
+        assert description(program)["cutoff"] == 4.0
+    assert main(["export", "painn-qm9", "--output", str(tmp_path / "mine.pth")]) == 2
+    assert "ends in .pt2 (for PyTorch) or .onnx" in capsys.readouterr().err
