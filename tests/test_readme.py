@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,32 @@ def test_commands(project_root: Path, folder: Path) -> None:
     for command in commands:
         assert main(command[1:]) == 0, command
     assert (folder / "runs" / "mine" / "test" / "parity.png").is_file()
+
+
+def test_large_files_and_other_programs(
+    project_root: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("onnx", "onnxruntime", "onnxscript", "pyarrow"):
+        pytest.importorskip(module)
+    (folder / "molecules.smi.gz").write_bytes(gzip.compress("\n".join(SMILES[:4]).encode()))
+    commands = [
+        shlex.split(line)
+        for block in blocks(project_root, "bash")
+        for line in block.splitlines()
+        if line.startswith(("dipolegnn predict", "dipolegnn export"))
+    ]
+    assert [Path(command[-1]).suffix for command in commands] == [".parquet", ".pt2", ".onnx"]
+    for command in commands:
+        assert main(command[1:]) == 0, command
+    capfd.readouterr()
+    for code in blocks(project_root, "py"):
+        if "torch" in code or "onnxruntime" in code:
+            run = [sys.executable, "-c", code]
+            assert subprocess.run(run, check=False).returncode == 0, code
+    in_torch, in_onnx = capfd.readouterr().out.split("tensor", maxsplit=1)[1].split("\n[")
+    water = float(in_torch.strip("([").split(",")[0])
+    assert water == pytest.approx(1.9, abs=0.3)
+    assert float(in_onnx.split("]")[0]) == pytest.approx(water, abs=1e-4)
 
 
 def test_named_files_and_targets_are_there(project_root: Path) -> None:
