@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib.util
 import json
 import os
@@ -495,3 +496,23 @@ def test_coverage(
     assert sum(by_size) == 60
     assert "Predicting with error bars takes" in capsys.readouterr().out
     assert (tmp_path / "out" / "coverage.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_throughput(project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    throughput = module(project_root, "throughput")
+    path = tmp_path / "list.smi"
+    path.write_text("O\nCCO\nC1CC\nCO\n")
+    run = tmp_path / "run"
+    words = ["--input", str(path), "--output", str(run), "--workers", "1", "--profiled", "3"]
+    throughput.main(words)
+    text = capsys.readouterr().out
+    assert "4 molecules, 1 of them failed" in text
+    assert "From SMILES, 2 molecules" in text
+    assert "From structures (SDF), 2 molecules" in text
+    found = json.loads((run / "throughput.json").read_text())
+    for profile in found["profiles"]:
+        assert sum(profile["steps"].values()) == pytest.approx(profile["total"])
+        assert min(profile["steps"].values()) >= 0
+    assert (run / "throughput.png").stat().st_size > 5000
+    with gzip.open(run / "predictions.csv.gz", "rt") as file:
+        assert len(file.readlines()) == 4
