@@ -129,6 +129,9 @@ class Train(Debug):
     """Folder of the run."""
     resume: _Flag = False
     """Go on with the run in RUN, with its own settings; start it if there is none."""
+    start: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """Start from the weights of a model, and with its architecture: the name of one that comes
+    along, a model file, or the folder of a run. For few molecules, or another level of theory."""
     config: _File = None
     """Take the defaults of all settings below from a config.json; flags override them."""
     time_limit: Annotated[float | None, tyro.conf.arg(metavar="MINUTES", help_behavior_hint="")] = (

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from dipolegnn.checkpoint import JSON
 from dipolegnn.cli.options import Train
 from dipolegnn.cli.program import INTERRUPTED, USAGE_ERROR
+from dipolegnn.config import ModelConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule
 from dipolegnn.evaluation import describe_metrics
+from dipolegnn.models import LoadedModel, open_model
 from dipolegnn.nn import build_model
 from dipolegnn.training import (
     FirstProcessFailed,
@@ -25,7 +30,8 @@ def run(options: Train) -> int:
     recipe = options.training
     data = DipoleDataModule(dataset, split, recipe.batch_size, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
-    model = build_model(options.model)
+    start = None if options.start is None else _started(options.start, options.model)
+    model = build_model(options.model) if start is None else start.model
     if not options.quiet and is_first_process():
         parameters = sum(weight.numel() for weight in model.parameters())
         print(f"{options.data}: {split} structures; the model has {parameters:,} parameters.")
@@ -41,6 +47,7 @@ def run(options: Train) -> int:
             time_limit=None if options.time_limit is None else 60 * options.time_limit,
             devices=options.devices,
             num_nodes=options.num_nodes,
+            provenance=None if start is None else {"start": _origin(start)},
         )
     except FirstProcessFailed:
         return USAGE_ERROR  # The first process says why.
@@ -55,3 +62,19 @@ def run(options: Train) -> int:
     print(f"model: {result.model_path}")
     print(f"history: {RunFolder(options.output).history}")
     return 0
+
+
+def _started(path: Path, wanted: ModelConfig) -> LoadedModel:
+    """The model whose weights training starts from; its architecture is the one."""
+    loaded = open_model(path)
+    if wanted not in (ModelConfig(), loaded.model.config):
+        raise ValueError(
+            f"--start {path} is a model of another architecture: {loaded.model.config}, and "
+            f"{wanted} is asked for. Leave the options of the model out, or train from the start."
+        )
+    return loaded
+
+
+def _origin(loaded: LoadedModel) -> JSON:
+    """What to write down about it: a name, and what it was trained on."""
+    return {"model": Path(loaded.name).name, "data": loaded.provenance.get("data")}

@@ -134,8 +134,9 @@ class Calibration(nn.Module):
                 reasons.append(f"the model was not trained on {symbols}: do not rely on it")
             heavy = sum(z > 1 for z in numbers)
             if not smallest <= heavy <= largest:
+                atoms = "heavy atom" if heavy == 1 else "heavy atoms"
                 reasons.append(
-                    f"it has {heavy} heavy atoms, and hardly any molecule that the model was "
+                    f"it has {heavy} {atoms}, and hardly any molecule that the model was "
                     f"trained on had fewer than {smallest} or more than {largest}"
                 )
             charge = 0 if data.get("charge") is None else round(float(data.charge))

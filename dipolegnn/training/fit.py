@@ -69,6 +69,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     devices: int = 1,
     num_nodes: int = 1,
+    provenance: Mapping[str, JSON] | None = None,
 ) -> FitResult:
     """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
 
@@ -103,6 +104,8 @@ def fit(
             devices they are called in each process.
         devices: Devices per node: GPUs, or processes on a CPU.
         num_nodes: Nodes, each with that many.
+        provenance: What else to write down in the model's file, such as what its weights started
+            from.
 
     Returns:
         The model and how good it is.
@@ -188,7 +191,10 @@ def fit(
             tested = _test(best, datamodule, config, devices, num_nodes) if test else None
             summary = _summary(history.rows, epoch, tested, config, early)
             from_first(
-                trainer, lambda: _save(folder, best, summary, config, datamodule, data, processes)
+                trainer,
+                lambda: _save(
+                    folder, best, summary, config, datamodule, data, processes, provenance or {}
+                ),
             )
     return read_result(folder, summary)
 
@@ -240,9 +246,11 @@ def _save(
     datamodule: DipoleDataModule,
     data: Mapping[str, JSON],
     devices: int,
+    further: Mapping[str, JSON],
 ) -> None:
     """Makes the error bars, and writes what a run ends with."""
     provenance: dict[str, JSON] = {
+        **further,
         "data": {**data},
         "train": asdict(config),
         "devices": devices,

@@ -121,3 +121,24 @@ def test_a_run_on_no_device(
     words = ["--data", str(built), "--output", str(tmp_path / "run"), "--devices", "0", "--quiet"]
     assert main(["train", *words]) == 2
     assert_message(capsys, "devices must be at least 1, got 0.")
+
+
+def test_training_starts_from_another_model(
+    built: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(built), "--output", str(tmp_path / "run"), "--quiet"]
+    words += ["--start", str(trained), "--max-epochs", "1", "--lr", "1e-9", "--batch-size", "4"]
+    assert main(words) == 0
+    before, _ = load_model(trained / "model.safetensors")
+    after, provenance = load_model(tmp_path / "run" / "model.safetensors")
+    assert after.config == before.config != ModelConfig()
+    for (name, weight), other in zip(after.named_parameters(), before.parameters(), strict=True):
+        assert torch.allclose(weight, other, atol=1e-6), name
+    start = provenance["start"]
+    assert isinstance(start, dict)
+    assert start["model"] == "model.safetensors"
+    assert isinstance(start["data"], dict)
+
+    assert main([*words, "--cutoff", "4.5", "--output", str(tmp_path / "other")]) == 2
+    assert_message(capsys, "is a model of another architecture")
+    assert not (tmp_path / "other").exists()
