@@ -14,7 +14,7 @@ from ase.data import atomic_numbers
 from dash import Dash, Input, Output, State, dcc, html
 
 from dipolegnn.app.service import MAX_CONFORMERS, MAX_MOLECULES, Service
-from dipolegnn.molecules.files import READABLE
+from dipolegnn.molecules.files import READABLE_TEXT
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
 
@@ -62,7 +62,8 @@ def _form() -> html.Div:
                 id="upload",
                 className="upload",
                 children=html.Div(
-                    ["Drop a file here, or click: ", html.B(", ".join(READABLE))], id="upload-text"
+                    ["Drop a file here, or click: ", html.B(", ".join(READABLE_TEXT))],
+                    id="upload-text",
                 ),
             ),
             html.Label("Conformers per molecule", htmlFor="conformers"),

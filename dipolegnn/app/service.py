@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import threading
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     MoleculeError,
     SmilesRow,
+    TableColumns,
     count_atoms,
     embed_smiles,
     read_text,
     text_of,
 )
-from dipolegnn.molecules.files import READABLE
-from dipolegnn.molecules.records import TABLES
+from dipolegnn.molecules.files import READABLE_TEXT
+from dipolegnn.molecules.records import TEXT_TABLES, Record, text_records
 from dipolegnn.molecules.workers import Lost, Worker
 from dipolegnn.report import as_csv, as_json
 
@@ -124,27 +126,43 @@ def _sources(request: Request) -> list[Source]:
         rows = []
         for number, line in enumerate(lines, start=1):
             smiles, *name = line.split(maxsplit=1)
-            with contextlib.suppress(MoleculeError):  # what is wrong, embedding says
-                _require_small(smiles, count_atoms(smiles))
+            _require_small_smiles(smiles)
             rows.append(SmilesRow(number, smiles, name[0] if name else ""))
         found.append(Source("", True, embed_smiles(rows, config)))
     if request.file_name:
         suffix = Path(request.file_name).suffix.lower()
-        if suffix not in READABLE:
+        if suffix not in READABLE_TEXT:
             raise Refused(
                 f"{request.file_name}: files of that kind cannot be read; those that can are "
-                f"{', '.join(READABLE)}."
+                f"{', '.join(READABLE_TEXT)}."
             )
-        if suffix in TABLES:  # before each of them is embedded
-            _require_few(sum(1 for line in request.file_text.splitlines() if line.strip()) - 1)
+        if suffix in TEXT_TABLES:  # before any of them is embedded
+            _require_possible(request.file_text, request.file_name, suffix)
         molecules = read_text(request.file_text, request.file_name, conformers=config)
         _require_few(len({int(data.mol_id) for data in molecules.data}))
         for data in molecules.data:
             _require_small(data.name or data.smiles, data.z.numel())
-        found.append(Source(request.file_name, suffix in TABLES, molecules))
+        found.append(Source(request.file_name, suffix in TEXT_TABLES, molecules))
     if not found:
         raise Refused("Type or paste a SMILES, such as CCO for ethanol, or drop a file.")
     return found
+
+
+def _require_possible(text: str, name: str, suffix: str) -> None:
+    """Refuses tables of too many or too large molecules."""
+    lines = io.StringIO(text, newline=None)
+    records: list[Record] = []
+    with contextlib.suppress(MoleculeError):  # what is wrong with the file, reading it says
+        records += text_records(lines, suffix, name, TableColumns())
+    _require_few(len(records))
+    for record in records:
+        if isinstance(record.content, SmilesRow):
+            _require_small_smiles(record.content.smiles)
+
+
+def _require_small_smiles(smiles: str) -> None:
+    with contextlib.suppress(MoleculeError):  # what is wrong with it, embedding says
+        _require_small(smiles, count_atoms(smiles))
 
 
 def _require_few(count: int) -> None:

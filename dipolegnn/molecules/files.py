@@ -19,6 +19,7 @@ from dipolegnn.molecules.molecule import Molecules
 from dipolegnn.molecules.records import (
     STRUCTURES,
     TABLES,
+    TEXT_TABLES,
     Record,
     RecordFile,
     structures,
@@ -31,6 +32,9 @@ from dipolegnn.molecules.xyz import extxyz_text, xyz_text
 
 READABLE = (*TABLES, *STRUCTURES)
 """Suffixes that :func:`read_file` knows, each but ``.parquet`` also with ``.gz`` behind it."""
+
+READABLE_TEXT = (*TEXT_TABLES, *STRUCTURES)
+"""Suffixes that :func:`read_text` knows."""
 
 WRITABLE = (".sdf", ".xyz", ".extxyz")
 """Suffixes that :func:`write_file` knows, each also with ``.gz`` behind it."""
@@ -96,7 +100,7 @@ def read_text(
         MoleculeError: There are no molecules, or a column is missing.
         ValueError: An unknown suffix.
     """
-    suffix = suffix_of(Path(name), tuple(known for known in READABLE if known != ".parquet"))
+    suffix = suffix_of(Path(name), READABLE_TEXT)
     records = text_records(io.StringIO(text), suffix, name, columns or TableColumns())
     try:
         return _molecules(records, suffix, name, conformers, workers, progress)

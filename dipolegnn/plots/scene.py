@@ -87,9 +87,9 @@ def scene(
         },
         annotations=[
             {"text": caption, "showarrow": False, "xref": "paper", "yref": "paper"}
-            | {"x": 0.5, "y": 0.0, "font": {"color": ARROW}}
+            | {"x": 0.5, "y": 0.0, "yanchor": "top", "font": {"color": ARROW}}
         ],
-        margin={"l": 0, "r": 0, "t": 40 if title else 0, "b": 0},
+        margin={"l": 0, "r": 0, "t": 40 if title else 0, "b": 24 if caption else 0},
         showlegend=False,
     )
     return figure

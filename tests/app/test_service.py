@@ -60,6 +60,11 @@ def test_a_file_and_conformers() -> None:
         (request(name="a.csv", text="name\nx\n"), "smiles"),
         (request("C" * 1_000_001), "at most 1,000,000 characters"),
         (request("C" * 120), "has 362 atoms, and the page takes molecules of up to 300"),
+        (
+            request(name="a.csv", text="smiles\n" + "C" * 9000),
+            "has 27002 atoms, and the page takes",
+        ),
+        (request(name="a.parquet", text="PAR1"), "those that can are .smi, .csv, .sdf"),
         (Request("C", "", "", 1, "nowhere"), "names nowhere, which is not there"),
     ],
 )
