@@ -498,6 +498,37 @@ def test_coverage(
     assert (tmp_path / "out" / "coverage.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_error_bars_of_an_ensemble(project_root: Path, tmp_path: Path) -> None:
+    ensemble = module(project_root, "ensemble")
+    generator = np.random.default_rng(1)
+    scale = generator.uniform(0.5, 2.0, 4000)
+    error = np.abs(scale * generator.normal(size=4000))
+    row = ensemble.measured("its own scale", error, scale, 1.0)
+    flat = ensemble.measured("none", error, np.ones(4000), 1.0)
+    # Half a normal distribution lies below 1.645.
+    assert row.half_width == pytest.approx(1.645 * scale.mean(), rel=0.03)
+    assert (row.coverage, flat.coverage) == pytest.approx((0.9, 0.9), abs=0.01)
+    assert row.half_width < flat.half_width
+    assert row.correlation > 0.3
+    assert np.isnan(flat.correlation)
+
+    few = list(ConformerDataset(project_root / "datasets" / "small_molecules")[:40])
+    split = make_split(few, val=30, test=0, seed=0)
+    save_dataset(tmp_path / "data", Molecules(few, []), About(name="few"), split=split)
+    shipped = project_root / "dipolegnn" / "pretrained"
+    models = [shipped / f"{name}.safetensors" for name in ("painn-xtb", "painn-qm9")]
+    words = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--runs"]
+    ensemble.main([*words, *map(str, models)])
+    rows = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    assert [row["what"] for row in rows[:2]] == [
+        "network 1, last layer",
+        "network 1, one width for all",
+    ]
+    assert len(rows) == 7
+    assert rows[0]["mae"] < rows[2]["mae"]  # the data are GFN2-xTB's
+    assert "| average of 2, their spread |" in (tmp_path / "out" / "ensemble.md").read_text()
+
+
 def test_throughput(project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     throughput = module(project_root, "throughput")
     path = tmp_path / "list.smi"
