@@ -23,8 +23,9 @@ import tyro
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from dipolegnn.calibrate import calibrate_on
 from dipolegnn.checkpoint import load_model
-from dipolegnn.data import ConformerDataset
+from dipolegnn.data import ConformerDataset, DipoleDataModule
 from dipolegnn.predict import Prediction, predict
 
 COVERAGE = 0.9
@@ -68,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(options.runs) < 2:
         raise SystemExit(f"An ensemble needs at least two networks, got {len(options.runs)}.")
     dataset = ConformerDataset(options.data)
-    data = list(dataset[dataset.split().val])
+    split = dataset.split()
+    data = list(dataset[split.val])
     reference = np.array([float(molecule.dipole_magnitude) for molecule in data])
     members: list[list[Prediction]] = []
     times = []
     for run in options.runs:
         model, _ = load_model(run / "model.safetensors" if run.is_dir() else run)
-        if model.calibration is None:
-            raise SystemExit(f"{run} has no error bars; train it with dipolegnn train, or fit.")
+        if model.calibration is None:  # from before there were error bars
+            calibrate_on(model, DipoleDataModule(dataset, split))
         predict(model, data[:100])  # loads the kernels
         start = time.perf_counter()
         members.append(predict(model, data, progress=True))
