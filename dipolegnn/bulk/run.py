@@ -100,11 +100,14 @@ def predict_files(
         JobMismatch: Beside the table lie parts of another job.
         MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
             until then is kept.
-        ValueError: An unknown suffix, or ``workers`` or ``part_records`` below 1.
+        ValueError: An unknown suffix, a table in the place of one of the files, or ``workers`` or
+            ``part_records`` below 1.
     """
     for name, value in (("workers", workers), ("part_records", part_records)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if Path(output).resolve() in [Path(path).resolve() for path in paths]:
+        raise ValueError(f"{output} is one of the files of molecules; choose another output.")
     start = time.monotonic()
     config = conformers or ConformerConfig()
     if device is None:

@@ -307,6 +307,14 @@ def test_numbers_below_one(smi: Path, models: ModelChoice, tmp_path: Path) -> No
         predict_files([smi], tmp_path / "o.csv", models, part_records=0)
 
 
+def test_a_file_is_not_written_over(models: ModelChoice, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("smiles\nO\n")
+    with pytest.raises(ValueError, match="is one of the files of molecules; choose another output"):
+        predict_files([path], tmp_path / "." / "list.csv", models)
+    assert path.read_text() == "smiles\nO\n"
+
+
 def test_an_unknown_table(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"o\.xls: unknown suffix, expected one of \.csv"):
         predict_files([smi], tmp_path / "o.xls", models)
