@@ -498,6 +498,33 @@ def test_coverage(
     assert (tmp_path / "out" / "coverage.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_learning_curves(
+    project_root: Path, qm9_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = module(project_root, "learning_curve")
+    sizes = (1000, 20000, 108762)
+    assert [curve.epochs_of(size, 800_000) for size in sizes] == [100, 40, 8]
+    run = tmp_path / "run"
+    words = ["--data", str(qm9_data), "--output", str(run), "--fast", "--sizes", "4", "2"]
+    words += ["--kinds", "painn-dipole", "schnet-atomwise"]
+    curve.main(words)
+    with (run / "learning_curve.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["molecules"], row["kind"]) for row in rows] == [
+        ("2", "painn-dipole"),
+        ("2", "schnet-atomwise"),
+        ("4", "painn-dipole"),
+        ("4", "schnet-atomwise"),
+    ]
+    assert all(float(row["test_mae"]) > 0 for row in rows)
+    table = (run / "learning_curve.md").read_text()
+    assert f"| 4 | {float(rows[2]['test_mae']):.4f} (1) |" in table
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    curve.main(words)  # nothing is trained twice
+    assert "molecules, 1 epochs" not in capsys.readouterr().out
+
+
 def test_error_bars_of_an_ensemble(project_root: Path, tmp_path: Path) -> None:
     ensemble = module(project_root, "ensemble")
     generator = np.random.default_rng(1)
