@@ -76,8 +76,8 @@ LIGHT = Recipe(
     TrainConfig(max_epochs=35, batch_size=50, lr=1e-3, loss="huber", scheduler="onecycle"),
 )
 # The best by validation so far, together with --vectors. Beta is below the errors aimed at, because
-# what counts is their mean.
-BEST = Recipe(LIGHT.model, replace(LIGHT.train, max_epochs=30, huber_beta=0.02))
+# what counts is their mean. 30 epochs instead of 60 gave errors larger by a quarter.
+BEST = Recipe(LIGHT.model, replace(LIGHT.train, max_epochs=60, huber_beta=0.02))
 RECIPES = {"original": ORIGINAL, "corrected": CORRECTED, "light": LIGHT, "best": BEST}
 
 FAST_MOLECULES = 60

@@ -5,7 +5,9 @@ part (5,000) and measures once on the test part (5,000). By default on the magni
 which are CC0; the vectors of that file are derived from CHAMPS (CC BY-NC-SA 4.0).
 
 ``--geometry mmff94s`` trains on the same labels at the geometries of a force field, so that the
-model expects what comes from a SMILES.
+model expects what comes from a SMILES. ``--smallest`` trains on the data set ``datasets/smallest``
+as well, because QM9 has few molecules of one to three heavy atoms; none that QM9's validation and
+test parts have.
 
 The result is written to ``RUN/metrics.json``; an interrupted run goes on with ``--resume``.
 """
@@ -13,6 +15,7 @@ The result is written to ``RUN/metrics.json``; an interrupted run goes on with `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,14 +23,16 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from force_field import relax_all
-from reference_data import data_folder, read_arrays, read_npz
+from force_field import perceived, relax_all
+from rdkit import Chem
+from reference_data import ROOT, data_folder, read_arrays, read_npz
 
+from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, Split, save_dataset
 from dipolegnn.evaluation import describe_metrics, evaluate
-from dipolegnn.molecules import Molecules
+from dipolegnn.molecules import MoleculeError, Molecules, canonical_smiles
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import learning_curve, parity_plot
 from dipolegnn.training import RunFolder, fit, read_history
@@ -40,6 +45,15 @@ MODEL = ModelConfig()
 TRAIN = TrainConfig(max_epochs=20, batch_size=64, lr=1e-3, huber_beta=0.02)
 
 FAST_MOLECULES = 20
+
+SMALLEST_ATOMS = 3
+"""Heavy atoms of the molecules of datasets/smallest at most."""
+
+REPEATS = 16
+"""Times that each of them is trained on: there are 73 of them among a hundred thousand."""
+
+FIRST_SMALLEST = 1_000_000
+"""Their numbers begin here, beyond QM9's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +78,8 @@ class Options:
     """Train on the dipole vectors where they are sure, instead of the magnitudes alone."""
     geometry: Literal["b3lyp", "mmff94s"] = "b3lyp"
     """b3lyp: that of QM9. mmff94s: relaxed from there by the force field of from_smiles."""
+    smallest: bool = False
+    """Train on the smallest molecules, labelled for this project, as well."""
     start: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from the weights of this model.safetensors, of the same architecture."""
     max_epochs: int = TRAIN.max_epochs
@@ -85,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     source = data_folder(options.data, FILE)
     name = "qm9" if options.geometry == "b3lyp" else f"qm9-{options.geometry}"
-    marks = ["vectors"] * options.vectors + ["fast"] * options.fast
+    marks = ["vectors"] * options.vectors + ["smallest"] * options.smallest
+    marks += ["fast"] * options.fast
     folder = (options.dataset or options.output) / "-".join([name, *marks])
     if not (folder / "card.yaml").exists():
         convert(source / FILE, folder, options)
@@ -144,6 +161,27 @@ def started(path: Path, config: ModelConfig) -> DipoleModel:
     return model
 
 
+def smallest(held_back: Sequence[Data]) -> list[Data]:
+    """The smallest molecules, each several times, without those that are held back.
+
+    Args:
+        held_back: The molecules of the validation and test parts.
+    """
+    taken = set()
+    for data in held_back:
+        if int((data.z > 1).sum()) <= SMALLEST_ATOMS:
+            with suppress(MoleculeError):
+                taken.add(Chem.MolToSmiles(Chem.RemoveHs(perceived(data))))
+    found = []
+    for data in ConformerDataset(ROOT / "datasets" / "smallest"):
+        if canonical_smiles(data.smiles) not in taken:
+            data.dipole.fill_(torch.nan)  # magnitudes alone, as those of QM9
+            data.mol_id += FIRST_SMALLEST
+            found.append(data)
+    print(f"{len(found)} of the smallest molecules, {REPEATS} times each")
+    return [data.clone() for _ in range(REPEATS) for data in found]
+
+
 def convert(path: Path, folder: Path, options: Options) -> None:
     """Makes a data set of the file, with its split."""
     part = read_arrays(path)["split"]
@@ -156,6 +194,10 @@ def convert(path: Path, folder: Path, options: Options) -> None:
     if molecules.failures:  # The split counts on every molecule.
         raise SystemExit(f"{path.name} cannot be used: {molecules.failures[0].problem}.")
     number = np.repeat(np.arange(3), [len(every) for every in rows])
+    if options.smallest:
+        more = smallest([data for data, n in zip(molecules.data, number, strict=True) if n > 0])
+        molecules = Molecules(molecules.data + more, molecules.failures)
+        number = np.concatenate([number, np.zeros(len(more), dtype=number.dtype)])
     if options.geometry == "mmff94s":
         found, failures = relax_all(molecules.data)
         number = number[[data is not None for data in found]]
