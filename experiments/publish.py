@@ -17,13 +17,14 @@ import numpy as np
 import tyro
 from force_field import relax_all
 from numpy.typing import NDArray
-from reference_data import data_folder, read_arrays, read_npz
+from reference_data import ROOT, data_folder, read_arrays, read_npz
 from rich.progress import track
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.calibrate import calibrate
 from dipolegnn.checkpoint import JSON, load_model, save_model
 from dipolegnn.config import XTBConfig
+from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.nn import DipoleHead, DipoleModel
 from dipolegnn.predict import predict
@@ -54,6 +55,8 @@ class Options:
     calibrated: int = 10_000
     """Molecules of the training part that the error bars rest on, and at most so many of the
     validation part; 0: no error bars."""
+    smallest: bool = False
+    """The model was trained with qm9.py --smallest, so that its error bars know such molecules."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             like_training(molecules(path, part, number, options.calibrated), geometry)
             for number in (0, 1)
         )
+        if options.smallest:
+            few = list(ConformerDataset(ROOT / "datasets" / "smallest"))
+            training = [*training, *like_training(few, geometry)]
         calibrate(model, batches(training), batches(validation))
     rows = np.flatnonzero(part == 2)[: options.measured]
     test = read_npz(path, number="qm9_index", vectors=True, rows=rows).data
