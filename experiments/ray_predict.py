@@ -17,17 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import ray
 import tyro
 
 from dipolegnn.bulk.ray_data import ROWS_PER_TASK, predict_dataset, write_rows
 from dipolegnn.config import ConformerConfig
 from dipolegnn.models import ModelChoice
 from dipolegnn.units import duration
-
-# Ray reports its use to its makers unless told otherwise.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-import ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +54,8 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the pipeline."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    # Ray reports its use to its makers unless it is told otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # "local" rather than nothing: a cluster that happens to run here is not to be joined.
     ray.init(address=options.address or "local", include_dashboard=False)
     try:

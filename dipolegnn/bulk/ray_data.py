@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dipolegnn.bulk.blocks import (
@@ -169,6 +170,11 @@ def write_rows(dataset: ray.data.Dataset, output: str) -> Counts:
     Raises:
         ValueError: The folder exists.
     """
+    if "://" not in output and Path(output).exists():
+        raise ValueError(
+            f"{output} exists. Name another folder, or remove it: what a run that was broken off "
+            "has left in it is not complete, and is not gone on with."
+        )
     dataset.write_parquet(output, mode=ray.data.SaveMode.ERROR)
     rows = failures = 0
     problems = ray.data.read_parquet(output).select_columns(["problem"])

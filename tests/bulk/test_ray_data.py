@@ -163,7 +163,8 @@ def test_rows_are_those_of_one_machine_though_workers_are_killed(
     found.sort(key=lambda row: row["number"])
     assert [(row["number"], row["Smiles"]) for row in found] == list(enumerate(SMILES, start=1))
     one = tmp_path / "one.parquet"
-    predict_files([rows], one, models, workers=1, **options)
+    # In batches of the same size, as single precision is felt in the sixth decimal.
+    predict_files([rows], one, models, workers=1, part_records=len(FAILING), **options)
     expected = {row["row"]: row for row in parquet.read_table(one).to_pylist()}
     failures = {failure.row: failure for failure in read_failures(failures_path(one))}
     assert len(failures) >= len(FAILING)
@@ -180,8 +181,7 @@ def test_rows_are_those_of_one_machine_though_workers_are_killed(
         other = expected[row["number"]]
         for name in PREDICTION_COLUMNS:
             if isinstance(other[name], float | list):
-                # Single precision, in batches of another size.
-                assert row[name] == pytest.approx(other[name], abs=2e-6, rel=1e-6), name
+                assert row[name] == pytest.approx(other[name], abs=2e-6), name
             else:
                 assert row[name] == other[name], name
 
