@@ -40,6 +40,7 @@ ONLY_IN = {
     "tblite": "labels/",
     "pyscf": "labels/",
     "pyarrow": "molecules/tables.py",
+    "ray": "bulk/ray_data.py",
 }
 """Where in the package a library may be imported."""
 
@@ -192,6 +193,12 @@ def test_import_is_silent_and_light() -> None:
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_bulk_does_without_ray() -> None:
+    code = "import dipolegnn.bulk, sys; assert 'ray' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_public_names_are_silent() -> None:

@@ -574,3 +574,18 @@ def test_throughput(project_root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert (run / "throughput.png").stat().st_size > 5000
     with gzip.open(run / "predictions.csv.gz", "rt") as file:
         assert len(file.readlines()) == 4
+
+
+def test_ray_predict(project_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs ray[data]")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows, out = tmp_path / "rows.parquet", tmp_path / "out"
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "SMILES": ["O", "C1", "CO"]}), rows)
+    words = ["--input", str(rows), "--output", str(out), "--conformers", "2"]
+    done = script(project_root, "ray_predict", *words)
+    assert done.returncode == 0, done.stderr
+    assert "2 molecules and 1 failures" in done.stdout
+    found = sorted(parquet.read_table(out).to_pylist(), key=lambda row: row["id"])
+    assert [row["stage"] for row in found] == [None, "read", None]
+    assert 1.4 < found[0]["magnitude_D"] < 2.2

@@ -173,14 +173,7 @@ class _Parquet:
 
     def __init__(self) -> None:
         self.arrow, self.parquet = import_pyarrow()
-        text, whole, number = self.arrow.string(), self.arrow.int64(), self.arrow.float64()
-        kinds = {"row": whole, "charge_e": whole, "conformers": whole} | dict.fromkeys(
-            ("positions_angstrom", "atomic_charges_e"), self.arrow.list_(number)
-        )
-        self.schema = self.arrow.schema(
-            (name, kinds.get(name, number if name.endswith("_D") else text))
-            for name in Line._fields
-        )
+        self.schema = arrow_schema(Line._fields)
 
     def write_part(self, file: IO[bytes], lines: Sequence[Line]) -> None:
         rows = [line._asdict() for line in lines]
@@ -190,6 +183,20 @@ class _Parquet:
         with self.parquet.ParquetWriter(file, self.schema) as writer:
             for part in parts:
                 writer.write_table(self.parquet.read_table(part, schema=self.schema))
+
+
+def arrow_schema(names: Sequence[str]) -> Any:
+    """The Arrow schema of columns, whose names say what they hold.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow, _ = import_pyarrow()
+    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
+    kinds = dict.fromkeys(("row", "charge_e", "conformer", "conformers"), whole)
+    kinds |= dict.fromkeys(("positions_angstrom", "atomic_charges_e"), arrow.list_(number))
+    kinds |= {name: number for name in names if name.endswith(("_D", "_kcal_per_mol"))}
+    return arrow.schema((name, kinds.get(name, text)) for name in names)
 
 
 def _format_of(output: Path) -> _Format:

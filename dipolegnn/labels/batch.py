@@ -72,10 +72,7 @@ def label_many(
             disable=not progress,
         ):
             if isinstance(outcome, Lost):
-                outcome = MoleculeError(
-                    f"No label: {outcome.reason}",
-                    remedy="Try it alone, with one worker, or take another level of theory",
-                )
+                outcome = lost_label(outcome)
             else:
                 book.add(keys[todo[position]], outcome)
             outcomes[todo[position]] = outcome
@@ -96,14 +93,32 @@ def label_many(
 def _results(
     data: list[Data], method: XTBConfig | DFTConfig, workers: int
 ) -> Iterator[tuple[int, Label | MoleculeError | Lost]]:
-    task = partial(_label_one, method=method)
+    task = partial(label_one, method=method)
     if workers == 1:
         return ((i, task(molecule)) for i, molecule in enumerate(data))
-    time_limit = XTB_TIME_LIMIT_S if isinstance(method, XTBConfig) else DFT_TIME_LIMIT_S
-    return run_tasks(task, data, workers=workers, time_limit=time_limit)
+    return run_tasks(task, data, workers=workers, time_limit=label_time_limit(method))
 
 
-def _label_one(data: Data, method: XTBConfig | DFTConfig) -> Label | MoleculeError:
+def label_time_limit(method: XTBConfig | DFTConfig) -> float:
+    """Seconds after which a molecule is given up that a worker labels."""
+    return XTB_TIME_LIMIT_S if isinstance(method, XTBConfig) else DFT_TIME_LIMIT_S
+
+
+def lost_label(lost: Lost) -> MoleculeError:
+    """What became of a molecule that crashed its worker or kept it busy for too long."""
+    return MoleculeError(
+        f"No label: {lost.reason}",
+        remedy="Try it alone, with one worker, or take another level of theory",
+    )
+
+
+def label_one(data: Data, *, method: XTBConfig | DFTConfig) -> Label | MoleculeError:
+    """The label of one molecule, or why there is none.
+
+    Args:
+        data: Molecule; not changed.
+        method: Level of theory, and whether to relax first.
+    """
     try:
         return label_of(
             label(

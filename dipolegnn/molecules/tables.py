@@ -57,13 +57,13 @@ def parquet_rows(
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = {"smiles": names[_find(names, columns.smiles)]}
+            wanted = {"smiles": names[find_column(names, columns.smiles)]}
             if columns.name is not None:
-                wanted["name"] = names[_find(names, columns.name)]
+                wanted["name"] = names[find_column(names, columns.name)]
             elif alike := [name for name in names if name.lower() == "name"]:
                 wanted["name"] = alike[0]
             if columns.magnitude is not None:
-                wanted["magnitude"] = names[_find(names, columns.magnitude)]
+                wanted["magnitude"] = names[find_column(names, columns.magnitude)]
             row = 0
             for batch in file.iter_batches(PARQUET_ROWS, columns=list(set(wanted.values()))):
                 cells = {key: batch.column(name).to_pylist() for key, name in wanted.items()}
@@ -123,10 +123,10 @@ def csv_rows(
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(itertools.chain([header], rest), delimiter=delimiter, strict=True)
     names = [name.strip() for name in next(reader)]
-    smiles_at = _find(names, columns.smiles)
-    magnitude_at = None if columns.magnitude is None else _find(names, columns.magnitude)
+    smiles_at = find_column(names, columns.smiles)
+    magnitude_at = None if columns.magnitude is None else find_column(names, columns.magnitude)
     if columns.name is not None:
-        name_at: int | None = _find(names, columns.name)
+        name_at: int | None = find_column(names, columns.name)
     else:
         name_at = next((i for i, name in enumerate(names) if name.lower() == "name"), None)
     row = 0
@@ -156,7 +156,12 @@ def table_row(row: int, smiles: str, name: str, magnitude: str, source: str) -> 
         return Failure.from_error(located, "read")
 
 
-def _find(names: Sequence[str], wanted: str) -> int:
+def find_column(names: Sequence[str], wanted: str) -> int:
+    """Where a column is among those of a table; upper and lower case need not match.
+
+    Raises:
+        MoleculeError: There is none, or several that differ in case alone.
+    """
     if wanted in names:
         return names.index(wanted)
     alike = [i for i, name in enumerate(names) if name.lower() == wanted.lower()]

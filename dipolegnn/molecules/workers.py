@@ -18,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
@@ -32,9 +32,13 @@ START_LIMIT_S = 300.0
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the result of a task whose worker crashed, hung or raised; ``reason`` says how."""
+    """Stands for the result of a task whose worker crashed, hung or raised; ``reason`` says how.
+
+    ``died`` is set if its process died, which may be due to something else on the machine.
+    """
 
     reason: str
+    died: bool = field(default=False, compare=False)
 
 
 def run_tasks(
@@ -60,12 +64,7 @@ def run_tasks(
         RuntimeError: A worker does not even start.
     """
     with Pool(function, workers=workers, time_limit=time_limit) as pool:
-        for index, task in enumerate(tasks):
-            while pool.full:
-                yield from pool.results()
-            pool.give(index, task)
-        while pool.unfinished:
-            yield from pool.results()
+        yield from pool.run(tasks)
 
 
 class Pool(Generic[Task, Result]):
@@ -98,8 +97,27 @@ class Pool(Generic[Task, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends all workers; those tasks that are unfinished are forgotten."""
         for worker in self._pool:
             worker.stop()
+        self._pool.clear()
+        self._again.clear()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Result | Lost]]:
+        """As :func:`run_tasks`; the workers wait for what comes next."""
+        try:
+            for index, task in enumerate(tasks):
+                while self.full:
+                    yield from self.results()
+                self.give(index, task)
+            while self.unfinished:
+                yield from self.results()
+        except BaseException:  # what is under way must not be taken for the next results
+            self.stop()
+            raise
 
     @property
     def unfinished(self) -> int:
@@ -176,7 +194,7 @@ class Worker(Generic[Task, Result]):
         try:
             message = self.connection.recv_bytes()
         except (EOFError, ConnectionError):
-            return self._lost(f"the worker process died ({self._exit_status()})")
+            return self._lost(f"the worker process died ({self._exit_status()})", died=True)
         succeeded, result = pickle.loads(message)
         self.deadline = time.monotonic() + self.time_limit  # for the next task
         if not self.ready:
@@ -203,14 +221,14 @@ class Worker(Generic[Task, Result]):
         with contextlib.suppress(ConnectionError):
             self.connection.send_bytes(pickle.dumps(message))
 
-    def _lost(self, reason: str) -> tuple[int, Lost]:
+    def _lost(self, reason: str, died: bool = False) -> tuple[int, Lost]:
         self.stop()
         if not self.ready:
             raise RuntimeError(
                 f"A worker process could not start: {reason}. Use one worker to see why."
             )
         index, _ = self.tasks.popleft()
-        return index, Lost(reason)
+        return index, Lost(reason, died)
 
     def _exit_status(self) -> str:
         code = self.process.wait()

@@ -1,0 +1,118 @@
+"""What is done to a block of rows, without Ray."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dipolegnn.bulk.blocks import (
+    FAILURE_COLUMNS,
+    LABEL_COLUMNS,
+    PREDICTION_COLUMNS,
+    PredictBlock,
+    _apart,
+    embed_block,
+    label_block,
+)
+from dipolegnn.checkpoint import save_model
+from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
+from dipolegnn.models import ModelChoice
+from dipolegnn.molecules.workers import Lost, Pool
+from dipolegnn.nn import build_model
+
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def block(*smiles: str | None) -> Any:
+    numbers = pyarrow.array(range(len(smiles)), pyarrow.int64())
+    return pyarrow.table({"id": numbers, "smiles": pyarrow.array(smiles, pyarrow.string())})
+
+
+@pytest.fixture(scope="module")
+def embed() -> partial[Any]:
+    return partial(embed_block, smiles_column="smiles", config=ConformerConfig())
+
+
+@pytest.fixture
+def predict_block(tmp_path: Path) -> PredictBlock:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    save_model(path, build_model(ModelConfig(hidden_channels=16, num_interactions=1)), {})
+    return PredictBlock(ModelChoice(path), 298.15, 0.9, "cpu")
+
+
+def test_a_block_of_failures_has_the_types_of_any_other(
+    embed: partial[Any], predict_block: PredictBlock
+) -> None:
+    fine, failed, empty = (embed(block(*smiles)) for smiles in (("O",), ("C1", None), ()))
+    label = partial(label_block, method=XTBConfig())
+    for step, added in ((predict_block, PREDICTION_COLUMNS), (label, LABEL_COLUMNS)):
+        schemas = [step(rows).schema for rows in (fine, failed, empty)]
+        assert schemas[0].names == ["id", "smiles", *added, *FAILURE_COLUMNS]
+        assert schemas[0] == schemas[1] == schemas[2]
+        found = pyarrow.concat_tables([step(rows) for rows in (failed, fine)]).to_pylist()
+        assert [row["magnitude_D"] is None for row in found] == [True, True, False]
+        assert [row["stage"] for row in found] == ["read", "read", None]
+        assert "SMILES" in found[0]["problem"]
+        assert found[0]["remedy"]
+
+
+def test_what_a_model_cannot_do_is_a_failure_too(embed: partial[Any]) -> None:
+    predict_block = PredictBlock(ModelChoice(Path("painn-qm9")), 298.15, 0.9, "cpu")
+    chlorine, water = predict_block(embed(block("CCl", "O"))).to_pylist()
+    assert (chlorine["stage"], chlorine["magnitude_D"]) == ("predict", None)
+    assert "Cl" in chlorine["problem"]
+    assert (water["stage"], water["model"]) == (None, "painn-qm9")
+    assert water["symbols"] == "O H H"
+    assert (len(water["positions_angstrom"]), len(water["atomic_charges_e"])) == (9, 3)
+
+
+def test_each_conformer_is_labelled() -> None:
+    embedded = embed_block(
+        block("C1", "CCCO"), smiles_column="smiles", config=ConformerConfig(conformers=3)
+    )
+    failed, *conformers = label_block(embedded, method=XTBConfig()).to_pylist()
+    assert (failed["id"], failed["conformer"], failed["stage"]) == (0, None, "read")
+    assert [(row["id"], row["conformer"]) for row in conformers] == [(1, 1), (1, 2), (1, 3)]
+    assert len({row["energy_kcal_per_mol"] for row in conformers}) >= 2  # or mirror images
+    # A relaxation of no steps fails.
+    hasty = XTBConfig(optimize=True, max_steps=0)
+    rows = label_block(embedded, method=hasty).to_pylist()
+    assert [row["stage"] for row in rows] == ["read", "label", "label", "label"]
+    assert [row["conformer"] for row in rows] == [None, 1, 2, 3]
+    assert all(row["dipole_x_D"] is None for row in rows)
+
+
+def test_what_is_lost_is_tried_once_more(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    # The first worker that is asked dies, the next one finds the marker.
+    once = f"open({str(marker)!r}, 'x') and __import__('os')._exit(3)"
+    once = f"__import__('os').path.exists({str(marker)!r}) or ({once})"
+    pool = Pool[str, object](eval, workers=1, time_limit=30.0, ahead=2)
+    with pool:
+        found = _apart(pool, ["1 + 1", once, "__import__('os')._exit(4)", "2 + 2"])
+        assert found == [2, True, Lost("the worker process died (exit status 4)"), 4]
+        # The worker is there for what comes next.
+        assert _apart(pool, ["3 + 3"]) == [6]
+        assert _apart(pool, []) == []
+
+
+def test_nothing_of_what_was_interrupted_is_taken_for_a_result() -> None:
+    with Pool[str, object](eval, workers=1, time_limit=30.0, ahead=2) as pool:
+        results = pool.run(["1", "2", "3"])
+        assert next(results) == (0, 1)
+        del results
+        assert pool.unfinished == 0
+        assert _apart(pool, ["4", "5"]) == [4, 5]
+
+
+def test_models_travel() -> None:
+    models = ModelChoice(None)
+    name = models.for_geometry(embedded=True).name
+    copy = pickle.loads(pickle.dumps(models))
+    assert copy.for_geometry(embedded=True).name == name
