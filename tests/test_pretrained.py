@@ -81,13 +81,22 @@ def test_dipoles_point_from_negative_to_positive(
     assert found.magnitude == pytest.approx(reference, abs=0.3)
 
 
-def test_molecules_that_are_too_small_are_doubted() -> None:
-    (formaldehyde,) = predict(load_pretrained("painn-qm9-mmff94s"), from_smiles("C=O"))
-    assert formaldehyde.error is not None
-    assert "2 heavy atoms" in "; ".join(formaldehyde.error.doubts)
+def test_molecules_that_are_too_large_are_doubted() -> None:
+    (decane,) = predict(load_pretrained("painn-qm9-mmff94s"), from_smiles("CCCCCCCCCC"))
+    assert decane.error is not None
+    assert "10 heavy atoms" in "; ".join(decane.error.doubts)
     (ether,) = predict(load_pretrained("painn-qm9-mmff94s"), from_smiles("CCOCC"))
     assert ether.error is not None
     assert ether.error.doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("smiles", "b3lyp"), [("O", 1.80), ("N", 1.51), ("C=O", 2.10), ("C#N", 2.87), ("CO", 1.51)]
+)
+@pytest.mark.parametrize("name", ["painn-qm9", "painn-qm9-mmff94s"])
+def test_the_smallest_molecules(name: str, smiles: str, b3lyp: float) -> None:
+    (found,) = predict(load_pretrained(name), from_smiles(smiles))
+    assert found.magnitude == pytest.approx(b3lyp, abs=0.15)
 
 
 def test_from_pretrained() -> None:

@@ -105,6 +105,19 @@ def test_large_files_and_other_programs(
     assert float(in_onnx.split("]")[0]) == pytest.approx(water, abs=1e-4)
 
 
+def test_several_machines(
+    project_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    (code,) = (block for block in blocks(project_root, "py") if "import ray" in block)
+    code = f"import ray\nray.init(num_cpus=2, include_dashboard=False)\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Counts(molecules=2, failures=1)" in done.stdout
+    assert list((folder / "predicted").glob("*.parquet"))
+
+
 def test_named_files_and_targets_are_there(project_root: Path) -> None:
     text = (project_root / "README.md").read_text()
     for name in re.findall(r"`((?:dipolegnn|datasets|experiments)/[\w/.]*)`", text):

@@ -4,8 +4,8 @@
 
 QM9 has few molecules of one to three heavy atoms, because there are few, and a model that was
 trained on QM9 alone is not good for them. These are those of `small_molecules`, at the geometries
-that they have there (relaxed with GFN2-xTB), labelled with B3LYP/6-31G(2df,p), as QM9 is (PySCF; five
-minutes on one core). With a journal a run that was killed goes on where it was.
+that they have there (relaxed with GFN2-xTB), labelled with B3LYP/6-31G(2df,p), as QM9 is (PySCF;
+five minutes on one core). With a journal a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
