@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -137,15 +137,40 @@ class Stops(Callback):
     Lightning (2.6.6) answers SIGTERM with a message to the other processes, for which it waits for
     ever if they are busy with another one. There is nothing to tell: what is worth keeping was
     written at the end of the last epoch. So SIGTERM does what Ctrl-C does.
+
+    An interrupt that comes while Python cleans up, or is called back from C, is lost. So it is
+    remembered, and looked for after each batch.
     """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def _remember(self) -> None:
+        self._told = True
+
+    def _stop_if_told(self) -> None:
+        if self._told:
+            raise KeyboardInterrupt
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the place of Lightning's handler, until Lightning puts back what was before."""
-        _interrupt_on_sigterm()
+        _interrupt_on_sigterm(self._remember)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the place of Lightning's handler, until Lightning puts back what was before."""
-        _interrupt_on_sigterm()
+        _interrupt_on_sigterm(self._remember)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stops now, if the interrupt was lost."""
+        self._stop_if_told()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Stops now, if the interrupt was lost."""
+        self._stop_if_told()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """Stops now, if the interrupt was lost."""
+        self._stop_if_told()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -161,7 +186,7 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    _interrupt_on_sigterm()
+    _interrupt_on_sigterm(lambda: None)
     try:
         yield
     except BaseException:
@@ -172,8 +197,9 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _interrupt_on_sigterm() -> None:
+def _interrupt_on_sigterm(remember: Callable[[], None]) -> None:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        remember()
         raise KeyboardInterrupt
 
     if _may_handle_signals():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from dipolegnn._pyg import Batch
 from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig
 from dipolegnn.training import FitResult, RunFolder, dipole_loss, fit, read_history
+from dipolegnn.training.devices import Stops
 from tests.training.toy import ToyDataset, toy_data, toy_model
 from tests.training.two_processes import IMPATIENT, ONE, TEST, TWO, VALIDATION, data
 
@@ -221,6 +225,21 @@ def test_sigterm_to_the_first_process_ends_both(tmp_path: Path, project_root: Pa
         os.kill(other, 0)
 
 
+def test_an_interrupt_that_is_lost_is_found_after_the_batch() -> None:
+    stops = Stops()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        stops.on_train_start(MagicMock(), MagicMock())
+        stops.on_train_batch_end()  # nothing has happened
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt):
+            stops.on_train_batch_end()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("devices", "num_nodes", "message"),
     [(0, 1, "devices must be at least 1, got 0"), (1, -1, "num_nodes must be at least 1, got -1")],
@@ -278,7 +297,10 @@ def test_every_weight_gets_a_gradient_from_every_batch(representation: Any, head
         assert without == []
 
 
-def test_fewer_test_molecules_than_devices_are_noticed_at_once(tmp_path: Path) -> None:
+def test_fewer_test_molecules_than_devices_are_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [__file__])  # xdist's processes have no script
     few = toy_data(TWO, count=10)
     few.split = replace(few.split, test=few.split.test[:1])
     with pytest.raises(ValueError, match="The test part has 1 structures for 2 devices"):
