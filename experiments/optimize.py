@@ -262,6 +262,8 @@ def write(study: Study, options: Options, console: Console) -> None:
         for name, draw in pictures.items():
             figure = draw().get_figure(root=True)
             assert figure is not None
+            if name == "parallel_coordinates":  # each axis has numbers beside it
+                figure.set_size_inches(2.0 + 1.3 * len(best.params), 5.0)
             figure.savefig(options.output / f"{name}.png", dpi=120, bbox_inches="tight")
 
 
