@@ -129,6 +129,7 @@ def traceable_radius_graph(pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
     molecule = segment_index(ptr, pos.size(0))  # [N]
     partners = ptr.diff()[molecule]  # [N], the atom itself among them
     first_pair = torch.cat([ptr.new_zeros(1), partners.cumsum(0)])  # [N + 1]
+    # int() would make it the number of the molecules that the program is traced with.
     pairs: int = first_pair[-1].item()  # type: ignore[assignment]
     target = segment_index(first_pair, pairs)  # [P]
     number = torch.arange(pairs, device=pos.device) - first_pair[target]

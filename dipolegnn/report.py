@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -179,10 +180,15 @@ def _cell(value: str | float | list[float] | None) -> str:
 
 def as_csv(report: Report) -> str:
     """One line per molecule; see :class:`Line`."""
+    return csv_text(lines(report))
+
+
+def csv_text(table: Sequence[Line]) -> str:
+    """A table as CSV, under a header line."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(Line._fields)
-    writer.writerows(line.cells() for line in lines(report))
+    writer.writerows(line.cells() for line in table)
     return text.getvalue()
 
 

@@ -166,6 +166,7 @@ def profile_one(what: str, path: Path, models: ModelChoice, folder: Path) -> Pro
     count = plain.molecules + plain.failures
     slower = profiled.seconds / plain.seconds
     times: dict[str, float] = {}
+    # Its get_stats_profile() tells functions apart by name alone; typeshed does not know "stats".
     for (file, _, function), (*_, cumulative, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         for step, (of_file, of_function) in STEPS.items():
             if function == of_function and file.endswith(of_file):

@@ -8,7 +8,6 @@ too, appears under its name only when it is complete.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
@@ -21,7 +20,7 @@ from typing import IO, Any, NamedTuple, Protocol, cast
 
 from dipolegnn.molecules import Failure, read_failures, write_failures
 from dipolegnn.molecules.tables import import_pyarrow
-from dipolegnn.report import Line
+from dipolegnn.report import Line, csv_text
 
 TABLES_OUT = (".csv", ".csv.gz", ".parquet")
 """Suffixes of tables that can be written."""
@@ -154,11 +153,7 @@ class _CSV:
         self.packed = packed
 
     def write_part(self, file: IO[bytes], lines: Sequence[Line]) -> None:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text)
-        writer.writerow(Line._fields)
-        writer.writerows(line.cells() for line in lines)
-        text.detach()  # flushes, and leaves the file open
+        file.write(csv_text(lines).encode())
 
     def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
         if not self.packed:
@@ -220,7 +215,11 @@ def join_csv(file: IO[bytes], parts: Sequence[Path]) -> None:
 
 @contextmanager
 def _complete(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it has been written, and is on the disk."""
+    """A file that appears under its name only when it has been written, and is on the disk.
+
+    Unlike :func:`dipolegnn.files.replacing` it outlives a loss of power, and what a kill leaves of
+    a file of gigabytes is written over by the next run.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.tmp")
     with growing.open("wb") as file:

@@ -54,8 +54,9 @@ class Progress:
         now = time.monotonic()
         rate = self.count / (now - self._start)
         share = position - self._first
-        left = (1 - position) / share * (now - self._start) if share > 0 else float("nan")
-        shown = f"{duration(left)} left" if left == left else ""
+        shown = ""
+        if share > 0:
+            shown = f"{duration((1 - position) / share * (now - self._start))} left"
         self._bar.update(
             self._task, completed=position, count=self.earlier + self.count, rate=rate, left=shown
         )
