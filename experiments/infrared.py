@@ -3,8 +3,8 @@
 The intensity of a vibration is the square of the change of the dipole moment along it. The
 vibrations come from the Hessian of GFN2-xTB (finite differences of its forces), the change of the
 dipole from the model, by automatic differentiation, and beside it from GFN2-xTB itself, by finite
-differences. ``painn-xtb`` has learnt GFN2-xTB's dipoles, so that the two should agree;
-``painn-qm9`` has learnt B3LYP's, at geometries at rest: neither has seen a molecule vibrate.
+differences. ``painn-xtb`` has learnt GFN2-xTB's dipoles, of displaced molecules as well, so that
+the two should agree; ``painn-qm9`` has learnt B3LYP's, and has not seen a molecule away from rest.
 
 It writes ``RUN/infrared.png``, ``RUN/infrared.csv`` (each vibration) and ``RUN/infrared.json``.
 """
