@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import dipolegnn
@@ -72,7 +72,8 @@ def save_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JS
         name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()
     }
     with replacing(path) as temporary:
-        save_file(weights, temporary, {_KEY: json.dumps(metadata)})
+        # Not save_file(), whose files only their owner may read.
+        temporary.write_bytes(save(weights, {_KEY: json.dumps(metadata)}))
 
 
 def load_model(path: str | Path) -> tuple[DipoleModel, dict[str, JSON]]:

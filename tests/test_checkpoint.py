@@ -92,6 +92,12 @@ def change_metadata(path: Path, **changes: object) -> None:
     save_file(load_file(path), path, {"dipolegnn": json.dumps({**metadata, **changes})})
 
 
+def test_others_may_read_it_as_any_file(path: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model file .*nowhere.*dipolegnn train"):
         load_model(tmp_path / "nowhere.safetensors")
@@ -150,11 +156,12 @@ def test_weights_of_another_architecture(path: Path) -> None:
 def test_a_failed_save_leaves_the_earlier_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 
-    def fail(weights: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
-        Path(file).write_bytes(b"half")
+    def fail(file: Path, content: bytes) -> int:
+        with file.open("wb") as half:
+            half.write(content[: len(content) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr("dipolegnn.checkpoint.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model(path, toy_model(), {})
     assert path.read_bytes() == before
