@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
 
-from dipolegnn.molecules import Failure, read_failures, write_failures
+from dipolegnn.molecules import Failure, failures_text, read_failures
 from dipolegnn.molecules.tables import import_pyarrow
 from dipolegnn.report import Line, csv_text
 
@@ -73,7 +73,8 @@ class Parts:
     def write(self, number: int, lines: Sequence[Line], failures: Sequence[Failure]) -> Counts:
         """Writes a part; it is complete when the last of its files is there."""
         counts = Counts(len(lines), len(failures))
-        write_failures(self._failures(number), failures)
+        with _complete(self._failures(number)) as file:
+            file.write(failures_text(failures).encode())
         with _complete(self._lines(number)) as file:
             self._format.write_part(file, lines)
         with _complete(self.folder / f"{number:08}.counts.json") as file:

@@ -14,7 +14,13 @@ from dipolegnn.molecules.chemistry import (
     to_rdkit,
 )
 from dipolegnn.molecules.conformers import from_smiles
-from dipolegnn.molecules.errors import Failure, MoleculeError, read_failures, write_failures
+from dipolegnn.molecules.errors import (
+    Failure,
+    MoleculeError,
+    failures_text,
+    read_failures,
+    write_failures,
+)
 from dipolegnn.molecules.files import read_file, read_text, text_of, write_file
 from dipolegnn.molecules.molecule import Molecules, make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
@@ -29,6 +35,7 @@ __all__ = [
     "canonical_smiles",
     "count_atoms",
     "embed_smiles",
+    "failures_text",
     "from_ase",
     "from_rdkit",
     "from_smiles",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -92,13 +93,19 @@ _COLUMNS = [field.name for field in fields(Failure)]
 
 def write_failures(path: str | Path, failures: Sequence[Failure]) -> None:
     """Write the failures table as CSV; the header is there even if nothing failed."""
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for failure in failures:
-            row = "" if failure.row is None else failure.row
-            rest = (failure.molecule, failure.stage, failure.problem, failure.remedy)
-            writer.writerow((failure.source, row, *rest))
+    Path(path).write_text(failures_text(failures), encoding="utf-8", newline="")
+
+
+def failures_text(failures: Sequence[Failure]) -> str:
+    """What :func:`write_failures` writes."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
+    for failure in failures:
+        row = "" if failure.row is None else failure.row
+        rest = (failure.molecule, failure.stage, failure.problem, failure.remedy)
+        writer.writerow((failure.source, row, *rest))
+    return text.getvalue()
 
 
 def read_failures(path: str | Path) -> list[Failure]:
