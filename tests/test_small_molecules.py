@@ -240,3 +240,29 @@ def test_displaced_copies(load: Callable[[str], ModuleType], tmp_path: Path) -> 
     parts = [set(dataset.mol_ids()[part].tolist()) for part in (split.train, split.val, split.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 5
     assert sum(map(len, (split.train, split.val, split.test))) == 15
+
+
+def test_grown_molecules(
+    load: Callable[[str], ModuleType], molecules: list[Data], tmp_path: Path
+) -> None:
+    path = tmp_path / "grown.smi"
+    load("grow").main(["--output", str(path), "--count", "300"])
+
+    grown = path.read_text().splitlines()
+    assert len(set(grown)) == len(grown) == 300
+    assert grown == [Chem.MolToSmiles(Chem.MolFromSmiles(smiles)) for smiles in grown]
+    assert not {data.smiles for data in molecules} & set(grown)
+    allow = load("rules").Rules().allow
+    assert all(allow(Chem.MolFromSmiles(smiles)) for smiles in grown)
+    # From parents all over the data set.
+    assert len({Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() for smiles in grown}) > 2
+
+
+def test_what_has_grown_grows_on(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    path = tmp_path / "grown.smi"
+    load("grow").main(["--output", str(path), "--count", "2000", "--parents", "1"])
+
+    largest_group = 4
+    heavy = [Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() for smiles in path.read_text().split()]
+    assert len(heavy) == 2000
+    assert max(heavy) > 1 + largest_group

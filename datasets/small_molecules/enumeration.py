@@ -98,12 +98,7 @@ def enumerate_molecules(seed: int, largest: int = 8) -> list[str]:
     parents: list[str] = []
     kept: list[str] = []
     with rdBase.BlockLogs():  # a move that breaks a valence rule is thrown out, not reported
-        tools = _Tools(
-            np.random.default_rng(seed),
-            Rules(),
-            {s: _editable(s) for s in (*itertools.chain(*GROUPS.values()), "[O-]")},
-            {Chem.MolToSmiles(mol): mol for mol in map(Chem.MolFromSmiles, SEEDS)},
-        )
+        tools = _tools(seed)
         for size in range(1, largest + 1):
             found = {s: mol for s, mol in tools.seeds.items() if mol.GetNumHeavyAtoms() == size}
             for smiles in parents:
@@ -120,6 +115,45 @@ def enumerate_molecules(seed: int, largest: int = 8) -> list[str]:
             if size < largest:
                 parents += _sample(found, PARENTS, tools)
         return _merge(kept, _substituted_rings(largest, tools))
+
+
+def grow_further(parents: list[str], seed: int) -> Iterator[str]:
+    """Canonical SMILES of what moves make of molecules, each once and none of `parents`.
+
+    Every move is tried, on one parent after the other in random order and then on what they grew
+    into, and nothing is sampled: it is for those who want many molecules, and does not end. The
+    rules hold.
+
+    Args:
+        parents: Canonical SMILES of molecules that were enumerated.
+        seed: Seed of the order.
+    """
+    seen = set(parents)
+    with rdBase.BlockLogs():
+        tools = _tools(seed)
+        largest_group = max(group.GetNumAtoms() for group in tools.groups.values())
+        queue = [parents[k] for k in tools.rng.permutation(len(parents))]
+        for smiles in queue:  # becomes longer while it is walked through
+            parent = _editable(smiles)
+            for grows_by in range(1, largest_group + 1):
+                for move in _moves(parent, grows_by, tools.groups):
+                    child = _apply(parent, move, tools.groups)
+                    if child is None or child in seen:
+                        continue
+                    seen.add(child)
+                    if tools.rules.allow(Chem.MolFromSmiles(child)):
+                        queue.append(child)
+                        yield child
+
+
+def _tools(seed: int) -> _Tools:
+    """What every step needs."""
+    return _Tools(
+        np.random.default_rng(seed),
+        Rules(),
+        {s: _editable(s) for s in (*itertools.chain(*GROUPS.values()), "[O-]")},
+        {Chem.MolToSmiles(mol): mol for mol in map(Chem.MolFromSmiles, SEEDS)},
+    )
 
 
 def _merge(molecules: list[str], more: list[str]) -> list[str]:
