@@ -74,6 +74,10 @@ class Options:
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")
     ] = None
     """Train on so many molecules, drawn by the seed."""
+    validation: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")
+    ] = None
+    """Validate on so many molecules, drawn by the seed: all are many for a few training ones."""
     vectors: bool = False
     """Train on the dipole vectors where they are sure, instead of the magnitudes alone."""
     geometry: Literal["b3lyp", "mmff94s"] = "b3lyp"
@@ -89,7 +93,7 @@ class Options:
     batch_size: int = TRAIN.batch_size
     """Molecules per step."""
     seed: int = 0
-    """Seed of the weights, of the order of the batches and of the draw of --molecules."""
+    """Seed of the weights, of the order of the batches and of the draws of molecules."""
     resume: bool = False
     """Go on with an interrupted run."""
     fast: bool = False
@@ -108,14 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         convert(source / FILE, folder, options)
     dataset = ConformerDataset(folder)
     split = dataset.split()
-    if options.molecules is not None:
-        if not 0 < options.molecules <= len(split.train):
-            raise SystemExit(
-                f"--molecules must be between 1 and {len(split.train)}, got {options.molecules}."
-            )
-        drawn = np.random.default_rng(options.seed).permutation(len(split.train))
-        kept = np.sort(drawn[: options.molecules])
-        split = Split(split.train[torch.from_numpy(kept)], split.val, split.test)
+    split = Split(
+        drawn(split.train, options.molecules, options.seed, "--molecules"),
+        drawn(split.val, options.validation, options.seed, "--validation"),
+        split.test,
+    )
     print(f"{split} structures")
 
     schnet = ModelConfig(representation="schnet", num_interactions=6, num_rbf=50)
@@ -151,6 +152,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for part in ("val", "test"):
         print(f"{part}: {describe_metrics(result.metrics[part])}")
     print(f"wrote {result.model_path}")
+
+
+def drawn(rows: torch.Tensor, count: int | None, seed: int, option: str) -> torch.Tensor:
+    """So many of the rows, in their order; None: all."""
+    if count is None:
+        return rows
+    if not 0 < count <= len(rows):
+        raise SystemExit(f"{option} must be between 1 and {len(rows)}, got {count}.")
+    kept = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return rows[torch.from_numpy(np.sort(kept))]
 
 
 def started(path: Path, config: ModelConfig) -> DipoleModel:

@@ -1,7 +1,7 @@
 """How many molecules per second ``dipolegnn predict`` gets through, in how much memory, and why.
 
 Predicts a large file of SMILES or structures into a table (all cores; the run can be killed and
-started again) while it looks at the memory of all processes once a second. Then it takes the first
+started again) while it looks at the memory of all processes now and then. Then it takes the first
 molecules of the file again, in one process with one thread, and says which step takes how long.
 
 It writes ``RUN/throughput.json``, ``RUN/throughput.md`` and ``RUN/throughput.png``.
@@ -34,6 +34,9 @@ from dipolegnn.molecules.records import RecordFile, structures
 
 MIB = 2**20
 
+LOOK_EVERY = 5.0
+"""Seconds between two looks at the memory, which take the system some milliseconds each."""
+
 STEPS = {
     "read the SMILES": ("molecules/chemistry.py", "parse_smiles"),
     "embed in 3D (ETKDG)": ("molecules/conformers.py", "_make_conformers"),
@@ -63,7 +66,7 @@ class Options:
 
 @dataclass
 class Watch:
-    """What was seen once a second."""
+    """What was seen on the way."""
 
     seconds: list[float] = field(default_factory=list)
     molecules: list[int] = field(default_factory=list)
@@ -113,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def look(watch: Watch, stop: threading.Event, parts: Path) -> None:
-    """Looks at memory and finished molecules once a second."""
+    """Looks at memory and finished molecules."""
     start = time.monotonic()
-    while not stop.wait(1.0):
+    while not stop.wait(LOOK_EVERY if watch.seconds else 1.0):
         memory = 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             try:

@@ -237,11 +237,14 @@ def qm9_data(molecules: list[Data], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"),
-    [((), "painn"), (("--representation", "schnet", "--head", "atomwise"), "schnet")],
+    ("words", "kind", "val"),
+    [
+        ((), "painn", 4),
+        (("--representation", "schnet", "--head", "atomwise", "--validation", "2"), "schnet", 2),
+    ],
 )
 def test_qm9(
-    project_root: Path, qm9_data: Path, tmp_path: Path, words: tuple[str, ...], kind: str
+    project_root: Path, qm9_data: Path, tmp_path: Path, words: tuple[str, ...], kind: str, val: int
 ) -> None:
     run = tmp_path / "run"
     command = ["--fast", "--data", str(qm9_data), "--output", str(run), "--molecules", "3"]
@@ -250,7 +253,7 @@ def test_qm9(
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["test"]["dipole_mae"] > 0
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    assert config["data"]["structures"] == {"train": 3, "val": 4, "test": 4}
+    assert config["data"]["structures"] == {"train": 3, "val": val, "test": 4}
     assert config["model"]["representation"] == kind
     # By default on magnitudes alone.
     dataset = ConformerDataset(run / "qm9-fast")
