@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import tyro
+from markdown_table import markdown_table
 from matplotlib.figure import Figure
 from peers import PyGSchNetPeer, SchnetpackPeer
 from rich.console import Console
@@ -156,14 +157,25 @@ def write(options: Options, molecules: Molecules, measured: Measured) -> None:
         f"{where}, float32, molecules of {molecules.name}, medians of {options.repeats} whole "
         "steps, the two sides taking turns.",
         "",
-        "| | step | dipolegnn, ms | peer, ms | ratio | dipolegnn, molecules/s | parameters |",
-        "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row.what} | {row.mode} | {row.ours_ms:.1f} | {row.peer_ms:.1f} ({row.peer}) "
-        f"| {row.ratio:.1f} | {1e3 * row.molecules / row.ours_ms:.0f} | {row.parameters:,} |"
-        for row in measured.rows
-    ]
+    rates = ("dipolegnn, ms", "peer, ms", "ratio", "dipolegnn, molecules/s")
+    lines.append(
+        markdown_table(
+            ("", "step", *rates, "parameters"),
+            [
+                (
+                    row.what,
+                    row.mode,
+                    f"{row.ours_ms:.1f}",
+                    f"{row.peer_ms:.1f} ({row.peer})",
+                    f"{row.ratio:.1f}",
+                    f"{1e3 * row.molecules / row.ours_ms:.0f}",
+                    f"{row.parameters:,}",
+                )
+                for row in measured.rows
+            ],
+        )
+    )
     lines += ["", "Parameters are counted without the embedding of the elements."]
     if measured.memory_mb:
         ours, theirs = measured.memory_mb["dipolegnn"], measured.memory_mb["schnetpack"]
@@ -182,11 +194,12 @@ def write(options: Options, molecules: Molecules, measured: Measured) -> None:
         names = list(measured.profiles)
         kinds = list(measured.profiles[names[0]])
         lines += ["", "Where a training step of PaiNN spends its time, ms:", ""]
-        lines += [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        lines += [
-            f"| {kind} | {' | '.join(f'{measured.profiles[name][kind]:.1f}' for name in names)} |"
-            for kind in kinds
-        ]
+        lines.append(
+            markdown_table(
+                ("", *names),
+                [(kind, *(f"{measured.profiles[n][kind]:.1f}" for n in names)) for kind in kinds],
+            )
+        )
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "speed.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     content = {

@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from force_field import relax_all
+from markdown_table import markdown_table
 from matplotlib.figure import Figure
 from reference_data import ROOT, data_folder, read_arrays, read_npz
 from rich.progress import track
@@ -161,21 +162,22 @@ def measure(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| model | on | part | molecules | MAE, D | half width at 90 %, D | holds at 68 % | "
-        "at 90 % | at 95 % | doubted |",
-        "|---" * 10 + "|",
-    ]
-    for row in rows:
-        shares = [f"{100 * row[f'coverage_{100 * c:.0f}']:.1f} %" for c in COVERAGES]
-        lines.append(
-            f"| {row['model']} | {row['set']} | {row['part']} | {row['molecules']} "
-            f"| {row['mae_D']:.3f} | {row['half_width_90_D']:.3f} | {' | '.join(shares)} "
-            f"| {100 * row['doubted']:.1f} % |"
-        )
+    widths = ("MAE, D", "half width at 90 %, D")
+    shares = ("holds at 68 %", "at 90 %", "at 95 %", "doubted")
+    text = markdown_table(
+        ("model", "on", "part", "molecules", *widths, *shares),
+        [
+            (
+                *(row[name] for name in ("model", "set", "part", "molecules")),
+                *(f"{row[name]:.3f}" for name in ("mae_D", "half_width_90_D")),
+                *(f"{100 * row[f'coverage_{100 * c:.0f}']:.1f} %" for c in COVERAGES),
+                f"{100 * row['doubted']:.1f} %",
+            )
+            for row in rows
+        ],
+    )
     ratios = [row["time_ratio"] for row in rows if "time_ratio" in row]
-    lines += ["", f"Predicting with error bars takes {np.median(ratios):.2f} times as long."]
-    return "\n".join(lines) + "\n"
+    return f"{text}\n\nPredicting with error bars takes {np.median(ratios):.2f} times as long.\n"
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -20,6 +20,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from markdown_table import NOTHING, markdown_table
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -147,23 +148,27 @@ def measured(what: str, error: Numbers, scale: Numbers, seconds: float) -> Row:
 
 def described(rows: Sequence[Row], molecules: int) -> str:
     """The result as Markdown."""
-    lines = [
-        "# Error bars from one network and from an ensemble",
-        "",
+    text = (
+        "# Error bars from one network and from an ensemble\n\n"
         f"{molecules:,} validation molecules, one half to calibrate, one to measure (mean over "
         f"{REPEATS} halvings); intervals of {100 * COVERAGE:g} %. The correlation is Spearman's, "
-        "of widths and errors.",
-        "",
-        "| error bars | MAE (D) | correlation | holds for | mean half width (D) | time (s) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        correlation = "–" if np.isnan(row.correlation) else f"{row.correlation:.2f}"
-        lines.append(
-            f"| {row.what} | {row.mae:.4f} | {correlation} | {100 * row.coverage:.1f} % | "
-            f"{row.half_width:.4f} | {row.seconds:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+        "of widths and errors.\n\n"
+    )
+    text += markdown_table(
+        ("error bars", "MAE (D)", "correlation", "holds for", "mean half width (D)", "time (s)"),
+        [
+            (
+                row.what,
+                f"{row.mae:.4f}",
+                NOTHING if np.isnan(row.correlation) else f"{row.correlation:.2f}",
+                f"{100 * row.coverage:.1f} %",
+                f"{row.half_width:.4f}",
+                f"{row.seconds:.1f}",
+            )
+            for row in rows
+        ],
+    )
+    return text + "\n"
 
 
 if __name__ == "__main__":

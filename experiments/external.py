@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from ase.data import chemical_symbols
+from markdown_table import NOTHING, markdown_table
 from numpy.typing import NDArray
 from reference_data import ROOT, data_folder, read_arrays
 from rich.progress import track
@@ -201,17 +202,18 @@ def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
         "angle_median": "angle, median, °",
         "angle_99": "angle, 99 %, °",
     }
-    lines = [
-        f"| set | molecules of | part | method | molecules | {' | '.join(columns.values())} |",
-        "|---" * (5 + len(columns)) + "|",
-    ]
-    for row in chosen:
-        cells = [f"{row[name]:.3f}" if name in row else "–" for name in columns]
-        lines.append(
-            f"| {row['set']} | {row['elements of']} ({row['left out']} left out) | {row['part']} "
-            f"| {row['method']} | {row['molecules']} | {' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
+    return markdown_table(
+        ("set", "molecules of", "part", "method", "molecules", *columns.values()),
+        [
+            (
+                row["set"],
+                f"{row['elements of']} ({row['left out']} left out)",
+                *(row[name] for name in ("part", "method", "molecules")),
+                *(f"{row[name]:.3f}" if name in row else NOTHING for name in columns),
+            )
+            for row in chosen
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from force_field import perceived
+from markdown_table import NOTHING, markdown_table
 from numpy.typing import NDArray
 from rdkit import Chem
 from reference_data import ROOT, data_folder, read_arrays, read_npz
@@ -169,17 +170,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "rmse_D": "RMSE, D",
         "bias_D": "bias, D",
     }
-    lines = [
-        f"| model | geometry | molecules | {' | '.join(columns.values())} | time for it, ms |",
-        "|---" * (4 + len(columns)) + "|",
-    ]
-    for row in rows:
-        time_ms = f"{row['median_ms']:.0f}" if "median_ms" in row else "–"
-        cells = " | ".join(f"{row[column]:.3f}" for column in columns)
-        lines.append(
-            f"| {row['model']} | {row['geometry']} | {row['molecules']} | {cells} | {time_ms} |"
-        )
-    return "\n".join(lines) + "\n"
+    text = markdown_table(
+        ("model", "geometry", "molecules", *columns.values(), "time for it, ms"),
+        [
+            (
+                *(row[name] for name in ("model", "geometry", "molecules")),
+                *(f"{row[name]:.3f}" for name in columns),
+                f"{row['median_ms']:.0f}" if "median_ms" in row else NOTHING,
+            )
+            for row in rows
+        ],
+    )
+    return text + "\n"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 import qm9
 import tyro
+from markdown_table import NOTHING, markdown_table
 from matplotlib.figure import Figure
 
 Kind = Literal["painn-dipole", "painn-atomwise", "schnet-dipole", "schnet-atomwise"]
@@ -102,21 +103,20 @@ def write(folder: Path, points: Sequence[Point]) -> None:
         writer.writerow(Point._fields)
         writer.writerows(points)
     kinds = [kind for kind in get_args(Kind) if any(point.kind == kind for point in points)]
-    lines = [
-        "# Learning curves on QM9",
-        "",
-        "MAE of the magnitude in debye on the 5,000 test molecules, and passes over the molecules.",
-        "",
-        f"| molecules | {' | '.join(kinds)} |",
-        f"|{'---|' * (1 + len(kinds))}",
-    ]
-    for size in sorted({point.molecules for point in points}):
-        cells = []
-        for kind in kinds:
-            here = [p for p in points if (p.kind, p.molecules) == (kind, size)]
-            cells += [f"{p.test_mae:.4f} ({p.epochs})" for p in here] or ["–"]
-        lines.append(f"| {size:,} | {' | '.join(cells)} |")
-    (folder / "learning_curve.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    cells = {(p.kind, p.molecules): f"{p.test_mae:.4f} ({p.epochs})" for p in points}
+    text = (
+        "# Learning curves on QM9\n\n"
+        "MAE of the magnitude in debye on the 5,000 test molecules, and passes over the molecules."
+        "\n\n"
+    )
+    text += markdown_table(
+        ("molecules", *kinds),
+        [
+            (f"{size:,}", *(cells.get((kind, size), NOTHING) for kind in kinds))
+            for size in sorted({point.molecules for point in points})
+        ],
+    )
+    (folder / "learning_curve.md").write_text(text + "\n", encoding="utf-8")
     drawn(points, kinds).savefig(folder / "learning_curve.png", dpi=120)
 
 

@@ -24,6 +24,7 @@ from typing import Annotated, NamedTuple
 import psutil
 import torch
 import tyro
+from markdown_table import markdown_table
 from matplotlib.figure import Figure
 
 from dipolegnn.bulk import BulkResult, predict_files
@@ -209,11 +210,12 @@ def described(name: str, result: BulkResult, watch: Watch, profiles: Sequence[Pr
             f"From {each.what}, {each.molecules:,} molecules, one process and one thread: "
             f"{each.total:.1f} ms per molecule ({1000 / each.total:.0f} per second).",
             "",
-            "| step | ms per molecule | share |",
-            "|---|---|---|",
-            *(
-                f"| {step} | {ms:.2f} | {100 * ms / each.total:.0f} % |"
-                for step, ms in each.steps.items()
+            markdown_table(
+                ("step", "ms per molecule", "share"),
+                [
+                    (step, f"{ms:.2f}", f"{100 * ms / each.total:.0f} %")
+                    for step, ms in each.steps.items()
+                ],
             ),
             "",
         ]

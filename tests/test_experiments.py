@@ -592,3 +592,12 @@ def test_ray_predict(project_root: Path, tmp_path: Path) -> None:
     found = sorted(parquet.read_table(out).to_pylist(), key=lambda row: row["id"])
     assert [row["stage"] for row in found] == [None, "read", None]
     assert 1.4 < found[0]["magnitude_D"] < 2.2
+
+
+def test_tables(project_root: Path) -> None:
+    table = module(project_root, "markdown_table").markdown_table
+    assert table(("model", "MAE, D"), [("a", "0.1"), ("b", 2)]) == (
+        "| model | MAE, D |\n|---|---|\n| a | 0.1 |\n| b | 2 |"
+    )
+    with pytest.raises(ValueError, match=r"1 cells \('a',\) for 2 columns"):
+        table(("model", "MAE, D"), [("a",)])
