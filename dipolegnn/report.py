@@ -215,8 +215,8 @@ def print_tables(report: Report) -> None:
 def _dipoles(report: Report) -> Table:
     table = Table(
         title=(
-            f"Dipole moments in debye (D); averages over conformers at {report.temperature:g} K; ± "
-            f"holds for {100 * report.coverage:g} %"
+            f"Dipole moments, averages over conformers at {report.temperature:g} K; ± holds for "
+            f"{100 * report.coverage:g} %"
         ),
         title_justify="left",
     )
