@@ -11,7 +11,8 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE
 from dipolegnn.models import LoadedModel, ModelChoice, unknown_elements
 from dipolegnn.molecules import Failure, Molecules
-from dipolegnn.predict import average, predict, unsupported
+from dipolegnn.predict import predict, unsupported
+from dipolegnn.predictions import average
 from dipolegnn.report import Answer, Report
 from dipolegnn.units import ROOM_TEMPERATURE_K
 

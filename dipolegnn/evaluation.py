@@ -14,7 +14,8 @@ from dipolegnn._pyg import Data
 from dipolegnn.breakdown import Group, breakdown
 from dipolegnn.metrics import DipoleMetrics
 from dipolegnn.nn import DipoleModel
-from dipolegnn.predict import Prediction, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import Prediction
 
 METRIC_UNITS = {
     "dipole_mae": "debye",

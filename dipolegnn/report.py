@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dipolegnn.models import LoadedModel
 from dipolegnn.molecules import Failure
-from dipolegnn.predict import MoleculePrediction, Prediction
+from dipolegnn.predictions import MoleculePrediction, Prediction
 
 MAX_GEOMETRIES = 10
 """With more molecules than this their geometries are not printed."""

@@ -29,7 +29,8 @@ from dipolegnn.data import About, ConformerDataset, DipoleDataModule, make_split
 from dipolegnn.evaluation import describe_metrics, score
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import error_bars, learning_curve, parity_plot
-from dipolegnn.predict import Prediction, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import Prediction
 from dipolegnn.training import RunFolder, fit, read_history
 
 TRAIN_FILE = "challenge_train.npz"

@@ -31,7 +31,8 @@ from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError
-from dipolegnn.predict import Prediction, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import Prediction
 from dipolegnn.pretrained import load_pretrained, pretrained_names
 
 QM9, QM7B = "qm9_dipole.npz", "qm7b_ccsd.npz"

@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 from dipolegnn.calibrate import calibrate_on
 from dipolegnn.checkpoint import load_model
 from dipolegnn.data import ConformerDataset, DipoleDataModule
-from dipolegnn.predict import Prediction, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import Prediction
 
 COVERAGE = 0.9
 

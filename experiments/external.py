@@ -27,7 +27,8 @@ from dipolegnn.breakdown import groupings
 from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError, SmilesRow, embed_smiles, make_data
-from dipolegnn.predict import Prediction, average, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import Prediction, average
 from dipolegnn.pretrained import elements_of, load_pretrained, pretrained_names
 
 EXPERIMENT, QM7B, MP2 = "experimental_dipoles.csv", "qm7b_ccsd.npz", "qm9_mp2_vectors.npz"

@@ -23,6 +23,7 @@ LEVELS = [
     {"checkpoint", "calibrate"},
     {"pretrained"},
     {"training"},
+    {"predictions"},
     {"predict"},
     {"evaluation", "derivatives", "calculator", "models"},
     {"report", "export"},

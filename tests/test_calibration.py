@@ -15,7 +15,8 @@ from dipolegnn.checkpoint import ModelFileError, load_model, save_model
 from dipolegnn.config import ModelConfig
 from dipolegnn.molecules import from_smiles, make_data
 from dipolegnn.nn import Calibration, DipoleModel, build_model
-from dipolegnn.predict import average, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import average
 
 CONFIGS = [
     ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5),

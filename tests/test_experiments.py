@@ -24,7 +24,8 @@ from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import Molecules, from_smiles, to_ase
 from dipolegnn.nn import DipoleHead
-from dipolegnn.predict import Prediction, predict
+from dipolegnn.predict import predict
+from dipolegnn.predictions import Prediction
 
 SMILES = ("O", "N", "C", "CO", "CC", "C=O", "CCO", "C#N", "CC#N", "CN", "CCC", "COC")
 
