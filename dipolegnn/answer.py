@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,8 @@ class Source(NamedTuple):
     embedded: bool
     """Whether the geometries were made from SMILES here."""
     molecules: Molecules
+    rows: Sequence[int] | None = None
+    """Where in the file each structure is, from 1; None: ``mol_id`` tells."""
 
 
 class Job(NamedTuple):
@@ -74,7 +76,8 @@ def answer(
         shown = progress and len(structures) > PROGRESS_FROM_STRUCTURES
         predictions = predict(loaded.model, structures, device=device, progress=shown)
         for molecule in average(predictions, temperature):
-            place = places[int(molecule.lowest.data.mol_id)]
+            # Of the file's order, whichever conformer has the lowest energy.
+            place = min(places[id(conformer.data)] for conformer in molecule.conformers)
             answers.append(Answer(molecule, loaded, place.source, place.row))
     return Report(answers, failures, temperature, coverage)
 
@@ -87,7 +90,10 @@ class _Place(NamedTuple):
 def _jobs(
     sources: Iterable[Source], models: ModelChoice
 ) -> tuple[list[Job], list[Failure], dict[int, _Place]]:
-    """All structures that can be predicted, each molecule with a number and its place."""
+    """All structures that can be predicted, each molecule with a number, and their places.
+
+    Numbers that a file states may occur in it again, so that places go by the objects.
+    """
     jobs: list[Job] = []
     failures: list[Failure] = []
     places: dict[int, _Place] = {}
@@ -97,13 +103,13 @@ def _jobs(
         loaded = models.for_geometry(source.embedded)
         if not jobs or jobs[-1].model is not loaded:
             jobs.append(Job(loaded, []))
-        for structure in found.data:
-            row = int(structure.mol_id) + 1
+        for k, structure in enumerate(found.data):
+            row = int(structure.mol_id) + 1 if source.rows is None else source.rows[k]
             problem = unsupported(structure) or unknown_elements(loaded, structure)
             if problem is None:
                 numbered = structure.clone()
                 numbered.mol_id = structure.mol_id + first
-                places[int(numbered.mol_id)] = _Place(source.name, row)
+                places[id(numbered)] = _Place(source.name, row)
                 jobs[-1].structures.append(numbered)
             else:
                 located = problem.located(row=row, source=source.name)

@@ -49,6 +49,18 @@ class DipoleCalculator(Calculator):
         theirs = () if others is None else others.implemented_properties
         self.implemented_properties = list(dict.fromkeys(("dipole", "charges", *theirs)))
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation; the charge counts as well.
+
+        Args:
+            atoms: The structure.
+            tol: Differences up to here are none.
+        """
+        changes: list[str] = super().check_state(atoms, tol)
+        if self.atoms is not None and self.atoms.info.get("charge") != atoms.info.get("charge"):
+            changes.append("charge")
+        return changes
+
     def calculate(
         self,
         atoms: Atoms | None = None,

@@ -67,13 +67,27 @@ class Prediction:
     error: ErrorBar | None = None
 
     def __repr__(self) -> str:
-        half_width = None if self.error is None else self.error.half_width()
-        return f"Prediction({_name(self)!r}, |μ| = {_value(self.magnitude, half_width)})"
+        value = _value(self.magnitude, self.half_width())
+        return f"Prediction({_name(self)!r}, |μ| = {value}{_remarks(self.doubts)})"
 
     def _repr_html_(self) -> str:
         """The molecule with its dipole moment, for notebooks."""
-        half_width = None if self.error is None else self.error.half_width()
-        return _picture(self, _value(self.magnitude, half_width))
+        return _picture(self, _value(self.magnitude, self.half_width()), self.doubts)
+
+    def half_width(self, coverage: float = COVERAGE) -> float | None:
+        """Half the width of the interval around ``magnitude`` that holds so often, in debye.
+
+        None from a model without error bars.
+
+        Raises:
+            ValueError: If ``coverage`` is not between 0 and 1.
+        """
+        return None if self.error is None else self.error.half_width(coverage)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against relying on the interval; see :class:`ErrorBar`."""
+        return () if self.error is None else self.error.doubts
 
     def as_labels(self) -> Data:
         """A copy of the structure that carries the prediction in the place of labels."""
@@ -107,12 +121,12 @@ class MoleculePrediction:
         count = len(self.conformers)
         return (
             f"MoleculePrediction({_name(self.lowest)!r}, |μ| = {value}, {count} "
-            f"conformer{'s' * (count > 1)})"
+            f"conformer{'s' * (count > 1)}{_remarks(self.doubts)})"
         )
 
     def _repr_html_(self) -> str:
         """The lowest conformer with its dipole moment, and the average, for notebooks."""
-        return _picture(self.lowest, _value(self.magnitude, self.half_width()))
+        return _picture(self.lowest, _value(self.magnitude, self.half_width()), self.doubts)
 
     @property
     def lowest(self) -> Prediction:
@@ -135,8 +149,7 @@ class MoleculePrediction:
     @property
     def doubts(self) -> list[str]:
         """What speaks against relying on the interval; see :class:`ErrorBar`."""
-        found = [c.error.doubts for c in self.conformers if c.error is not None]
-        return list(dict.fromkeys(doubt for doubts in found for doubt in doubts))
+        return list(dict.fromkeys(doubt for c in self.conformers for doubt in c.doubts))
 
     @property
     def smallest(self) -> float:
@@ -242,8 +255,12 @@ def _value(magnitude: float, half_width: float | None) -> str:
     return f"{magnitude:.3f}{bar} D"
 
 
-def _picture(prediction: Prediction, value: str) -> str:
-    """A drawing (SVG) with the magnitude below."""
+def _remarks(doubts: Sequence[str]) -> str:
+    return "".join(f"; {doubt}" for doubt in doubts)
+
+
+def _picture(prediction: Prediction, value: str, doubts: Sequence[str]) -> str:
+    """A drawing (SVG) with the magnitude below, and what speaks against it."""
     # Only now: matplotlib takes as long to import as predicting some molecules does.
     from dipolegnn.plots import draw_molecule
 
@@ -258,5 +275,6 @@ def _picture(prediction: Prediction, value: str) -> str:
     drawing = text.getvalue()
     return (
         f'<div style="max-width: 380px">{drawing[drawing.index("<svg") :]}'
-        f"<p><b>{html.escape(_name(prediction))}</b>: |μ| = {value}</p></div>"
+        f"<p><b>{html.escape(_name(prediction))}</b>: |μ| = {value}"
+        f"{html.escape(_remarks(doubts))}</p></div>"
     )

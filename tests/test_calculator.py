@@ -132,6 +132,18 @@ def test_an_ion_is_about_the_origin_as_everywhere_in_ase() -> None:
     assert found[1] - found[0] == pytest.approx([2.0, 0, 0], abs=1e-5)
 
 
+def test_another_charge_is_another_molecule() -> None:
+    (data,) = from_smiles("[NH4+]")
+    atoms = Atoms(data.z.numpy(), data.pos.numpy(), info={"charge": 1})
+    atoms.calc = DipoleCalculator(small_model())
+    assert atoms.get_charges().sum() == pytest.approx(1, abs=1e-5)
+    atoms.info["charge"] = -1
+    assert atoms.get_charges().sum() == pytest.approx(-1, abs=1e-5)
+    before = atoms.calc.results["charges"]
+    atoms.get_dipole_moment()
+    assert atoms.calc.results["charges"] is before  # nothing has changed since
+
+
 class WithEnergy(DipoleCalculator):
     """With an energy, as labels ask for."""
 

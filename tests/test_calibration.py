@@ -122,6 +122,13 @@ def test_what_was_never_seen_is_said() -> None:
     assert "3 heavy atoms" in ethanol
     assert "fewer than 1 or more than 1" in ethanol
     assert "no molecule of charge -1 e" in doubts(from_smiles("[OH-]")[0])
+    # And it is said wherever the prediction is shown.
+    ammonia = from_smiles("N", name="ammonia")[0]
+    ammonia.pos = ammonia.pos.double()
+    predictions = predict(model, [ammonia])
+    for shown in (predictions[0], average(predictions)[0]):
+        assert "not trained on N" in repr(shown)
+        assert "not trained on N" in shown._repr_html_()
 
 
 def test_error_bars_of_a_molecule_are_the_mean_over_its_conformers() -> None:

@@ -136,8 +136,8 @@ def test_a_long_dipole_gets_a_smaller_scale_and_none_no_arrow() -> None:
     far = draw_molecule([11, 17], [[0.0, 0, 0], [0, 0, 6.0]], [0.0, 0.0, -28.8])
     assert "0.21 Å per D" in words(far)
     assert len(far.axes[0].lines) == 0  # Too far apart for a bond.
-    plain = draw_molecule([18], [[0.0, 0.0, 0.0]], magnitude=0.5)
-    assert "|μ| = 0.50 D" in words(plain)
+    plain = draw_molecule([18], [[0.0, 0.0, 0.0]], magnitude=0.5, half_width=0.12)
+    assert "|μ| = 0.50 ± 0.12 D" in words(plain)
 
 
 def test_draw_molecule_refuses_shapes_that_do_not_fit() -> None:

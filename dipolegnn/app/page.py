@@ -62,7 +62,11 @@ def _form() -> html.Div:
                 id="upload",
                 className="upload",
                 children=html.Div(
-                    ["Drop a file here, or click: ", html.B(", ".join(READABLE_TEXT))],
+                    [
+                        "Drop a file here, or click: ",
+                        html.B(", ".join(READABLE_TEXT)),
+                        ", 1 MB at most",
+                    ],
                     id="upload-text",
                 ),
             ),
@@ -244,6 +248,7 @@ def _connect(page: Dash, service: Service) -> None:
             conformer["positions"],
             conformer["dipole"],
             magnitude=conformer["magnitude"],
+            half_width=molecule["half_width"],
             title=molecule["name"],
         )
         stream = io.BytesIO()

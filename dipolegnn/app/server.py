@@ -78,11 +78,21 @@ def serve(host: str, port: int, model: str | None) -> None:
         OSError: If the port is taken.
     """
     service = Service(model)
-    listening = socket.create_server((host, port))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, port), family=family)
     server = create_server(
-        make_server(service, local=is_loopback(host)), sockets=[listening], threads=8
+        make_server(service, local=is_loopback(host)),
+        sockets=[listening],
+        threads=8,
+        # A request stays in memory: waitress would put a longer one into a file before anyone sees
+        # that it is too long.
+        max_request_body_size=2 * MAX_REQUEST_BYTES,
+        inbuf_overflow=2 * MAX_REQUEST_BYTES + 1,
     )
-    print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C stops it)", flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C stops it)", flush=True)
+    if not is_loopback(host):
+        print("Everyone whose machine can reach this address can use the page.", flush=True)
     # The first question would wait for the libraries to be imported.
     threading.Thread(target=service.ask, args=("C",), daemon=True).start()
     try:

@@ -54,8 +54,10 @@ class Parts:
         self.output = output
         self._format = _format_of(output)
         self.folder = output.with_name(f"{output.name}.parts")
+        self._finished = output.with_name(f"{output.name}.parts.done")
+        shutil.rmtree(self._finished, ignore_errors=True)  # of a run that was killed at its end
         described = self.folder / "job.json"
-        if described.exists():
+        if self.done():  # without any, nothing would be lost by another job
             _require_same(json.loads(described.read_text(encoding="utf-8")), job, self.folder)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,9 @@ class Parts:
         done = self.done()
         numbers = sorted(done)
         total = Counts(*map(sum, zip(Counts(0, 0), *done.values(), strict=True)))
+        if not numbers:  # an empty table has its header, too
+            self.write(0, [], [])
+            numbers = [0]
         with _complete(self.output) as file:
             self._format.join(file, [self._lines(number) for number in numbers])
         beside = failures_path(self.output)
@@ -94,7 +99,10 @@ class Parts:
                 join_csv(file, [self._failures(number) for number in numbers])
         else:
             beside.unlink(missing_ok=True)  # of an earlier run, perhaps
-        shutil.rmtree(self.folder)
+        # Under another name at once: a folder that is half removed would be taken for a run to go
+        # on with.
+        self.folder.replace(self._finished)
+        shutil.rmtree(self._finished)
         return total
 
     def first_failures(self, count: int) -> list[Failure]:

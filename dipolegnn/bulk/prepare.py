@@ -78,6 +78,8 @@ class _Home(NamedTuple):
     part: int
     first: int
     piece: _Piece
+    again: bool = False
+    """Whether its process died the first time."""
 
 
 def prepare(
@@ -113,8 +115,8 @@ def prepare(
                     count += 1
             for index, found in pool.results():
                 home = homes.pop(index)
-                if isinstance(found, Lost) and len(home.piece.records) > 1:
-                    for again in _one_by_one(home):  # so that it costs only the one it was
+                if isinstance(found, Lost) and (retried := _retried(home, found)):
+                    for again in retried:
                         homes[count] = again
                         pool.give(count, again.piece)
                         count += 1
@@ -145,9 +147,18 @@ def _homes(
             yield _Home(part.number, first, _Piece(records, part.suffix, part.source))
 
 
-def _one_by_one(home: _Home) -> Iterator[_Home]:
-    for place, record in enumerate(home.piece.records, start=home.first):
-        yield _Home(home.part, place, home.piece._replace(records=[record]))
+def _retried(home: _Home, lost: Lost) -> list[_Home]:
+    """What is tried again: each record by itself, so that it costs only the one it was.
+
+    One whose process died is tried once more: it may have died of something else on the machine,
+    for instance a lack of memory.
+    """
+    if len(home.piece.records) > 1:
+        return [
+            _Home(home.part, place, home.piece._replace(records=[record]))
+            for place, record in enumerate(home.piece.records, start=home.first)
+        ]
+    return [home._replace(again=True)] if lost.died and not home.again else []
 
 
 def _read(piece: _Piece, *, config: ConformerConfig) -> list[list[dict[str, Any]] | Failure]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from dipolegnn.config import COVERAGE, ConformerConfig
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, Molecules, TableColumns
 from dipolegnn.molecules.records import RecordFile
+from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.report import lines
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
@@ -100,12 +100,16 @@ def predict_files(
         JobMismatch: Beside the table lie parts of another job.
         MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
             until then is kept.
-        ValueError: An unknown suffix, a table in the place of one of the files, or ``workers`` or
-            ``part_records`` below 1.
+        ValueError: An unknown suffix, a table in the place of one of the files, ``workers`` or
+            ``part_records`` below 1, or a temperature or coverage that is none.
     """
     for name, value in (("workers", workers), ("part_records", part_records)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must be between 0 and 1, got {coverage}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, in kelvin, got {temperature}.")
     if Path(output).resolve() in [Path(path).resolve() for path in paths]:
         raise ValueError(f"{output} is one of the files of molecules; choose another output.")
     start = time.monotonic()
@@ -133,7 +137,8 @@ def predict_files(
             todo, workers = _enough_workers(todo)
         with Progress(progress, earlier) as shown, _threads_beside(workers):
             for part, outcomes in prepare(todo, config, workers):
-                source = Source(part.source, part.embedded, _molecules(outcomes))
+                rows = [record.row for record in part.records]
+                source = Source(part.source, part.embedded, *_molecules(outcomes, rows))
                 report = answer(
                     [source], models, temperature=temperature, coverage=coverage, device=device
                 )
@@ -159,7 +164,7 @@ def _enough_workers(parts: Iterator[Part]) -> tuple[Iterator[Part], int]:
     """The parts, and the number of processes that pays for them."""
     head = list(itertools.islice(parts, 2))
     few = len(head) < 2 and sum(len(part.records) for part in head) < FEW_RECORDS
-    return itertools.chain(head, parts), 1 if few else os.cpu_count() or 1
+    return itertools.chain(head, parts), 1 if few else usable_cores()
 
 
 @contextmanager
@@ -174,10 +179,17 @@ def _threads_beside(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _molecules(outcomes: Sequence[Outcome]) -> Molecules:
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    found = [data for outcome in outcomes if not isinstance(outcome, Failure) for data in outcome]
-    return Molecules(found, failures)
+def _molecules(outcomes: Sequence[Outcome], rows: Sequence[int]) -> tuple[Molecules, list[int]]:
+    """The structures, with the row of each, and what failed."""
+    molecules = Molecules([], [])
+    of_structures: list[int] = []
+    for outcome, row in zip(outcomes, rows, strict=True):
+        if isinstance(outcome, Failure):
+            molecules.failures.append(outcome)
+        else:
+            molecules.data.extend(outcome)
+            of_structures += [row] * len(outcome)
+    return molecules, of_structures
 
 
 def _known_by(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from dipolegnn.data import About, Split, make_split, save_dataset
 from dipolegnn.data.card import CARD_FILE, FAILURES_FILE
 from dipolegnn.labels import label_many
 from dipolegnn.molecules import Molecules, TableColumns, read_file, write_failures
+from dipolegnn.molecules.workers import usable_cores
 
 JOURNAL_FILE = "labels.jsonl"
 """Labels that are done, for resuming; seen from the folder of the data set."""
@@ -33,7 +33,7 @@ def run(options: Build) -> int:
         raise FileExistsError(
             f"{options.output} already holds a data set. Add --overwrite, or choose another folder."
         )
-    workers = options.workers if options.workers is not None else os.cpu_count() or 1
+    workers = options.workers if options.workers is not None else usable_cores()
     try:
         molecules = _molecules(options, method, workers)
     except KeyboardInterrupt:

@@ -200,6 +200,7 @@ def _draw(path: Path, report: Report) -> list[Path]:
             prediction.data.pos.tolist(),
             prediction.dipole,
             magnitude=prediction.magnitude,
+            half_width=prediction.half_width(report.coverage),
             title=prediction.data.name,
         )
         paths.append(path.with_stem(f"{path.stem}-{number}") if several else path)

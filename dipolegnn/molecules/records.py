@@ -120,30 +120,46 @@ class RecordFile:
                     self._rows = record.row
                     yield record
             else:
-                yield from text_records(self._lines(), self.suffix, self.path.name, self.columns)
+                lines, name = self._lines(), self.path.name
+                for record in text_records(lines, self.suffix, name, self.columns):
+                    yield _legible(record, name)
         except MoleculeError as error:
             raise error.located(source=self.path.name) from None
 
     def _lines(self) -> Iterator[str]:
         try:
-            for number, line in enumerate(self._text, start=1):
-                if not line.isascii():
-                    _require_utf8(line, number)
-                yield line
+            yield from self._text
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise MoleculeError(
                 f"The file cannot be decompressed: {error}", remedy="Copy or compress it again"
             ) from None
 
 
-def _require_utf8(line: str, number: int) -> None:
+def _legible(record: Record, source: str) -> Record:
+    """The record, or why it is none if it has bytes that are not UTF-8 text."""
+    match record.content:
+        case SmilesRow(smiles=smiles, name=name):
+            text = f"{smiles}\n{name}"
+        case Frame(comment=comment, atoms=atoms):
+            text = "\n".join([comment, *atoms])
+        case str(text):
+            pass
+        case _:
+            return record
+    if text.isascii():
+        return record
     try:
-        line.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise MoleculeError(
-            f"The file is not UTF-8 text (line {number}, character {error.start + 1})",
-            remedy="Save it as UTF-8",
-        ) from None
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = text.split("\n", 1)[0].encode("utf-8", "replace").decode()
+        problem = MoleculeError(
+            "It has bytes that are not UTF-8 text",
+            remedy="Save the file as UTF-8",
+            molecule=shown,
+        )
+        located = problem.located(row=record.row, source=source)
+        return record._replace(content=Failure.from_error(located, "read"))
+    return record
 
 
 def suffix_of(path: Path, known: Sequence[str]) -> str:

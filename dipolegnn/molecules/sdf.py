@@ -80,7 +80,7 @@ def _read_record(record: str, mol_id: int) -> Data:
         dipole_magnitude=None if magnitude is None else magnitude[0],
         atomic_charges=_numbers(labels, _CHARGES),
         energy=None if energy is None else energy[0],
-        mol_id=_whole_number(labels, _MOL_ID, mol_id),
+        mol_id=_stated_number(labels, mol_id),
         smiles=labels.get(_SMILES, data.smiles),
         name=data.name,
     )
@@ -103,14 +103,10 @@ def _numbers(labels: dict[str, str], name: str) -> list[float] | None:
     return numbers
 
 
-def _whole_number(labels: dict[str, str], name: str, default: int) -> int:
-    try:
-        return int(labels.get(name, default))
-    except ValueError:
-        raise MoleculeError(
-            f"The data field {name} holds {labels[name]!r}, expected a whole number",
-            remedy="Correct or remove the field",
-        ) from None
+def _stated_number(labels: dict[str, str], default: int) -> int:
+    """The number of the molecule; others use the field's name for identifiers of their own."""
+    stated = labels.get(_MOL_ID, "")
+    return int(stated) if stated.isascii() and stated.isdigit() else default
 
 
 def sdf_text(data: Sequence[Data]) -> str:

@@ -30,6 +30,13 @@ START_LIMIT_S = 300.0
 """A worker that has not imported its function by then will not start at all (seconds)."""
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may run on, which on a shared machine are not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Lost:
     """Stands for the result of a task whose worker crashed, hung or raised; ``reason`` says how.

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
@@ -198,7 +199,9 @@ def _read_extended(frame: Frame, mol_id: int) -> Data:
         value = _text_value(frame.comment, key)
         if value is not None:
             atoms.info[key] = value
-    return from_ase(atoms, mol_id=None if "mol_id" in atoms.info else mol_id)
+    stated = atoms.info.get("mol_id")  # others use the key for identifiers of their own
+    usable = isinstance(stated, (int, np.integer)) and stated >= 0
+    return from_ase(atoms, mol_id=None if usable else mol_id)
 
 
 def _text_value(comment: str, key: str) -> str | None:

@@ -30,6 +30,7 @@ def draw_molecule(
     dipole: ArrayLike | None = None,
     *,
     magnitude: float | None = None,
+    half_width: float | None = None,
     title: str = "",
 ) -> Figure:
     """A molecule as balls and sticks with its dipole moment, which points from - to +.
@@ -43,6 +44,7 @@ def draw_molecule(
         pos: Positions ``[N, 3]`` in angstrom.
         dipole: Dipole moment ``[3]`` in debye; None: no arrow.
         magnitude: Magnitude to state where there is no vector, in debye.
+        half_width: Error bar of the magnitude, in debye; None: none is stated.
         title: Name of the molecule.
 
     Returns:
@@ -65,7 +67,8 @@ def draw_molecule(
     figure = Figure(figsize=(6.0, 5.4), layout="constrained")
     axes = figure.subplots()
     reach = np.abs(xyz[:, :2]).max(axis=0) + 1.0
-    caption = "" if magnitude is None else f"|μ| = {magnitude:.2f} D"
+    bar = "" if half_width is None else f" ± {half_width:.2f}"
+    caption = "" if magnitude is None else f"|μ| = {magnitude:.2f}{bar} D"
     if mu is not None:
         length = float(np.linalg.norm(mu))
         scale = min(ANGSTROM_PER_DEBYE, LONGEST_ARROW / max(length, 1e-9))
@@ -73,7 +76,7 @@ def draw_molecule(
         reach = np.maximum(reach, np.abs(tip) + 0.7)
         if np.linalg.norm(tip) > 0.02:
             _draw_arrow(axes, tip)
-        caption = f"|μ| = {length:.2f} D"
+        caption = f"|μ| = {length:.2f}{bar} D"
         axes.text(
             0.99,
             0.01,

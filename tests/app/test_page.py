@@ -197,6 +197,20 @@ def test_the_page_is_for_this_machine_and_shows_no_traceback(address: str) -> No
         other.connect(("127.0.0.2", port))
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6")
+def test_other_addresses() -> None:
+    for host, shown, said in (("::1", "[::1]", ""), ("0.0.0.0", "0.0.0.0", "can use the page")):
+        command = [sys.executable, "-m", "dipolegnn", "serve", "--host", host, "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith(f"http://{shown}:"), line
+            if said:
+                assert said in process.stdout.readline()
+            assert status(line.split()[0])[0] == 200
+            process.terminate()
+
+
 def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None:
     port = str(urlsplit(address).port)
     assert main(["serve", "--port", port]) == 2

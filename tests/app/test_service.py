@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,7 @@ import pytest
 
 pytest.importorskip("dash", reason="dash is not installed (extra app)")
 
-from dipolegnn.app import service as module
-from dipolegnn.app.service import Request, Response, Service, respond
+from dipolegnn.app.service import Request, Service, respond
 from dipolegnn.molecules import from_smiles, read_text, text_of
 
 MODEL = "painn-xtb"
@@ -112,13 +113,33 @@ def test_others_wait_their_turn(service: Service) -> None:
         assert time.monotonic() - start < 5
 
 
-def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the service must not write")
+def test_nothing_is_written(tmp_path: Path) -> None:
+    # In a process of its own, as an audit hook cannot be taken away again.
+    program = """
+import os, sys
+from dipolegnn.app.service import Request, respond
 
-    monkeypatch.setattr(Path, "write_text", refuse)
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    monkeypatch.chdir(tmp_path)
-    assert isinstance(respond(request("CCO")), Response)
-    assert list(tmp_path.iterdir()) == []
-    assert module.MAX_MOLECULES == 50
+def watch(event, arguments):
+    if event == "open" and watching:
+        path, mode, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(path) != os.devnull:
+            written.append(path)
+    if event in ("os.mkdir", "os.rename", "tempfile.mkstemp") and watching:
+        written.append(event)
+
+written, watching = [], False
+sys.addaudithook(watch)
+respond(Request("O", "", "", 1, "painn-xtb"))  # what is imported may be compiled
+watching = True
+upload = respond(Request("", "a.xyz", "1\\nargon\\nC 0 0 0\\n", 1, "painn-xtb"))
+answer = respond(Request("CCO\\nxyz", "", "", 2, "painn-xtb"))
+assert answer.report["molecules"] and answer.report["failures"] and upload.report["molecules"]
+print("written:", written)
+open("mine", "w").close()
+print("then:", written)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["written: []", "then: ['mine']"]

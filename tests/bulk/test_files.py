@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from dipolegnn.molecules import (
 from dipolegnn.molecules.records import RecordFile
 from dipolegnn.molecules.workers import Lost
 from dipolegnn.nn import build_model
-from dipolegnn.report import as_csv
+from dipolegnn.report import Line, as_csv
 
 SMILES = ["C", "N", "O", "CO", "C1CC", "CN", "CC", "C=O", "CCO", "N#N", "C#N", "CC=O", "[Na]"]
 
@@ -217,6 +218,62 @@ def test_parts_of_another_job_are_not_mixed_in(
         predict_files([smi, broken], output, models, part_records=4)
 
 
+def test_a_job_without_a_part_is_no_hindrance(models: ModelChoice, tmp_path: Path) -> None:
+    path, output = tmp_path / "list.csv", tmp_path / "out.csv"
+    path.write_text("structure\nO\n")
+    with pytest.raises(MoleculeError, match="No column"):
+        predict_files([path], output, models)
+    columns = TableColumns(smiles="structure")
+    assert predict_files([path], output, models, columns=columns).molecules == 1
+
+
+def test_a_run_that_is_killed_while_it_removes_its_parts(
+    smi: Path, models: ModelChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.csv"
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            (path / "job.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dipolegnn.bulk.parts.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files([smi], output, models, part_records=4)
+    whole = output.read_bytes()
+    result = predict_files([smi], output, models, part_records=4)
+    assert (result.earlier, output.read_bytes()) == (0, whole)
+    assert not list(tmp_path.glob("out.csv.parts*"))
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
+def test_no_molecules_give_a_table_without_lines(
+    models: ModelChoice, tmp_path: Path, name: str
+) -> None:
+    empty = tmp_path / "empty.smi"
+    empty.write_text("")
+    output = tmp_path / name
+    result = predict_files([empty], output, models)
+    assert (result.molecules, result.failures) == (0, 0)
+    if name == "out.parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        assert parquet.read_table(output).column_names == list(Line._fields)
+    else:
+        content = output.read_bytes()
+        text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
+        assert text.splitlines() == [",".join(Line._fields)]
+
+
+def test_the_row_is_where_the_molecule_is(models: ModelChoice, tmp_path: Path) -> None:
+    water, ammonia, methane = (from_smiles(smiles)[0] for smiles in ("O", "N", "C"))
+    ammonia.mol_id.fill_(4711)
+    path = tmp_path / "a.sdf"
+    path.write_text(text_of([water, ammonia, methane], ".sdf"))
+    predict_files([path], tmp_path / "out.csv", models)
+    assert [line["row"] for line in table(tmp_path / "out.csv")] == ["1", "2", "3"]
+
+
 def test_conformers_of_a_molecule_stay_together(models: ModelChoice, tmp_path: Path) -> None:
     ethanol = from_smiles("CCCO", conformers=6)
     assert len(ethanol) > 3
@@ -235,11 +292,14 @@ def test_a_record_that_crashes_a_worker_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class CrashingPool:
-        """Does the work of one worker here, which dies of the second record."""
+        """Does the work of one worker here, which dies of the second record, always, and of the
+        third twice: together with the others, and at first alone.
+        """
 
         def __init__(self, function: partial[object], **_: object) -> None:
             self.function = function
             self.given: list[tuple[int, prepare._Piece]] = []
+            self.deaths: Counter[int] = Counter()
 
         def __enter__(self) -> CrashingPool:
             return self
@@ -259,8 +319,12 @@ def test_a_record_that_crashes_a_worker_costs_only_itself(
 
         def results(self) -> Iterator[tuple[int, object]]:
             index, piece = self.given.pop()
-            dies = any(record.row == 2 for record in piece.records)
-            yield index, Lost("the worker process died") if dies else self.function(piece)
+            rows = [record.row for record in piece.records]
+            if 2 in rows or (3 in rows and self.deaths[3] < 2):
+                self.deaths.update(rows)
+                yield index, Lost("the worker process died", died=True)
+            else:
+                yield index, self.function(piece)
 
     monkeypatch.setattr(prepare, "Pool", CrashingPool)
     path = tmp_path / "three.sdf"
@@ -300,11 +364,16 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines() == ["5,000 molecules (50 %), 50/s, 1 min 40 s left"]
 
 
-def test_numbers_below_one(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
+def test_numbers_that_cannot_be(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         predict_files([smi], tmp_path / "o.csv", models, workers=0)
     with pytest.raises(ValueError, match="part_records must be at least 1, got 0"):
         predict_files([smi], tmp_path / "o.csv", models, part_records=0)
+    with pytest.raises(ValueError, match="coverage must be between 0 and 1, got 90"):
+        predict_files([smi], tmp_path / "o.csv", models, coverage=90)
+    with pytest.raises(ValueError, match="temperature must be positive, in kelvin, got 0"):
+        predict_files([smi], tmp_path / "o.csv", models, temperature=0)
+    assert not (tmp_path / "o.csv.parts").exists()
 
 
 def test_a_file_is_not_written_over(models: ModelChoice, tmp_path: Path) -> None:

@@ -224,3 +224,36 @@ def test_files_become_a_table_and_failures_are_listed(
 def test_workers_below_one(capsys: pytest.CaptureFixture[str], workers: str) -> None:
     assert main(["predict", "O", f"--workers={workers}"]) == 2
     assert "--workers must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
+def test_pictures(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    if suffix == ".html":
+        pytest.importorskip("plotly", reason="plotly is not installed (extra app)")
+    path = tmp_path / "new" / f"out{suffix}"
+    words = ["predict", "CCO", "O", "--model", str(trained), "--picture", str(path)]
+    assert main(words) == 0
+    names = {"out.html"} if suffix == ".html" else {f"out-1{suffix}", f"out-2{suffix}"}
+    assert {found.name for found in path.parent.iterdir()} == names
+    said = capsys.readouterr().err
+    for found in path.parent.iterdir():
+        assert f"wrote {found}" in said
+        content = found.read_bytes()
+        if suffix == ".png":
+            assert content.startswith(b"\x89PNG")
+        elif suffix == ".svg":
+            text = content.decode()
+            assert "<svg" in text
+            assert "|μ| = " in text
+        else:
+            text = content.decode()
+            assert "CCO" in text
+            assert "http" not in text.partition("<body>")[0]
+            assert text.count('class="plotly-graph-div"') == 2
+
+
+def test_a_picture_of_another_kind(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "O", "--model", str(trained), "--picture", "a.gif"]) == 2
+    assert_message(capsys, "a.gif: unknown suffix, expected one of .png, .svg, .html")

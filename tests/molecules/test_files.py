@@ -14,6 +14,7 @@ from dipolegnn.molecules import (
     from_smiles,
     make_data,
     read_file,
+    text_of,
     write_file,
 )
 
@@ -129,11 +130,42 @@ def test_unknown_suffix_and_missing_file(tmp_path: Path) -> None:
         read_file(tmp_path / "missing.smi")
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
-    latin = tmp_path / "a.smi"
-    latin.write_bytes("C methane\nO \xe9thanol".encode("latin-1"))
-    with pytest.raises(MoleculeError, match=r"not UTF-8 text .line 2, character 3.*as UTF-8"):
-        read_file(latin)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.smi", "C methane\nO \xe9thanol\nN ammonia\n"),
+        ("a.csv", "smiles,name\nC,methane\nO,\xe9thanol\nN,ammonia\n"),
+        ("a.xyz", "1\nmethane\nC 0 0 0\n1\n\xe9thanol\nO 0 0 0\n1\nammonia\nO 0 0 0\n"),
+    ],
+)
+def test_bytes_that_are_no_text_cost_their_molecule(tmp_path: Path, name: str, text: str) -> None:
+    latin = tmp_path / name
+    latin.write_bytes(text.encode("latin-1"))
+    found = read_file(latin)
+    assert [data.name for data in found.data] == ["methane", "ammonia"]
+    (failure,) = found.failures
+    assert (failure.row, failure.stage, failure.source) == (2, "read", name)
+    assert "not UTF-8 text" in failure.problem
+    assert "as UTF-8" in failure.remedy
+    failure.problem.encode()
+    failure.molecule.encode()
+
+
+@pytest.mark.parametrize("identifier", ["TOX3021", "-4", "1.5", ""])
+def test_identifiers_of_others_are_no_numbers(tmp_path: Path, identifier: str) -> None:
+    (water,) = from_smiles("O", name="water")
+    for suffix, old, new in (
+        (".sdf", "<mol_id>  (1) \n0\n", f"<mol_id>  (1) \n{identifier}\n"),
+        (".extxyz", "mol_id=0", f'mol_id="{identifier}"'),
+    ):
+        text = text_of([water], suffix)
+        assert old in text
+        found = read_file(write(tmp_path, f"a{suffix}", text.replace(old, new)))
+        assert found.failures == []
+        assert [data.mol_id.item() for data in found.data] == [0]
+
+
+def test_files_that_cannot_be_decompressed(tmp_path: Path) -> None:
     whole = gzip.compress(b"O water\n")
     for content in (b"not gzip", whole[:-4], whole[:12] + b"\x00\x01" + whole[14:]):
         broken = tmp_path / "a.smi.gz"
