@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from force_field import relax_all
+from force_field import relax_all, smiles_of
 from markdown_table import markdown_table
 from matplotlib.figure import Figure
 from reference_data import ROOT, data_folder, read_arrays, read_npz
@@ -30,13 +31,16 @@ from dipolegnn.breakdown import groupings
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import label, xtb_calculator
-from dipolegnn.molecules import MoleculeError
+from dipolegnn.molecules import MoleculeError, from_smiles
 from dipolegnn.predict import predict
 from dipolegnn.predictions import Prediction
 from dipolegnn.pretrained import load_pretrained, pretrained_names
 
 QM9, QM7B = "qm9_dipole.npz", "qm7b_ccsd.npz"
 COVERAGES = (0.68, 0.90, 0.95)
+
+FROM_SMILES = 1000
+"""Molecules that are embedded at most; some are strained, and take seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +114,27 @@ def samples(folder: Path, limit: int) -> Iterator[Sample]:
         relaxed = [data for data in relax_all(qm9)[0] if data is not None]
         yield Sample("painn-qm9-mmff94s", "QM9, test, at MMFF94s geometries", True, relaxed)
         yield Sample("painn-qm9-mmff94s", "QM9, test, at its own geometries", False, qm9)
+        yield Sample("painn-qm9-mmff94s", "QM9, test, from SMILES", False, from_their_smiles(qm9))
     if "painn-xtb" in names:
         small = ConformerDataset(ROOT / "datasets" / "small_molecules")
         own = list(small[small.split().test])[:limit]
         yield Sample("painn-xtb", "small_molecules, test", True, own)
         larger = [data for data in qm9 if int((data.z > 1).sum()) > 8][: min(limit, 1000)]
         yield Sample("painn-xtb", "9 heavy atoms (QM9), GFN2-xTB", False, by_xtb(larger))
+
+
+def from_their_smiles(molecules: Sequence[Data]) -> list[Data]:
+    """One embedded structure each, with the label of the given one.
+
+    They may be other conformers: that is part of what a prediction from a SMILES is off by.
+    """
+    found = []
+    for data in track(molecules[:FROM_SMILES], "Embedding", transient=True):
+        with suppress(MoleculeError):  # No Lewis structure, or too strained to embed.
+            (embedded,) = from_smiles(smiles_of(data))
+            embedded.dipole_magnitude = data.dipole_magnitude
+            found.append(embedded)
+    return found
 
 
 def by_xtb(molecules: Sequence[Data]) -> list[Data]:

@@ -54,6 +54,17 @@ def perceived(data: Data) -> Chem.Mol:
     return mol
 
 
+def smiles_of(data: Data) -> str:
+    """A SMILES of the neutral molecule at this geometry, with its stereo.
+
+    Raises:
+        MoleculeError: If there is none.
+    """
+    mol = perceived(data)
+    Chem.AssignStereochemistryFrom3D(mol)
+    return str(Chem.MolToSmiles(Chem.RemoveHs(mol)))
+
+
 def relaxed(data: Data) -> Data:
     """The structure at the next minimum of MMFF94s, laid upon the one given.
 

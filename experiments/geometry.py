@@ -19,10 +19,9 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from force_field import perceived
+from force_field import smiles_of
 from markdown_table import NOTHING, markdown_table
 from numpy.typing import NDArray
-from rdkit import Chem
 from reference_data import ROOT, data_folder, read_arrays, read_npz
 from rich.progress import track
 
@@ -135,17 +134,6 @@ def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, di
             continue
         found.append(Rigid(data, alone, relaxed, middle - start, after - before))
     return found, looked_at, reasons
-
-
-def smiles_of(data: Data) -> str:
-    """A SMILES of the neutral molecule at this geometry, with its stereo.
-
-    Raises:
-        MoleculeError: If there is none.
-    """
-    mol = perceived(data)
-    Chem.AssignStereochemistryFrom3D(mol)
-    return str(Chem.MolToSmiles(Chem.RemoveHs(mol)))
 
 
 def numbers(error: NDArray[np.float64], seconds: Sequence[float] | None) -> dict[str, float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
 from dipolegnn.breakdown import breakdown
 from dipolegnn.plots import draw_molecule, error_bars, learning_curve, parity_plot
-from dipolegnn.plots.molecule import view
+from dipolegnn.plots.molecule import ANGSTROM_PER_DEBYE, LONGEST_ARROW, view
+from dipolegnn.plots.scene import scene
 
 HISTORY = [
     {"epoch": 1.0, "lr": 1e-3, "train/loss": 2.0, "val/loss": 1.5, "val/dipole_mae": 0.9},
@@ -145,3 +147,19 @@ def test_draw_molecule_refuses_shapes_that_do_not_fit() -> None:
         draw_molecule([1, 1], [[0.0, 0.0, 0.0]])
     with pytest.raises(ValueError, match=r"one vector \[3\]"):
         draw_molecule([1], [[0.0, 0.0, 0.0]], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("length", [0.5, 1.85, 12.0])
+def test_the_arrow_in_space_is_to_scale(length: float) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed (extra app)")
+    water = molecule("H2O")
+    direction = np.array([0.0, 0.6, 0.8])
+    figure = scene(water.numbers, water.positions, length * direction)
+    arrow = figure.data[-1]
+    points = np.stack([arrow.x, arrow.y, arrow.z], axis=1) @ direction
+    assert np.ptp(points) == pytest.approx(
+        min(ANGSTROM_PER_DEBYE * length, LONGEST_ARROW), rel=0.02
+    )
+    scale = re.search(r"([\d.]+) Å per D", str(figure.layout.annotations))
+    assert scale
+    assert np.ptp(points) == pytest.approx(float(scale[1]) * length, rel=0.02)

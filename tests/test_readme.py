@@ -91,10 +91,12 @@ def test_large_files_and_other_programs(
         for line in block.splitlines()
         if line.startswith(("dipolegnn predict", "dipolegnn export"))
     ]
-    assert [Path(command[-1]).suffix for command in commands] == [".parquet", ".pt2", ".onnx"]
+    kinds = [".png", ".parquet", ".pt2", ".onnx"]
+    assert [Path(command[-1]).suffix for command in commands] == kinds
     for command in commands:
         assert main(command[1:]) == 0, command
-    capfd.readouterr()
+        assert Path(command[-1]).stat().st_size > 100
+    assert "±" in capfd.readouterr().out
     for code in blocks(project_root, "py"):
         if "torch" in code or "onnxruntime" in code:
             run = [sys.executable, "-c", code]
@@ -103,6 +105,15 @@ def test_large_files_and_other_programs(
     water = float(in_torch.strip("([").split(",")[0])
     assert water == pytest.approx(1.9, abs=0.3)
     assert float(in_onnx.split("]")[0]) == pytest.approx(water, abs=1e-4)
+
+
+def test_in_ase(project_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in blocks(project_root, "py") if "from ase" in block)
+    exec(compile(code, "README.md", "exec"), {})
+    found = re.fullmatch(r"\[(.*)\] e·Å", capsys.readouterr().out.strip())
+    assert found
+    length = sum(float(word) ** 2 for word in found[1].split()) ** 0.5
+    assert 4.803 * length == pytest.approx(2.75, abs=0.3)  # B3LYP, and experiment
 
 
 def test_several_machines(
