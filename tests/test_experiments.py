@@ -481,7 +481,7 @@ def test_coverage(
     for name in ("qm9_dipole.npz", "qm7b_ccsd.npz"):
         (folder / name).write_bytes((qm9_data / "qm9_dipole.npz").read_bytes())
     words = ["--data", str(folder), "--output", str(tmp_path / "out"), "--molecules", "60"]
-    module(project_root, "coverage").main(words)
+    module(project_root, "interval_coverage").main(words)
 
     rows = json.loads((tmp_path / "out" / "coverage.json").read_text(encoding="utf-8"))
     whole = {(row["model"], row["set"]): row for row in rows if row["part"] == "all"}
