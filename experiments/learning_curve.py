@@ -20,6 +20,7 @@ import qm9
 import tyro
 from markdown_table import NOTHING, markdown_table
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 Kind = Literal["painn-dipole", "painn-atomwise", "schnet-dipole", "schnet-atomwise"]
 
@@ -129,6 +130,10 @@ def drawn(points: Sequence[Point], kinds: Sequence[str]) -> Figure:
         sizes, errors = [p.molecules for p in here], [p.test_mae for p in here]
         axes.loglog(sizes, errors, marker="o", label=kind.replace("-", ", "))
     axes.set(xlabel="training molecules", ylabel="test MAE of the magnitude (D)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))  # 0.05, not 5 × 10^-2
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     return figure
