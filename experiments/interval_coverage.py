@@ -11,7 +11,6 @@ It writes ``RUN/coverage.md``, ``RUN/coverage.json`` and ``RUN/coverage.png``.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError, SmilesRow, embed_smiles
+from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.predict import predict
 from dipolegnn.predictions import Prediction
 from dipolegnn.pretrained import load_pretrained, pretrained_names
@@ -135,7 +135,7 @@ def from_their_smiles(molecules: Sequence[Data]) -> list[Data]:
         with suppress(MoleculeError):  # no Lewis structure
             rows.append(SmilesRow(len(rows) + 1, smiles_of(data)))
             kept.append(data)
-    embedded = embed_smiles(rows, ConformerConfig(), workers=os.cpu_count() or 1, progress=True)
+    embedded = embed_smiles(rows, ConformerConfig(), workers=usable_cores(), progress=True)
     print(f"{len(embedded.failures)} of {len(rows)} SMILES cannot be embedded")
     for data in embedded.data:
         data.dipole_magnitude = kept[int(data.mol_id)].dipole_magnitude

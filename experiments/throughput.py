@@ -12,7 +12,6 @@ from __future__ import annotations
 import cProfile
 import itertools
 import json
-import os
 import pstats
 import threading
 import time
@@ -32,6 +31,7 @@ from dipolegnn.config import ConformerConfig
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import write_file
 from dipolegnn.molecules.records import RecordFile, structures
+from dipolegnn.molecules.workers import usable_cores
 
 MIB = 2**20
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     profiles = profile(options, models)
     content = {
         "file": options.input.name,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "result": {**asdict(result), "first_failures": len(result.first_failures)},
         "watch": asdict(watch),
         "profiles": [each._asdict() for each in profiles],
@@ -187,7 +187,7 @@ def profile_one(what: str, path: Path, models: ModelChoice, folder: Path) -> Pro
 def described(name: str, result: BulkResult, watch: Watch, profiles: Sequence[Profile]) -> str:
     """The result as Markdown."""
     done = result.molecules + result.failures - result.earlier
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     rate = done / result.seconds
     lines = [
         "# How many molecules per second",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -136,14 +136,11 @@ def grow_further(parents: list[str], seed: int) -> Iterator[str]:
         for smiles in queue:  # becomes longer while it is walked through
             parent = _editable(smiles)
             for grows_by in range(1, largest_group + 1):
-                for move in _moves(parent, grows_by, tools.groups):
-                    child = _apply(parent, move, tools.groups)
-                    if child is None or child in seen:
-                        continue
+                moves = _moves(parent, grows_by, tools.groups)
+                for child, _ in _new_children(parent, moves, seen, tools):
                     seen.add(child)
-                    if tools.rules.allow(Chem.MolFromSmiles(child)):
-                        queue.append(child)
-                        yield child
+                    queue.append(child)
+                    yield child
 
 
 def _tools(seed: int) -> _Tools:
@@ -187,15 +184,23 @@ def _grow(smiles: str, size: int, found: dict[str, Chem.Mol], tools: _Tools) -> 
     if size > EXHAUSTIVE_UP_TO:
         moves = [moves[k] for k in tools.rng.permutation(len(moves))[:MOVES_PER_PARENT]]
     new = []
+    for child, mol in _new_children(parent, moves, found, tools):
+        found[child] = mol
+        new.append(child)
+    return new
+
+
+def _new_children(
+    parent: Chem.Mol, moves: Iterable[_Move], known: Container[str], tools: _Tools
+) -> Iterator[tuple[str, Chem.Mol]]:
+    """What the moves make of a molecule, without what is known by then or against the rules."""
     for move in moves:
         child = _apply(parent, move, tools.groups)
-        if child is None or child in found:
+        if child is None or child in known:
             continue
         mol = Chem.MolFromSmiles(child)
         if tools.rules.allow(mol):
-            found[child] = mol
-            new.append(child)
-    return new
+            yield child, mol
 
 
 def _editable(smiles: str) -> Chem.Mol:

@@ -69,7 +69,7 @@ def read_file(
 
     Raises:
         ImportError: Parquet without pyarrow.
-        MoleculeError: The file holds no molecules, lacks a column, is no text or a broken ``.gz``.
+        MoleculeError: The file holds no molecules, lacks a column or is a broken ``.gz``.
         ValueError: An unknown suffix.
     """
     with RecordFile(path, columns) as file:
