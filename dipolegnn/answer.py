@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -31,8 +31,6 @@ class Source(NamedTuple):
     embedded: bool
     """Whether the geometries were made from SMILES here."""
     molecules: Molecules
-    rows: Sequence[int] | None = None
-    """Where in the file each structure is, from 1; None: ``mol_id`` tells."""
 
 
 class Job(NamedTuple):
@@ -104,7 +102,7 @@ def _jobs(
         if not jobs or jobs[-1].model is not loaded:
             jobs.append(Job(loaded, []))
         for k, structure in enumerate(found.data):
-            row = int(structure.mol_id) + 1 if source.rows is None else source.rows[k]
+            row = int(structure.mol_id) + 1 if found.rows is None else found.rows[k]
             problem = unsupported(structure) or unknown_elements(loaded, structure)
             if problem is None:
                 numbered = structure.clone()

@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 Kind = Literal["painn-dipole", "painn-atomwise", "schnet-dipole", "schnet-atomwise"]
 
-LEAST_EPOCHS = 8
+LEAST_EPOCHS = 4
 MOST_EPOCHS = 100
 
 VALIDATION_MOLECULES = 1000

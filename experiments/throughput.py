@@ -164,9 +164,9 @@ def profile_one(what: str, path: Path, models: ModelChoice, folder: Path) -> Pro
     """
     table = folder / "profiled.csv"
     for _ in range(2):
-        plain = predict_files([path], table, models, workers=1)
+        plain = predict_files([path], table, models, workers=0)
     profiler = cProfile.Profile()
-    profiled = profiler.runcall(predict_files, [path], table, models, workers=1)
+    profiled = profiler.runcall(predict_files, [path], table, models, workers=0)
     count = plain.molecules + plain.failures
     slower = profiled.seconds / plain.seconds
     times: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from dash import Dash, Input, Output, State, dcc, html
 
-from dipolegnn.app.service import MAX_CONFORMERS, MAX_MOLECULES, Service
+from dipolegnn.app.service import MAX_CHARACTERS, MAX_CONFORMERS, MAX_MOLECULES, TOO_MUCH, Service
 from dipolegnn.molecules.files import READABLE_TEXT
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
@@ -47,6 +48,7 @@ def _layout() -> html.Div:
             html.Div(className="columns", children=[_form(), _result()]),
             dcc.Store(id="answer"),
             dcc.Store(id="files"),
+            dcc.Store(id="dropped"),
             dcc.Download(id="download"),
         ],
     )
@@ -137,7 +139,29 @@ def _result() -> dcc.Loading:
     )
 
 
+# What is too large is not sent: an upload stays in the page until the server answers, so that every
+# later request would have it with it, and be refused as well.
+_CHECK_SIZE = """
+(contents, name) => {
+  const idle = window.dash_clientside.no_update;
+  if (!contents) return [idle, idle, idle];
+  const bytes = (contents.length - contents.indexOf(",") - 1) * 3 / 4;
+  return bytes > LIMIT + 2 ? [idle, null, REFUSAL] : [{contents, name}, null, idle];
+}
+"""
+
+
 def _connect(page: Dash, service: Service) -> None:
+    page.clientside_callback(
+        _CHECK_SIZE.replace("LIMIT", str(MAX_CHARACTERS)).replace("REFUSAL", json.dumps(TOO_MUCH)),
+        Output("dropped", "data"),
+        Output("upload", "contents"),
+        Output("problem", "children", allow_duplicate=True),
+        Input("upload", "contents"),
+        State("upload", "filename"),
+        prevent_initial_call=True,
+    )
+
     @page.callback(
         Output("answer", "data"),
         Output("files", "data"),
@@ -146,29 +170,29 @@ def _connect(page: Dash, service: Service) -> None:
         Output("shown", "hidden"),
         Output("molecule", "options"),
         Output("molecule", "value"),
-        Output("upload", "contents"),
+        Output("dropped", "data", allow_duplicate=True),
         Input("predict", "n_clicks"),
-        Input("upload", "contents"),
-        State("upload", "filename"),
+        Input("dropped", "data"),
         State("smiles", "value"),
         State("conformers", "value"),
         prevent_initial_call=True,
     )
     def predict(
-        _: int, contents: str | None, file_name: str | None, smiles: str | None, conformers: Any
+        _: int, dropped: Mapping[str, str] | None, smiles: str | None, conformers: Any
     ) -> tuple[Any, ...]:
-        uploaded = dash.ctx.triggered_id == "upload"
+        uploaded = dash.ctx.triggered_id == "dropped"
+        file = dropped if uploaded and dropped is not None else {"name": "", "contents": ""}
         try:
             # A file that was dropped is meant alone.
             response = service.ask(
                 smiles="" if uploaded else smiles or "",
-                file_name=(file_name or "file") if uploaded else "",
-                file_text=_decoded(contents or "") if uploaded else "",
+                file_name=file["name"],
+                file_text=_decoded(file["contents"]),
                 conformers=conformers if isinstance(conformers, int) else 0,
             )
             problem = response.refusal
         except UnicodeDecodeError:
-            response, problem = None, f"{file_name} is no text file."
+            response, problem = None, f"{file['name']} is no text file."
         if response is None or problem:
             return None, None, problem, None, True, [], None, None
         molecules = response.report["molecules"]

@@ -8,10 +8,10 @@ import threading
 
 from flask import Flask, Response, abort, request
 from waitress.server import create_server
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from dipolegnn.app.page import make_page
-from dipolegnn.app.service import MAX_CHARACTERS, Service
+from dipolegnn.app.service import MAX_CHARACTERS, TOO_MUCH, Service
 
 MAX_REQUEST_BYTES = 20 * MAX_CHARACTERS
 """The answer comes back with a click on a download, so it is more than the user's own text."""
@@ -48,6 +48,8 @@ def make_server(service: Service, *, local: bool = True) -> Flask:
 
     @server.errorhandler(Exception)
     def explain(error: Exception) -> tuple[str, int]:
+        if isinstance(error, RequestEntityTooLarge):
+            return TOO_MUCH, 413
         if isinstance(error, HTTPException):
             return f"{error.description}", error.code or 500
         server.logger.error("%s: %s", type(error).__name__, error)

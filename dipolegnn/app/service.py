@@ -41,6 +41,11 @@ MAX_ATOMS = 300
 MAX_CONFORMERS = 20
 """Conformers per molecule at most."""
 
+TOO_MUCH = (
+    f"That is too much at once: at most {MAX_CHARACTERS:,} characters. Use the command "
+    "'dipolegnn predict' for large files."
+)
+
 TIME_LIMIT_S = 120.0
 """A request that takes longer is given up."""
 
@@ -93,10 +98,7 @@ def respond(request: Request) -> Response:
 
 def _respond(request: Request) -> Response:
     if len(request.smiles) + len(request.file_text) > MAX_CHARACTERS:
-        raise Refused(
-            f"That is too much at once: at most {MAX_CHARACTERS:,} characters. Use the command "
-            "'dipolegnn predict' for large files."
-        )
+        raise Refused(TOO_MUCH)
     if not 1 <= request.conformers <= MAX_CONFORMERS:
         raise Refused(
             f"Conformers must be between 1 and {MAX_CONFORMERS}, got {request.conformers}."

@@ -1,13 +1,15 @@
 """Predictions for files of any size: streamed, in processes, and resumed after a crash."""
 
-from dipolegnn.bulk.parts import TABLES_OUT, JobMismatch, failures_path, write_table
+from dipolegnn.bulk.formats import STREAMED
+from dipolegnn.bulk.parts import JobMismatch, OutputInUse, failures_path, write_report
 from dipolegnn.bulk.run import BulkResult, predict_files
 
 __all__ = [
-    "TABLES_OUT",
+    "STREAMED",
     "BulkResult",
     "JobMismatch",
+    "OutputInUse",
     "failures_path",
     "predict_files",
-    "write_table",
+    "write_report",
 ]

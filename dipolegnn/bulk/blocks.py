@@ -20,7 +20,7 @@ from ase.data import chemical_symbols
 
 from dipolegnn._pyg import Data
 from dipolegnn.answer import Source, answer
-from dipolegnn.bulk.parts import arrow_schema
+from dipolegnn.bulk.formats import arrow_schema
 from dipolegnn.config import ConformerConfig, DFTConfig, XTBConfig
 from dipolegnn.labels.batch import label_one, label_time_limit, lost_label
 from dipolegnn.labels.calculators import engine_version

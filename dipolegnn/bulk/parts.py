@@ -1,68 +1,99 @@
-"""A table that grows part by part on disk, so that a run that is killed loses one part at most.
+"""An output that grows part by part on disk, so that a run that is killed loses one part at most.
 
-Beside the table ``OUT`` lies the folder ``OUT.parts`` while it grows: ``job.json`` says what the
-table is of, and each part is a file of lines and a file of failures. A part appears under its name
-only when it is complete, and is not touched again. In the end they are put together; the table,
-too, appears under its name only when it is complete.
+Beside the output ``OUT`` lies the folder ``OUT.parts`` while it grows: ``job.json`` says what it is
+of, ``lock`` is locked by the run at work, and each part is a file of predictions and a file of
+failures. A part appears under its name only when it is complete, and is not touched again. In the
+end they are put together; the output, too, appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, cast
+from types import TracebackType
+from typing import IO, Any, NamedTuple
 
-from dipolegnn.molecules import Failure, failures_text, read_failures
-from dipolegnn.molecules.tables import import_pyarrow
-from dipolegnn.report import Line, csv_text
+from filelock import FileLock, Timeout
 
-TABLES_OUT = (".csv", ".csv.gz", ".parquet")
-"""Suffixes of tables that can be written."""
+from dipolegnn.bulk.formats import format_of, join_csv
+from dipolegnn.molecules import Failure, failures_text, read_failures, write_failures
+from dipolegnn.report import Report
 
 
 class JobMismatch(ValueError):
     """The parts on disk are of another job."""
 
 
+class OutputInUse(ValueError):
+    """Another run is at work on the same output."""
+
+
 class Counts(NamedTuple):
-    """What a table came to."""
+    """What an output came to."""
 
     molecules: int
     failures: int
 
 
 class Parts:
-    """The parts of a table.
+    """The parts of an output; to be used in a ``with``.
 
     Args:
-        output: The table.
-        job: What it is of: everything that its lines depend on, as JSON.
+        output: The output.
+        job: What it is of: everything that it depends on, as JSON.
 
     Raises:
-        JobMismatch: There are parts, of another job.
+        JobMismatch: On entering, there are parts of another job.
+        OutputInUse: On entering, another run is at work on them.
         ImportError: A Parquet table without pyarrow.
-        ValueError: Another suffix than one of ``TABLES_OUT``.
+        ValueError: Another suffix than one of ``STREAMED``.
     """
 
     def __init__(self, output: Path, job: dict[str, Any]) -> None:
         self.output = output
-        self._format = _format_of(output)
+        self._job = job
+        self._format = format_of(output)
         self.folder = output.with_name(f"{output.name}.parts")
         self._finished = output.with_name(f"{output.name}.parts.done")
+        self._lock = FileLock(self.folder / "lock", timeout=0)
+
+    def __enter__(self) -> Parts:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise OutputInUse(
+                f"Another run is writing {self.output}. Wait until it has ended, or choose another "
+                "output."
+            ) from None
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def _begin(self) -> None:
         shutil.rmtree(self._finished, ignore_errors=True)  # of a run that was killed at its end
         described = self.folder / "job.json"
         if self.done():  # without any, nothing would be lost by another job
-            _require_same(json.loads(described.read_text(encoding="utf-8")), job, self.folder)
+            _require_same(json.loads(described.read_text(encoding="utf-8")), self._job, self.folder)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         with _complete(described) as file:
-            file.write((json.dumps(job, indent=2) + "\n").encode())
+            file.write((json.dumps(self._job, indent=2) + "\n").encode())
 
     def done(self) -> dict[int, Counts]:
         """The parts that are complete, and what they came to."""
@@ -72,27 +103,29 @@ class Parts:
             found[int(path.name.split(".")[0])] = Counts(*counts)
         return found
 
-    def write(self, number: int, lines: Sequence[Line], failures: Sequence[Failure]) -> Counts:
+    def write(self, number: int, report: Report) -> Counts:
         """Writes a part; it is complete when the last of its files is there."""
-        counts = Counts(len(lines), len(failures))
+        with _complete(self._part(number)) as file:
+            unwritten = self._format.write_part(file, report)
+        counts = Counts(
+            len(report.molecules) - len(unwritten), len(report.failures) + len(unwritten)
+        )
         with _complete(self._failures(number)) as file:
-            file.write(failures_text(failures).encode())
-        with _complete(self._lines(number)) as file:
-            self._format.write_part(file, lines)
+            file.write(failures_text(report.failures + unwritten).encode())
         with _complete(self.folder / f"{number:08}.counts.json") as file:
             file.write(json.dumps(counts).encode())
         return counts
 
     def assemble(self) -> Counts:
-        """Puts the parts together: the table, and the failures beside it if there are any."""
+        """Puts the parts together: the output, and the failures beside it if there are any."""
         done = self.done()
         numbers = sorted(done)
         total = Counts(*map(sum, zip(Counts(0, 0), *done.values(), strict=True)))
         if not numbers:  # an empty table has its header, too
-            self.write(0, [], [])
+            self.write(0, Report([], [], 0.0, 0.0))
             numbers = [0]
         with _complete(self.output) as file:
-            self._format.join(file, [self._lines(number) for number in numbers])
+            self._format.join(file, [self._part(number) for number in numbers])
         beside = failures_path(self.output)
         if total.failures:
             with _complete(beside) as file:
@@ -100,7 +133,8 @@ class Parts:
         else:
             beside.unlink(missing_ok=True)  # of an earlier run, perhaps
         # Under another name at once: a folder that is half removed would be taken for a run to go
-        # on with.
+        # on with. No system renames a folder in which a file is locked, so that comes first.
+        self._lock.release()
         self.folder.replace(self._finished)
         shutil.rmtree(self._finished)
         return total
@@ -113,7 +147,7 @@ class Parts:
                 found += read_failures(self._failures(number))
         return found[:count]
 
-    def _lines(self, number: int) -> Path:
+    def _part(self, number: int) -> Path:
         return self.folder / f"{number:08}{self._format.suffix}"
 
     def _failures(self, number: int) -> Path:
@@ -121,105 +155,33 @@ class Parts:
 
 
 def failures_path(output: Path) -> Path:
-    """Where the failures of a table are."""
+    """Where the failures of an output are."""
     return output.with_name(f"{output.name}.failures.csv")
 
 
-def write_table(output: Path, lines: Sequence[Line]) -> None:
-    """Writes a table in one piece.
+def write_report(output: Path, report: Report) -> list[Failure]:
+    """Writes predictions in one piece, and the failures beside them if there are any.
+
+    Returns:
+        All failures: the report's, and the molecules that could not be written.
 
     Raises:
         ImportError: A Parquet table without pyarrow.
-        ValueError: Another suffix than one of ``TABLES_OUT``.
+        ValueError: Another suffix than one of ``STREAMED``.
     """
-    kind = _format_of(output)
-    if isinstance(kind, _CSV) and kind.packed:
-        part = io.BytesIO()
-        kind.write_part(part, lines)
+    kind = format_of(output)
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / f"part{kind.suffix}"
+        with part.open("wb") as file:
+            failures = report.failures + kind.write_part(file, report)
         with _complete(output) as file:
-            file.write(gzip.compress(part.getvalue(), mtime=0))
-        return
-    with _complete(output) as file:
-        kind.write_part(file, lines)
-
-
-class _Format(Protocol):
-    """How a table is kept."""
-
-    suffix: str
-
-    def write_part(self, file: IO[bytes], lines: Sequence[Line]) -> None:
-        """Writes lines as a table of their own."""
-
-    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
-        """Writes the tables of the parts as one."""
-
-
-class _CSV:
-    suffix = ".csv"
-
-    def __init__(self, packed: bool) -> None:
-        self.packed = packed
-
-    def write_part(self, file: IO[bytes], lines: Sequence[Line]) -> None:
-        file.write(csv_text(lines).encode())
-
-    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
-        if not self.packed:
-            join_csv(file, parts)
-            return
-        with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:  # equal input, equal bytes
-            join_csv(cast("IO[bytes]", packed), parts)
-
-
-class _Parquet:
-    suffix = ".parquet"
-
-    def __init__(self) -> None:
-        self.arrow, self.parquet = import_pyarrow()
-        self.schema = arrow_schema(Line._fields)
-
-    def write_part(self, file: IO[bytes], lines: Sequence[Line]) -> None:
-        rows = [line._asdict() for line in lines]
-        self.parquet.write_table(self.arrow.Table.from_pylist(rows, schema=self.schema), file)
-
-    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
-        with self.parquet.ParquetWriter(file, self.schema) as writer:
-            for part in parts:
-                writer.write_table(self.parquet.read_table(part, schema=self.schema))
-
-
-def arrow_schema(names: Sequence[str]) -> Any:
-    """The Arrow schema of columns, whose names say what they hold.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-    """
-    arrow, _ = import_pyarrow()
-    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
-    kinds = dict.fromkeys(("row", "charge_e", "conformer", "conformers"), whole)
-    kinds |= dict.fromkeys(("positions_angstrom", "atomic_charges_e"), arrow.list_(number))
-    kinds |= {name: number for name in names if name.endswith(("_D", "_kcal_per_mol"))}
-    return arrow.schema((name, kinds.get(name, text)) for name in names)
-
-
-def _format_of(output: Path) -> _Format:
-    name = output.name.lower()
-    if name.endswith(".parquet"):
-        return _Parquet()
-    if name.endswith((".csv", ".csv.gz")):
-        return _CSV(packed=name.endswith(".gz"))
-    raise ValueError(f"{output}: unknown suffix, expected one of {', '.join(TABLES_OUT)}.")
-
-
-def join_csv(file: IO[bytes], parts: Sequence[Path]) -> None:
-    """Writes CSV files with the same header line as one."""
-    for number, part in enumerate(parts):
-        with part.open("rb") as lines:
-            header = lines.readline()
-            if number == 0:
-                file.write(header)
-            shutil.copyfileobj(lines, file)
+            kind.join(file, [part])
+    beside = failures_path(output)
+    if failures:
+        write_failures(beside, failures)
+    else:
+        beside.unlink(missing_ok=True)  # of an earlier run, perhaps
+    return failures
 
 
 @contextmanager

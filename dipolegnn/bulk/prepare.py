@@ -37,6 +37,8 @@ class Part(NamedTuple):
     records: list[Record]
     position: float
     """How much of the file has been read after it, from 0 to 1."""
+    offset: int | None = None
+    """Rows of the files before, if there are several."""
 
 
 def cut(file: RecordFile, first: int, size: int) -> Iterator[Part]:
@@ -90,9 +92,9 @@ def prepare(
     Args:
         parts: The parts.
         config: How SMILES are embedded.
-        workers: Processes; with 1 it is done here.
+        workers: Processes; with 0 it is done here.
     """
-    if workers == 1:
+    if workers == 0:
         for part in parts:
             piece = _Piece(part.records, part.suffix, part.source)
             yield part, [structures_of(record, piece, config) for record in piece.records]

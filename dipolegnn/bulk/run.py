@@ -1,4 +1,4 @@
-"""From files of molecules to a table of predictions, with flat memory."""
+"""From files of molecules to a file of predictions, with flat memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dipolegnn import __version__
+from dipolegnn._pyg import Data
 from dipolegnn.answer import Source, answer
 from dipolegnn.bulk.parts import Parts
 from dipolegnn.bulk.prepare import Outcome, Part, cut, prepare
@@ -23,7 +24,6 @@ from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, Molecules, TableColumns
 from dipolegnn.molecules.records import RecordFile
 from dipolegnn.molecules.workers import usable_cores
-from dipolegnn.report import lines
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 PART_RECORDS = 1000
@@ -43,7 +43,7 @@ class BulkResult:
     """What came of the files.
 
     Attributes:
-        molecules: Molecules in the table.
+        molecules: Molecules in the output.
         failures: Molecules that failed.
         first_failures: The first of the failures.
         earlier: Of molecules and failures together, how many an interrupted run had done.
@@ -71,22 +71,27 @@ def predict_files(
     part_records: int = PART_RECORDS,
     progress: bool = False,
 ) -> BulkResult:
-    """Predicts the dipole moments of all molecules of files, of any size, into a table.
+    """Predicts the dipole moments of all molecules of files, of any size, into one file.
 
     A run that was killed goes on where it stopped when it is called again with the same arguments:
     nothing is done twice but what was under way, and nothing is lost. (Until it is complete, what
-    is done lies in a folder beside the table.) ``workers`` and ``device`` may change in between.
+    is done lies in a folder beside the output.) ``workers`` and ``device`` may change in between.
+
+    Structures in the output have the ``mol_id`` that they have in the file, else their row, from 0;
+    with several files, their row, counted through.
 
     Args:
         paths: Files of SMILES (embedded in worker processes) or of structures.
-        output: The table, ``.csv``, ``.csv.gz`` or ``.parquet``, a line per molecule in the order
-            of the files; failures come to lie beside it, in a file of their own.
+        output: A table (``.csv``, ``.csv.gz``, ``.parquet``), a line per molecule in the order of
+            the files; or structures with their predictions (``.sdf``, ``.extxyz``, ``.xyz``, also
+            ``.gz``), all conformers. Failures come to lie beside it, in a file of their own.
         models: Which model predicts.
         columns: Columns of tables of SMILES.
         conformers: How SMILES are embedded.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: How often the error bars hold, between 0 and 1.
-        workers: Processes that read and embed; None: one per core, none for a small file.
+        workers: Processes that read and embed; 0: it is done here, where a molecule that crashes
+            RDKit ends the run; None: one per core, none for a small file.
         device: Where the model computes; None: on a CUDA device if there is one.
         part_records: Records that are kept together in memory and on disk.
         progress: Show on standard error how far it is.
@@ -97,15 +102,16 @@ def predict_files(
     Raises:
         FileNotFoundError: There is no such file, or no such model.
         ImportError: Parquet without pyarrow.
-        JobMismatch: Beside the table lie parts of another job.
+        JobMismatch: Beside the output lie parts of another job.
         MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
             until then is kept.
-        ValueError: An unknown suffix, a table in the place of one of the files, ``workers`` or
-            ``part_records`` below 1, or a temperature or coverage that is none.
+        OutputInUse: Another run is writing the same output.
+        ValueError: An unknown suffix, an output in the place of one of the files, ``workers`` below
+            0, ``part_records`` below 1, or a temperature or coverage that is none.
     """
-    for name, value in (("workers", workers), ("part_records", part_records)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be between 0 and 1, got {coverage}.")
     if not temperature > 0:
@@ -128,7 +134,7 @@ def predict_files(
             "coverage": coverage,
             "part_records": part_records,
         }
-        parts = Parts(Path(output), job)
+        parts = stack.enter_context(Parts(Path(output), job))
         done = parts.done()
         earlier = sum(map(sum, done.values()))
         every = _parts(files, part_records)
@@ -137,34 +143,37 @@ def predict_files(
             todo, workers = _enough_workers(todo)
         with Progress(progress, earlier) as shown, _threads_beside(workers):
             for part, outcomes in prepare(todo, config, workers):
-                rows = [record.row for record in part.records]
-                source = Source(part.source, part.embedded, *_molecules(outcomes, rows))
+                source = Source(part.source, part.embedded, _molecules(part, outcomes))
                 report = answer(
                     [source], models, temperature=temperature, coverage=coverage, device=device
                 )
-                written = parts.write(part.number, lines(report), report.failures)
+                written = parts.write(part.number, report)
                 shown.advance(sum(written), part.position)
-    first = parts.first_failures(SHOWN_FAILURES)
-    total = parts.assemble()
+        first = parts.first_failures(SHOWN_FAILURES)
+        total = parts.assemble()
     return BulkResult(*total, first, earlier, time.monotonic() - start)
 
 
 def _parts(files: Sequence[RecordFile], size: int) -> Iterator[Part]:
     """The parts of all files; their positions are those in all files together."""
     sizes = [max(file.path.stat().st_size, 1) for file in files]
-    number = 0
+    number = offset = rows = 0
     for place, file in enumerate(files):
         for part in cut(file, number, size):
             read = sum(sizes[:place]) + part.position * sizes[place]
-            yield part._replace(position=read / sum(sizes))
+            yield part._replace(
+                position=read / sum(sizes), offset=offset if len(files) > 1 else None
+            )
             number += 1
+            rows = offset + part.records[-1].row
+        offset = rows
 
 
 def _enough_workers(parts: Iterator[Part]) -> tuple[Iterator[Part], int]:
     """The parts, and the number of processes that pays for them."""
     head = list(itertools.islice(parts, 2))
     few = len(head) < 2 and sum(len(part.records) for part in head) < FEW_RECORDS
-    return itertools.chain(head, parts), 1 if few else usable_cores()
+    return itertools.chain(head, parts), 0 if few else usable_cores()
 
 
 @contextmanager
@@ -179,17 +188,26 @@ def _threads_beside(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _molecules(outcomes: Sequence[Outcome], rows: Sequence[int]) -> tuple[Molecules, list[int]]:
-    """The structures, with the row of each, and what failed."""
-    molecules = Molecules([], [])
-    of_structures: list[int] = []
-    for outcome, row in zip(outcomes, rows, strict=True):
+def _molecules(part: Part, outcomes: Sequence[Outcome]) -> Molecules:
+    """The structures of a part, with the row of each, and what failed."""
+    data: list[Data] = []
+    failures: list[Failure] = []
+    rows: list[int] = []
+    for record, outcome in zip(part.records, outcomes, strict=True):
         if isinstance(outcome, Failure):
-            molecules.failures.append(outcome)
+            failures.append(outcome)
         else:
-            molecules.data.extend(outcome)
-            of_structures += [row] * len(outcome)
-    return molecules, of_structures
+            data.extend(outcome)
+            rows += [record.row] * len(outcome)
+    if part.offset is not None:
+        # A number that one file states may be one of another; neighbours with the same number
+        # would be taken for conformers where the output is read.
+        stated = [int(structure.mol_id) for structure in data]
+        for _, group in itertools.groupby(range(len(data)), stated.__getitem__):
+            places = list(group)
+            for place in places:
+                data[place].mol_id.fill_(part.offset + rows[places[0]] - 1)
+    return Molecules(data, failures, rows)
 
 
 def _known_by(path: Path) -> dict[str, Any]:

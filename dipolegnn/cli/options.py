@@ -183,7 +183,7 @@ class Predict(Debug):
     painn-qm9-mmff94s, which expects the geometries that they are given here, for structures
     painn-qm9. Such a model refuses elements that it was not trained on.
 
-    Files of any size become a table (--output .csv, .csv.gz or .parquet) with little memory, and
+    Files of any size become one file (--output; all suffixes but .json) with little memory, and
     nothing is printed then. If such a run is killed, the same command goes on where it stopped.
 
     Exit status: 0 all predicted; 1 some molecules failed, and are listed; 2 an error.
@@ -201,7 +201,8 @@ class Predict(Debug):
     json: _Flag = False
     """Write JSON to standard output instead of tables."""
     output: _File = None
-    """Write to a file as well: .csv, .csv.gz, .parquet, .json, .extxyz, .xyz or .sdf."""
+    """Write to a file as well: .csv, .parquet, .json, or structures (all conformers) as .sdf,
+    .extxyz or .xyz; .csv and structures also with .gz behind it."""
     picture: _File = None
     """Draw the lowest conformers with their dipole moments: .png, .svg (one file per molecule) or
     .html (to be turned with the mouse; needs the extra app)."""
@@ -211,7 +212,7 @@ class Predict(Debug):
     """How often the error bars hold, between 0 and 1."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Processes that embed SMILES, worth it for hundreds of molecules; left out: one per core where
-    files become a table, else 1."""
+    files become a file, else 1."""
     csv: TableOptions = TableOptions()
     conformer: ConformerConfig = field(default_factory=ConformerConfig)
 

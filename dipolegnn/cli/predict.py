@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dipolegnn.answer import Source, answer
-from dipolegnn.bulk import TABLES_OUT, failures_path, predict_files, write_table
+from dipolegnn.bulk import STREAMED, failures_path, predict_files, write_report
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
 from dipolegnn.models import ModelChoice
@@ -18,15 +18,13 @@ from dipolegnn.molecules import (
     TableColumns,
     embed_smiles,
     read_file,
-    write_failures,
-    write_file,
 )
-from dipolegnn.molecules.files import READABLE, WRITABLE
+from dipolegnn.molecules.files import READABLE
 from dipolegnn.molecules.records import TABLES
-from dipolegnn.report import Report, as_json, lines, print_tables
+from dipolegnn.report import Report, as_json, print_tables
 from dipolegnn.units import duration
 
-OUTPUTS = (*TABLES_OUT, ".json", *WRITABLE)
+OUTPUTS = (*STREAMED, ".json")
 """Suffixes of what can be written."""
 
 PICTURES = (".png", ".svg", ".html")
@@ -54,7 +52,7 @@ def run(options: Predict) -> int:
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}.")
     models = ModelChoice(options.model)
-    if _is_table_of_files(options):
+    if _can_be_streamed(options):
         return _stream(options, models)
     report = answer(
         _sources(options),
@@ -67,22 +65,24 @@ def run(options: Predict) -> int:
         print(as_json(report))
     else:
         print_tables(report)
-    for failure in report.failures:
-        print(f"failed: {_describe(failure)}", file=sys.stderr)
+    failures, written = report.failures, list[Path]()
     if options.output is not None:
-        for path in _write(options.output, report):
-            print(f"wrote {path}", file=sys.stderr)
+        failures, written = _write(options.output, report)
+    for failure in failures:
+        print(f"failed: {_describe(failure)}", file=sys.stderr)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
     if options.picture is not None and report.molecules:
         for path in _draw(options.picture, report):
             print(f"wrote {path}", file=sys.stderr)
-    return FAILED_MOLECULES if report.failures else 0
+    return FAILED_MOLECULES if failures else 0
 
 
-def _is_table_of_files(options: Predict) -> bool:
-    """Whether files become a table and nothing else, so that neither has to fit into memory."""
+def _can_be_streamed(options: Predict) -> bool:
+    """Whether files become a file and nothing else, so that neither has to fit into memory."""
     return (
         options.output is not None
-        and options.output.name.lower().endswith(TABLES_OUT)
+        and options.output.name.lower().endswith(STREAMED)
         and not options.json
         and options.picture is None
         and all(map(_is_file, options.molecules))
@@ -153,24 +153,14 @@ def _is_file(argument: str) -> bool:
     return _suffix(argument).endswith(READABLE)
 
 
-def _write(path: Path, report: Report) -> list[Path]:
-    """Writes predictions and, beside them, the failures, if any; returns what was written."""
+def _write(path: Path, report: Report) -> tuple[list[Failure], list[Path]]:
+    """Writes predictions and, beside them, the failures, if any; returns both and the files."""
+    if not path.name.lower().endswith(".json"):
+        failures = write_report(path, report)
+        return failures, [path, failures_path(path)] if failures else [path]
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.name.lower()
-    if name.endswith(".json"):  # which lists the failures itself
-        path.write_text(as_json(report) + "\n", encoding="utf-8")
-        return [path]
-    if name.endswith(TABLES_OUT):
-        write_table(path, lines(report))
-    else:
-        predicted = [c for answer in report.molecules for c in answer.molecule.conformers]
-        write_file(path, [conformer.as_labels() for conformer in predicted])
-    failures = failures_path(path)
-    if not report.failures:
-        failures.unlink(missing_ok=True)  # of an earlier run, perhaps
-        return [path]
-    write_failures(failures, report.failures)
-    return [path, failures]
+    path.write_text(as_json(report) + "\n", encoding="utf-8")  # which lists the failures itself
+    return report.failures, [path]
 
 
 def _draw(path: Path, report: Report) -> list[Path]:
@@ -187,7 +177,13 @@ def _draw(path: Path, report: Report) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".html":
         figures = [
-            scene(p.data.z.tolist(), p.data.pos.tolist(), p.dipole, title=p.data.name)
+            scene(
+                p.data.z.tolist(),
+                p.data.pos.tolist(),
+                p.dipole,
+                half_width=p.half_width(report.coverage),
+                title=p.data.name,
+            )
             for p in lowest
         ]
         write_page(path, figures, "Dipole moments")

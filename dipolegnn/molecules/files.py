@@ -119,6 +119,7 @@ def _molecules(
     config = conformers or ConformerConfig()
     data: list[Data] = []
     failures: list[Failure] = []
+    rows_of_data: list[int] | None = None
     if suffix in TABLES:
         contents = [record.content for record in records]
         rows = [content for content in contents if isinstance(content, SmilesRow)]
@@ -127,17 +128,19 @@ def _molecules(
         data += found.data
         failures = sorted(failures + found.failures, key=lambda failure: failure.row or 0)
     else:
+        rows_of_data = []
         for record in records:
             outcome = structures(record, suffix=suffix, config=config, source=name)
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             else:
                 data += outcome
+                rows_of_data += [record.row] * len(outcome)
     if not data and not failures:
         raise MoleculeError(
             "The file holds no molecules", remedy="Check that it is complete", source=name
         )
-    return Molecules(data, failures)
+    return Molecules(data, failures, rows_of_data)
 
 
 def text_of(data: Sequence[Data], suffix: str) -> str:

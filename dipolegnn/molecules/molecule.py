@@ -34,6 +34,8 @@ class Molecules(NamedTuple):
 
     data: list[Data]
     failures: list[Failure]
+    rows: list[int] | None = None
+    """Where in its file each structure is, from 1; None: ``mol_id`` tells, which counts from 0."""
 
 
 def make_data(

@@ -34,6 +34,7 @@ def scene(
     dipole: ArrayLike | None = None,
     *,
     charges: ArrayLike | None = None,
+    half_width: float | None = None,
     title: str = "",
 ) -> PlotlyFigure:
     """A molecule as balls and sticks with its dipole moment, which points from - to +.
@@ -44,6 +45,7 @@ def scene(
         dipole: Dipole moment ``[3]`` in debye; None: no arrow. It is centred on the molecule, and
             its scale is stated.
         charges: Atomic charges ``[N]`` in e, to colour the atoms by; None: by element.
+        half_width: Error bar of the magnitude, in debye; None: none is stated.
         title: Name of the molecule.
 
     Returns:
@@ -72,7 +74,8 @@ def scene(
             raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
         length = float(np.linalg.norm(mu))
         scale = min(ANGSTROM_PER_DEBYE, LONGEST_ARROW / max(length, 1e-9))
-        caption = f"|μ| = {length:.2f} D; arrow from – to +, {scale:.2f} Å per D"
+        bar = "" if half_width is None else f" ± {half_width:.2f}"
+        caption = f"|μ| = {length:.2f}{bar} D; arrow from – to +, {scale:.2f} Å per D"
         if scale * length > 0.04:
             parts.append(_arrow(go, middle, scale * mu, f"μ, {length:.3f} D"))
     hidden = {"visible": False, "showspikes": False}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,16 +50,23 @@ expect.set_options(timeout=PATIENCE_MS)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+@contextmanager
+def serving() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``dipolegnn serve``, and its address."""
     command = [sys.executable, "-m", "dipolegnn", "serve", "--port", "0"]
     environment = {k: v for k, v in os.environ.items() if k != "DIPOLEGNN_MODEL"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), line
-        yield line.split()[0]
+        yield process, line.split()[0]
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving() as (_, found):
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +180,46 @@ def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#problem")).to_contain_text("wrong.sdf is no text file")
 
 
+@needs_browser
+def test_a_file_that_is_too_large(page: Page, tmp_path: Path) -> None:
+    for characters in (1_000_010, 40_000_000):
+        ask(page, "")
+        expect(page.locator("#problem")).to_contain_text("Type or paste a SMILES")
+        path = tmp_path / f"{characters}.smi"
+        path.write_text("C" * characters, encoding="utf-8")
+        page.set_input_files("#upload input[type=file]", str(path))
+        expect(page.locator("#problem")).to_contain_text("at most 1,000,000 characters")
+    ask(page, "O")  # nothing of it is left
+    shown(page, "|μ| = 1.")
+    expect(page.locator("#problem")).to_be_empty()
+
+
+@needs_browser
+def test_a_request_that_the_server_refuses(page: Page) -> None:
+    too_long = "document.querySelector('#smiles').value = 'C'.repeat(21e6)"
+    page.evaluate(too_long)
+    page.type("#smiles", "C")  # so that the page takes note
+    page.click("#predict")
+    expect(page.locator("#unanswered")).to_contain_text("at most 1,000,000 characters")
+    ask(page, "O")
+    shown(page, "|μ| = 1.")
+    expect(page.locator("#unanswered")).to_be_hidden()
+
+
+@needs_browser
+def test_a_page_whose_program_has_ended_says_so(browser: Browser) -> None:
+    with serving() as (process, address):
+        context = browser.new_context()
+        opened = context.new_page()
+        opened.goto(address)
+        opened.wait_for_selector("#predict")
+        process.kill()
+        process.wait()
+        opened.click("#predict")
+        expect(opened.locator("#unanswered")).to_contain_text("(dipolegnn serve) has ended")
+        context.close()
+
+
 def status(address: str, host: str | None = None, body: bytes | None = None) -> tuple[int, str]:
     headers = {"Content-Type": "application/json"} | ({} if host is None else {"Host": host})
     request = urllib.request.Request(address, data=body, headers=headers)
@@ -190,8 +238,9 @@ def test_the_page_is_for_this_machine_and_shows_no_traceback(address: str) -> No
     code, text = status(f"{address}_dash-update-component", body=b"{}")
     assert code >= 400
     assert "Traceback" not in text
-    code, _ = status(f"{address}_dash-update-component", body=b" " * 21_000_000)
+    code, text = status(f"{address}_dash-update-component", body=b" " * 21_000_000)
     assert code == 413
+    assert "at most 1,000,000 characters" in text
     port = int(urlsplit(address).port or 0)
     with socket.socket() as other, pytest.raises(OSError, match="refused"):
         other.connect(("127.0.0.2", port))

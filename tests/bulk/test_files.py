@@ -19,7 +19,15 @@ import pytest
 import torch
 
 from dipolegnn.answer import Source, answer
-from dipolegnn.bulk import JobMismatch, failures_path, predict_files, prepare
+from dipolegnn.bulk import (
+    JobMismatch,
+    OutputInUse,
+    failures_path,
+    predict_files,
+    prepare,
+    write_report,
+)
+from dipolegnn.bulk.parts import Parts
 from dipolegnn.bulk.progress import Progress
 from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig
@@ -119,7 +127,7 @@ def test_the_number_of_workers_and_the_size_of_the_parts_do_not_matter(
 def test_every_kind_of_table_holds_the_same(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     for name in ("a.csv", "a.csv.gz", "a.parquet"):
-        predict_files([smi], tmp_path / name, models, part_records=5, workers=1)
+        predict_files([smi], tmp_path / name, models, part_records=5, workers=0)
     lines = table(tmp_path / "a.csv")
     assert table(tmp_path / "a.csv.gz") == lines
     rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
@@ -131,6 +139,89 @@ def test_every_kind_of_table_holds_the_same(smi: Path, models: ModelChoice, tmp_
         charges = [float(charge) for charge in line["atomic_charges_e"].split()]
         assert row["atomic_charges_e"] == pytest.approx(charges, abs=1e-6)
         assert len(row["positions_angstrom"]) == 3 * len(charges)
+
+
+@pytest.mark.parametrize("suffix", [".sdf", ".sdf.gz", ".extxyz", ".extxyz.gz", ".xyz"])
+def test_structures_with_their_predictions_are_written_part_by_part(
+    smi: Path, models: ModelChoice, tmp_path: Path, suffix: str
+) -> None:
+    smi.write_text(f"{smi.read_text()}CCCO m14\n")  # which has several conformers
+    config = ConformerConfig(conformers=4)
+    result = predict_files(
+        [smi], tmp_path / f"parts{suffix}", models, conformers=config, part_records=4, workers=0
+    )
+    whole = answer([Source(smi.name, True, read_file(smi, conformers=config))], models)
+    failures = write_report(tmp_path / f"whole{suffix}", whole)
+    assert (result.molecules, result.failures) == (len(SMILES) - 1, 2)
+    beside = failures_path(tmp_path / f"parts{suffix}")
+    assert read_failures(beside) == failures == whole.failures
+    found, expected = (read_file(tmp_path / f"{name}{suffix}").data for name in ("parts", "whole"))
+    conformers = [c for molecule in whole.molecules for c in molecule.molecule.conformers]
+    assert len(found) == len(expected) == len(conformers) > len(SMILES) - 1
+    for data, other, prediction in zip(found, expected, conformers, strict=True):
+        assert (data.name, data.mol_id.item()) == (other.name, other.mol_id.item())
+        torch.testing.assert_close(data.pos, prediction.data.pos, atol=1e-4, rtol=0)
+        if suffix != ".xyz":  # which has nothing but structures
+            assert data.dipole_magnitude.item() == pytest.approx(prediction.magnitude, abs=1e-5)
+            torch.testing.assert_close(data.atomic_charges, other.atomic_charges)
+            torch.testing.assert_close(data.dipole, other.dipole, atol=1e-5, rtol=0)
+
+
+def test_molecules_of_several_files_do_not_become_conformers_of_each_other(
+    models: ModelChoice, tmp_path: Path
+) -> None:
+    paths = []
+    for smiles in ("O", "N", "CCCO"):
+        paths.append(tmp_path / f"{smiles}.smi")
+        paths[-1].write_text(f"{smiles}\n")
+    output = tmp_path / "out.sdf"
+    config = ConformerConfig(conformers=4)
+    predict_files(paths, output, models, conformers=config)
+    numbers = [data.mol_id.item() for data in read_file(output).data]
+    assert numbers[:2] == [0, 1]
+    assert numbers[2:] == [2] * (len(numbers) - 2)
+    assert len(numbers) > 3
+
+
+def test_a_structure_without_bonds_costs_an_sdf_only_itself(
+    models: ModelChoice, tmp_path: Path
+) -> None:
+    path = tmp_path / "three.xyz"
+    apart = "2\napart\nH 0 0 0\nH 9 0 0\n"
+    path.write_text(f"2\nHF\nH 0 0 0\nF 0 0 0.92\n{apart}2\nH2\nH 0 0 0\nH 0 0 0.74\n")
+    result = predict_files([path], tmp_path / "out.sdf", models, part_records=2)
+    assert (result.molecules, result.failures) == (2, 1)
+    assert [data.name for data in read_file(tmp_path / "out.sdf").data] == ["HF", "H2"]
+    (failure,) = read_failures(failures_path(tmp_path / "out.sdf"))
+    assert result.first_failures == [failure]
+    assert (failure.source, failure.row, failure.molecule, failure.stage) == (
+        "three.xyz",
+        2,
+        "apart",
+        "write",
+    )
+    assert "or write .xyz or .extxyz" in failure.remedy
+    in_one_piece = answer([Source(path.name, False, read_file(path))], models)
+    assert write_report(tmp_path / "one.sdf", in_one_piece) == [failure]
+    assert (tmp_path / "one.sdf").read_bytes() == (tmp_path / "out.sdf").read_bytes()
+
+
+def test_two_runs_do_not_write_the_same_output(
+    smi: Path, models: ModelChoice, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    with (
+        Parts(output, {}),
+        pytest.raises(OutputInUse, match=r"Another run is writing .*out\.csv\. Wait until"),
+    ):
+        predict_files([smi], output, models)
+    assert predict_files([smi], output, models).failures == 2
+    # A run that has failed lets go of it.
+    broken = tmp_path / "broken.smi.gz"
+    broken.write_bytes(gzip.compress(b"O\n" * 4000)[:-9])
+    for _ in range(2):
+        with pytest.raises(MoleculeError, match="cannot be decompressed"):
+            predict_files([broken], output, models)
 
 
 def test_smiles_come_from_parquet_files(models: ModelChoice, tmp_path: Path) -> None:
@@ -188,9 +279,9 @@ def test_a_run_that_is_killed_goes_on_and_nothing_is_twice_or_lost(
     before = {path: path.stat().st_mtime_ns for path in parts.glob("*.counts.json")}
     # What a crash in the middle of writing leaves is no part.
     (parts / "00000099.csv.tmp").write_text("half a li")
-    again = predict_files([smi], output, models, workers=1, part_records=4)
+    again = predict_files([smi], output, models, workers=0, part_records=4)
     assert 12 <= again.earlier == 4 * len(before) < 400
-    whole = predict_files([smi], tmp_path / "whole.csv", models, workers=1, part_records=4)
+    whole = predict_files([smi], tmp_path / "whole.csv", models, workers=0, part_records=4)
     assert whole.earlier == 0
     assert (again.molecules, again.failures) == (whole.molecules, whole.failures)
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -240,14 +331,14 @@ def test_a_run_that_is_killed_while_it_removes_its_parts(
     with monkeypatch.context() as patched:
         patched.setattr("dipolegnn.bulk.parts.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            predict_files([smi], output, models, part_records=4)
+            predict_files([smi], output, models, part_records=4, workers=0)
     whole = output.read_bytes()
-    result = predict_files([smi], output, models, part_records=4)
+    result = predict_files([smi], output, models, part_records=4, workers=0)
     assert (result.earlier, output.read_bytes()) == (0, whole)
     assert not list(tmp_path.glob("out.csv.parts*"))
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet", "out.sdf"])
 def test_no_molecules_give_a_table_without_lines(
     models: ModelChoice, tmp_path: Path, name: str
 ) -> None:
@@ -259,6 +350,8 @@ def test_no_molecules_give_a_table_without_lines(
     if name == "out.parquet":
         parquet = pytest.importorskip("pyarrow.parquet")
         assert parquet.read_table(output).column_names == list(Line._fields)
+    elif name == "out.sdf":
+        assert output.read_bytes() == b""
     else:
         content = output.read_bytes()
         text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
@@ -272,6 +365,8 @@ def test_the_row_is_where_the_molecule_is(models: ModelChoice, tmp_path: Path) -
     path.write_text(text_of([water, ammonia, methane], ".sdf"))
     predict_files([path], tmp_path / "out.csv", models)
     assert [line["row"] for line in table(tmp_path / "out.csv")] == ["1", "2", "3"]
+    in_one_piece = answer([Source(path.name, False, read_file(path))], models)
+    assert [found.row for found in in_one_piece.molecules] == [1, 2, 3]
 
 
 def test_conformers_of_a_molecule_stay_together(models: ModelChoice, tmp_path: Path) -> None:
@@ -283,7 +378,7 @@ def test_conformers_of_a_molecule_stay_together(models: ModelChoice, tmp_path: P
     for suffix in (".sdf", ".extxyz"):
         path = tmp_path / f"conformers{suffix}"
         path.write_text(text_of([*ethanol, *others], suffix))
-        predict_files([path], tmp_path / "out.csv", models, part_records=2)
+        predict_files([path], tmp_path / "out.csv", models, part_records=2, workers=0)
         lines = table(tmp_path / "out.csv")
         assert [line["conformers"] for line in lines] == [str(len(ethanol)), "1", "1"]
 
@@ -365,8 +460,8 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_numbers_that_cannot_be(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        predict_files([smi], tmp_path / "o.csv", models, workers=0)
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        predict_files([smi], tmp_path / "o.csv", models, workers=-1)
     with pytest.raises(ValueError, match="part_records must be at least 1, got 0"):
         predict_files([smi], tmp_path / "o.csv", models, part_records=0)
     with pytest.raises(ValueError, match="coverage must be between 0 and 1, got 90"):

@@ -164,7 +164,7 @@ def test_rows_are_those_of_one_machine_though_workers_are_killed(
     assert [(row["number"], row["Smiles"]) for row in found] == list(enumerate(SMILES, start=1))
     one = tmp_path / "one.parquet"
     # In batches of the same size, as single precision is felt in the sixth decimal.
-    predict_files([rows], one, models, workers=1, part_records=len(FAILING), **options)
+    predict_files([rows], one, models, workers=0, part_records=len(FAILING), **options)
     expected = {row["row"]: row for row in parquet.read_table(one).to_pylist()}
     failures = {failure.row: failure for failure in read_failures(failures_path(one))}
     assert len(failures) >= len(FAILING)

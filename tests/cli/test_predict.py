@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,19 @@ def test_pictures(
             assert "CCO" in text
             assert "http" not in text.partition("<body>")[0]
             assert text.count('class="plotly-graph-div"') == 2
+
+
+def test_pictures_state_the_error_bar(tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed (extra app)")
+    report = tmp_path / "o.json"
+    words = ["predict", "O", "--output", str(report)]  # a model that comes along has error bars
+    assert main([*words, "--picture", str(tmp_path / "o.svg")]) == 0
+    assert main([*words, "--picture", str(tmp_path / "o.html")]) == 0
+    (water,) = json.loads(report.read_text())["molecules"]
+    value = f"{water['magnitude']:.2f} ± {water['half_width']:.2f} D"
+    assert f"|μ| = {value}" in (tmp_path / "o.svg").read_text()
+    (caption,) = re.findall(r'"text":"([^"]*arrow from[^"]*)"', (tmp_path / "o.html").read_text())
+    assert json.loads(f'"{caption}"').startswith(f"|μ| = {value}; arrow")
 
 
 def test_a_picture_of_another_kind(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,37 @@
+// What Dash keeps to the browser's console: that a request was refused, or that nobody is there to
+// answer it.
+(function () {
+  const send = window.fetch;
+
+  function say(text) {
+    let box = document.getElementById("unanswered");
+    if (box === null) {
+      box = document.createElement("div");
+      box.id = "unanswered";
+      box.setAttribute("role", "alert");
+      document.body.prepend(box);
+    }
+    box.textContent = text;
+    box.hidden = text === "";
+  }
+
+  window.fetch = async function (resource, options) {
+    const url = resource instanceof Request ? resource.url : String(resource);
+    if (!url.includes("_dash-update-component")) {
+      return send(resource, options);
+    }
+    let response;
+    try {
+      response = await send(resource, options);
+    } catch (error) {
+      const body = (options && options.body) || "";
+      say(
+        "No answer: the program behind this page (dipolegnn serve) has ended, or does not take a " +
+          `request of ${(body.length / 1e6).toFixed(1)} MB.`
+      );
+      throw error;
+    }
+    say(response.ok ? "" : `No answer: ${(await response.clone().text()).split("\n")[0]}`);
+    return response;
+  };
+})();

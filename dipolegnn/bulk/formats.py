@@ -1,0 +1,141 @@
+"""Formats of outputs that are written part by part and put together in the end."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol, cast
+
+from dipolegnn.molecules import Failure, MoleculeError, text_of
+from dipolegnn.molecules.files import WRITABLE
+from dipolegnn.molecules.tables import import_pyarrow
+from dipolegnn.report import Answer, Line, Report, csv_text, lines
+
+STREAMED = (".csv", ".csv.gz", ".parquet", *WRITABLE, *(f"{suffix}.gz" for suffix in WRITABLE))
+"""Suffixes of outputs that can be written part by part."""
+
+
+class Format(Protocol):
+    """How predictions are kept."""
+
+    suffix: str
+    """Of a part."""
+
+    def write_part(self, file: IO[bytes], report: Report) -> list[Failure]:
+        """Writes predictions as an output of their own; returns those that cannot be written."""
+
+    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
+        """Writes the outputs of the parts as one."""
+
+
+def format_of(output: Path) -> Format:
+    """The format that the suffix of a file asks for.
+
+    Raises:
+        ImportError: A Parquet table without pyarrow.
+        ValueError: Another suffix than one of ``STREAMED``.
+    """
+    name = output.name.lower()
+    if not name.endswith(STREAMED):
+        raise ValueError(f"{output}: unknown suffix, expected one of {', '.join(STREAMED)}.")
+    if name.endswith(".parquet"):
+        return _Parquet()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    text = _CSV() if suffix == ".csv" else _Structures(suffix)
+    return _Packed(text) if name.endswith(".gz") else text
+
+
+class _CSV:
+    suffix = ".csv"
+
+    def write_part(self, file: IO[bytes], report: Report) -> list[Failure]:
+        file.write(csv_text(lines(report)).encode())
+        return []
+
+    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
+        join_csv(file, parts)
+
+
+class _Structures:
+    """All conformers, each with its own prediction in the place of labels."""
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def write_part(self, file: IO[bytes], report: Report) -> list[Failure]:
+        failures = []
+        for answer in report.molecules:
+            try:
+                file.write(self._text(answer).encode())
+            except MoleculeError as error:  # no bonds for an SDF
+                located = error.located(row=answer.row, source=answer.source)
+                failures.append(Failure.from_error(located, "write"))
+        return failures
+
+    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
+        for part in parts:
+            with part.open("rb") as text:
+                shutil.copyfileobj(text, file)
+
+    def _text(self, answer: Answer) -> str:
+        conformers = [conformer.as_labels() for conformer in answer.molecule.conformers]
+        return text_of(conformers, self.suffix)
+
+
+class _Packed:
+    """With ``.gz`` behind it; the parts are not packed."""
+
+    def __init__(self, text: _CSV | _Structures) -> None:
+        self._text = text
+        self.suffix = text.suffix
+
+    def write_part(self, file: IO[bytes], report: Report) -> list[Failure]:
+        return self._text.write_part(file, report)
+
+    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
+        with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:  # equal input, equal bytes
+            self._text.join(cast("IO[bytes]", packed), parts)
+
+
+class _Parquet:
+    suffix = ".parquet"
+
+    def __init__(self) -> None:
+        self._arrow, self._parquet = import_pyarrow()
+        self._schema = arrow_schema(Line._fields)
+
+    def write_part(self, file: IO[bytes], report: Report) -> list[Failure]:
+        rows = [line._asdict() for line in lines(report)]
+        self._parquet.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema), file)
+        return []
+
+    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
+        with self._parquet.ParquetWriter(file, self._schema) as writer:
+            for part in parts:
+                writer.write_table(self._parquet.read_table(part, schema=self._schema))
+
+
+def arrow_schema(names: Sequence[str]) -> Any:
+    """The Arrow schema of columns, whose names say what they hold.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow, _ = import_pyarrow()
+    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
+    kinds = dict.fromkeys(("row", "charge_e", "conformer", "conformers"), whole)
+    kinds |= dict.fromkeys(("positions_angstrom", "atomic_charges_e"), arrow.list_(number))
+    kinds |= {name: number for name in names if name.endswith(("_D", "_kcal_per_mol"))}
+    return arrow.schema((name, kinds.get(name, text)) for name in names)
+
+
+def join_csv(file: IO[bytes], parts: Sequence[Path]) -> None:
+    """Writes CSV files with the same header line as one."""
+    for number, part in enumerate(parts):
+        with part.open("rb") as table:
+            header = table.readline()
+            if number == 0:
+                file.write(header)
+            shutil.copyfileobj(table, file)
