@@ -96,6 +96,39 @@ def relaxed(data: Data) -> Data:
     return found
 
 
+def same_conformer(one: Data, other: Data) -> bool:
+    """Whether two structures of a molecule differ by little, their atoms in whatever order.
+
+    Hydrogens of carbon do not count, and mirror images, which have the same dipole, do.
+
+    Raises:
+        MoleculeError: If bonds cannot be perceived, or they are not those of the same molecule.
+    """
+    first, second = (_skeleton(data) for data in (one, other))
+    mirrored = Chem.Mol(first)
+    conformer = mirrored.GetConformer()
+    for atom, (x, y, z) in enumerate(conformer.GetPositions().tolist()):
+        conformer.SetAtomPosition(atom, (x, y, -z))
+    try:
+        apart = [rdMolAlign.GetBestRMS(mol, second) for mol in (first, mirrored)]
+    except RuntimeError as error:
+        raise MoleculeError("The structures have other bonds", molecule=other.name) from error
+    return bool(min(apart) < SAME_CONFORMER)
+
+
+def _skeleton(data: Data) -> Chem.Mol:
+    """The molecule without the hydrogens of its carbons, which would be told apart at length."""
+    mol = Chem.RWMol(perceived(data))
+    for atom in reversed(list(mol.GetAtoms())):
+        bound = [neighbour.GetAtomicNum() for neighbour in atom.GetNeighbors()]
+        if atom.GetAtomicNum() == 1 and bound == [6] and mol.GetNumAtoms() > 1:
+            mol.RemoveAtom(atom.GetIdx())
+    for atom in mol.GetAtoms():
+        atom.SetNoImplicit(False)
+    Chem.SanitizeMol(mol)
+    return mol.GetMol()
+
+
 def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failure]]:
     """Each structure as :func:`relaxed` gives it, None where it cannot, and why it cannot."""
     found: list[Data | None] = [None] * len(molecules)

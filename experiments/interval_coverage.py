@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from force_field import relax_all, smiles_of
+from force_field import relax_all, same_conformer, smiles_of
 from markdown_table import markdown_table
 from matplotlib.figure import Figure
 from reference_data import ROOT, data_folder, read_arrays, read_npz
@@ -115,7 +115,10 @@ def samples(folder: Path, limit: int) -> Iterator[Sample]:
         relaxed = [data for data in relax_all(qm9)[0] if data is not None]
         yield Sample("painn-qm9-mmff94s", "QM9, test, at MMFF94s geometries", True, relaxed)
         yield Sample("painn-qm9-mmff94s", "QM9, test, at its own geometries", False, qm9)
-        yield Sample("painn-qm9-mmff94s", "QM9, test, from SMILES", False, from_their_smiles(qm9))
+        found = from_their_smiles(qm9)
+        for name, wanted in (("the same conformer", True), ("another one", False)):
+            chosen = [data for data, same in found if same is wanted]
+            yield Sample("painn-qm9-mmff94s", f"QM9, test, from SMILES, {name}", False, chosen)
     if "painn-xtb" in names:
         small = ConformerDataset(ROOT / "datasets" / "small_molecules")
         own = list(small[small.split().test])[:limit]
@@ -124,10 +127,10 @@ def samples(folder: Path, limit: int) -> Iterator[Sample]:
         yield Sample("painn-xtb", "9 heavy atoms (QM9), GFN2-xTB", False, by_xtb(larger))
 
 
-def from_their_smiles(molecules: Sequence[Data]) -> list[Data]:
-    """One embedded structure each, with the label of the given one.
+def from_their_smiles(molecules: Sequence[Data]) -> list[tuple[Data, bool]]:
+    """One embedded structure each, with the label of the given one, and whether it is like it.
 
-    They may be other conformers: that is part of what a prediction from a SMILES is off by.
+    It may be another conformer, whose dipole the label is not.
     """
     rows: list[SmilesRow] = []
     kept: list[Data] = []
@@ -137,9 +140,14 @@ def from_their_smiles(molecules: Sequence[Data]) -> list[Data]:
             kept.append(data)
     embedded = embed_smiles(rows, ConformerConfig(), workers=usable_cores(), progress=True)
     print(f"{len(embedded.failures)} of {len(rows)} SMILES cannot be embedded")
+    found = []
     for data in embedded.data:
-        data.dipole_magnitude = kept[int(data.mol_id)].dipole_magnitude
-    return embedded.data
+        original = kept[int(data.mol_id)]
+        data.dipole_magnitude = original.dipole_magnitude
+        with suppress(MoleculeError):  # the bonds may be perceived otherwise
+            found.append((data, same_conformer(data, original)))
+    print(f"{len(embedded.data) - len(found)} structures cannot be compared")
+    return found
 
 
 def by_xtb(molecules: Sequence[Data]) -> list[Data]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ def outputs(cell: Any) -> str:
     return "\n".join(texts)
 
 
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]\d+)?")
+
+
+def words(text: str) -> list[str]:
+    """What it says but for the numbers, and but for a sign or a blank that goes with them."""
+    return NUMBER.sub("#", text).replace("-#", "#").split()
+
+
 @pytest.mark.parametrize("name", ["chemists", "researchers"])
 def test_a_notebook(project_root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
@@ -31,6 +40,7 @@ def test_a_notebook(project_root: Path, name: str, monkeypatch: pytest.MonkeyPat
     folder = project_root / "experiments" / "notebooks"
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
     before = [cell.source for cell in notebook.cells]
+    kept = [outputs(cell) for cell in notebook.cells]
     client = NotebookClient(
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
@@ -39,7 +49,13 @@ def test_a_notebook(project_root: Path, name: str, monkeypatch: pytest.MonkeyPat
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.source for cell in notebook.cells] == before
     assert all("Warning" not in outputs(cell) for cell in code)
+    # What people read on a page that runs nothing is what the code gives.
+    for text, cell in zip(kept, notebook.cells, strict=True):
+        assert words(outputs(cell)) == words(text)
     if name == "chemists":
+        for text, cell in zip(kept, notebook.cells, strict=True):
+            found, expected = (map(float, NUMBER.findall(x)) for x in (outputs(cell), text))
+            assert list(found) == pytest.approx(list(expected), abs=0.02)
         assert outputs(code[0]) == "(7, 1)"
         assert "C1CC: Not a valid SMILES" in outputs(code[1])
         assert "acetonitrile" in outputs(code[2])
