@@ -57,7 +57,7 @@ class LoadedModel(NamedTuple):
         return f"mean error {error:.3f} D on {part} molecules" + (f" ({known})" if known else "")
 
 
-def open_model(path: Path | None, *, default: str = DEFAULT) -> LoadedModel:
+def open_model(path: str | Path | None, *, default: str = DEFAULT) -> LoadedModel:
     """Loads a pretrained model, a model file, the model of a run, or the default model.
 
     Raises:
@@ -67,7 +67,7 @@ def open_model(path: Path | None, *, default: str = DEFAULT) -> LoadedModel:
     named = os.environ.get("DIPOLEGNN_MODEL")
     if path is None and not named:  # whatever else is called like that
         return LoadedModel(default, True, *load_model(pretrained_path(default)))
-    given = path or Path(str(named))
+    given = Path(str(named) if path is None else path)
     if str(given) in pretrained_names() and not given.exists():
         return LoadedModel(str(given), True, *load_model(pretrained_path(str(given))))
     if not given.exists():
@@ -98,7 +98,7 @@ class ModelChoice:
         named: A pretrained model's name, a model file, the folder of a run; None: the defaults.
     """
 
-    def __init__(self, named: Path | None) -> None:
+    def __init__(self, named: str | Path | None = None) -> None:
         self.named = named
         self._loaded: dict[str, LoadedModel] = {}
 

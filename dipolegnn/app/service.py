@@ -116,7 +116,7 @@ def _respond(request: Request) -> Response:
 
 @cache
 def _models(named: str | None) -> ModelChoice:
-    return ModelChoice(None if named is None else Path(named))
+    return ModelChoice(named)
 
 
 def _sources(request: Request) -> list[Source]:

@@ -63,7 +63,7 @@ def test_a_block_of_failures_has_the_types_of_any_other(
 
 
 def test_what_a_model_cannot_do_is_a_failure_too(embed: partial[Any]) -> None:
-    predict_block = PredictBlock(ModelChoice(Path("painn-qm9")), 298.15, 0.9, "cpu")
+    predict_block = PredictBlock(ModelChoice("painn-qm9"), 298.15, 0.9, "cpu")
     chlorine, water = predict_block(embed(block("CCl", "O"))).to_pylist()
     assert (chlorine["stage"], chlorine["magnitude_D"]) == ("predict", None)
     assert "Cl" in chlorine["problem"]
@@ -112,7 +112,7 @@ def test_nothing_of_what_was_interrupted_is_taken_for_a_result() -> None:
 
 
 def test_models_travel() -> None:
-    models = ModelChoice(None)
+    models = ModelChoice()
     name = models.for_geometry(embedded=True).name
     copy = pickle.loads(pickle.dumps(models))
     assert copy.for_geometry(embedded=True).name == name
