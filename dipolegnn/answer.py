@@ -28,8 +28,8 @@ class Source(NamedTuple):
 
     name: str
     """Name of the file; empty for SMILES that were given one by one."""
-    embedded: bool
-    """Whether the geometries were made from SMILES here."""
+    conformers: int
+    """How many were asked for of each SMILES; 0: the geometries were not made here."""
     molecules: Molecules
 
 
@@ -76,13 +76,14 @@ def answer(
         for molecule in average(predictions, temperature):
             # Of the file's order, whichever conformer has the lowest energy.
             place = min(places[id(conformer.data)] for conformer in molecule.conformers)
-            answers.append(Answer(molecule, loaded, place.source, place.row))
+            answers.append(Answer(molecule, loaded, *place))
     return Report(answers, failures, temperature, coverage)
 
 
 class _Place(NamedTuple):
     source: str
     row: int
+    conformers: int
 
 
 def _jobs(
@@ -98,7 +99,7 @@ def _jobs(
     first = 0
     for source in sources:
         found = source.molecules
-        loaded = models.for_geometry(source.embedded)
+        loaded = models.for_geometry(embedded=source.conformers > 0)
         if not jobs or jobs[-1].model is not loaded:
             jobs.append(Job(loaded, []))
         for k, structure in enumerate(found.data):
@@ -107,7 +108,7 @@ def _jobs(
             if problem is None:
                 numbered = structure.clone()
                 numbered.mol_id = structure.mol_id + first
-                places[id(numbered)] = _Place(source.name, row)
+                places[id(numbered)] = _Place(source.name, row, source.conformers)
                 jobs[-1].structures.append(numbered)
             else:
                 located = problem.located(row=row, source=source.name)

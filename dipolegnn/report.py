@@ -16,11 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dipolegnn.models import LoadedModel
-from dipolegnn.molecules import Failure
+from dipolegnn.molecules import Failure, can_turn
 from dipolegnn.predictions import MoleculePrediction, Prediction
 
 MAX_GEOMETRIES = 10
 """With more molecules than this their geometries are not printed."""
+
+NAMES_PER_NOTE = 5
+"""More molecules about which the same is said are counted, not named."""
 
 UNITS = {
     "magnitude": "debye",
@@ -48,6 +51,8 @@ class Answer(NamedTuple):
     """Name of the molecule's file; empty for SMILES that were given one by one."""
     row: int
     """Its row, record or frame there, from 1."""
+    asked: int
+    """Conformers that were asked for; 0: its geometry was not made here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +70,9 @@ class Report:
         return list({answer.model.name: answer.model for answer in self.molecules}.values())
 
 
-def notes(molecule: MoleculePrediction, model: LoadedModel) -> list[str]:
+def notes(answer: Answer) -> list[str]:
     """What one should know about a prediction."""
+    molecule, model = answer.molecule, answer.model
     found = []
     charge = _charge(molecule.lowest)
     if charge:
@@ -76,6 +82,8 @@ def notes(molecule: MoleculePrediction, model: LoadedModel) -> list[str]:
     unknown = [] if known is None else sorted(set(_symbols(molecule.lowest)) - known)
     if unknown:
         found.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
+    if answer.asked == 1 and can_turn(molecule.lowest.data.smiles):
+        found.append("this is one conformer; others may have other dipole moments")
     if molecule.lowest.dipole is None:
         found.append("the model has a magnitude only, no vector and no charges")
     return found
@@ -88,25 +96,27 @@ def as_json(report: Report) -> str:
         "temperature": report.temperature,
         "coverage": report.coverage,
         "units": UNITS,
-        "molecules": [
-            {
-                "name": molecule.lowest.data.name,
-                "smiles": molecule.lowest.data.smiles,
-                "charge": _charge(molecule.lowest),
-                "magnitude": molecule.magnitude,
-                "half_width": _half_width(report, molecule),
-                "smallest": molecule.smallest,
-                "largest": molecule.largest,
-                "symbols": _symbols(molecule.lowest),
-                "conformers": _conformers(molecule),
-                "model": model.name,
-                "notes": notes(molecule, model),
-            }
-            for molecule, model, *_ in report.molecules
-        ],
+        "molecules": [_as_dict(report, answer) for answer in report.molecules],
         "failures": [asdict(failure) for failure in report.failures],
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _as_dict(report: Report, answer: Answer) -> dict[str, Any]:
+    molecule = answer.molecule
+    return {
+        "name": molecule.lowest.data.name,
+        "smiles": molecule.lowest.data.smiles,
+        "charge": _charge(molecule.lowest),
+        "magnitude": molecule.magnitude,
+        "half_width": _half_width(report, molecule),
+        "smallest": molecule.smallest,
+        "largest": molecule.largest,
+        "symbols": _symbols(molecule.lowest),
+        "conformers": _conformers(molecule),
+        "model": answer.model.name,
+        "notes": notes(answer),
+    }
 
 
 class Line(NamedTuple):
@@ -142,7 +152,7 @@ def lines(report: Report) -> list[Line]:
 
 
 def _line(report: Report, answer: Answer) -> Line:
-    molecule, model, source, row = answer
+    molecule, model, source, row, _ = answer
     lowest = molecule.lowest
     vector = [None] * 3 if lowest.dipole is None else lowest.dipole.tolist()
     return Line(
@@ -163,7 +173,7 @@ def _line(report: Report, answer: Answer) -> Line:
         positions_angstrom=lowest.data.pos.flatten().tolist(),
         atomic_charges_e=None if lowest.charges is None else lowest.charges.tolist(),
         model=model.name,
-        notes="; ".join(notes(molecule, model)),
+        notes="; ".join(notes(answer)),
     )
 
 
@@ -200,9 +210,10 @@ def print_tables(report: Report) -> None:
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to keep to
     console.print(_dipoles(report))
-    for molecule, model, *_ in report.molecules:
-        for note in notes(molecule, model):
-            console.print(Text(f"{molecule.lowest.data.name}: {note}"))
+    for note, names in _noted(report).items():
+        more = len(names) - NAMES_PER_NOTE
+        shown = [*names[:NAMES_PER_NOTE], *([f"{more} more"] if more > 0 else [])]
+        console.print(Text(f"{', '.join(shown)}: {note}"))
     if len(report.molecules) <= MAX_GEOMETRIES:
         for molecule, *_ in report.molecules:
             console.print(_geometry(molecule.lowest))
@@ -210,6 +221,15 @@ def print_tables(report: Report) -> None:
         console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
     for model in report.models:
         console.print(Text(f"{model.name}{f': {model.accuracy}' if model.accuracy else ''}"))
+
+
+def _noted(report: Report) -> dict[str, list[str]]:
+    """What is said about which molecules."""
+    found: dict[str, list[str]] = {}
+    for answer in report.molecules:
+        for note in notes(answer):
+            found.setdefault(note, []).append(answer.molecule.lowest.data.name)
+    return found
 
 
 def _dipoles(report: Report) -> Table:

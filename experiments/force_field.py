@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,9 @@ from rdkit.Chem import rdDetermineBonds, rdForceFieldHelpers, rdMolAlign
 from rich.progress import track
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules import Failure, MoleculeError
-from dipolegnn.molecules.workers import Lost, run_tasks
+from dipolegnn.config import ConformerConfig
+from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles
+from dipolegnn.molecules.workers import Lost, run_tasks, usable_cores
 
 SAME_CONFORMER = 0.5
 """A structure that has moved further than this (RMSD of all atoms, in angstrom) may have become
@@ -96,6 +97,28 @@ def relaxed(data: Data) -> Data:
     return found
 
 
+def from_their_smiles(molecules: Sequence[Data]) -> list[tuple[Data, Data]]:
+    """One structure each, embedded as ``predict`` does it, with the label of the given one.
+
+    It may be another conformer, whose dipole the label is not (:func:`same_conformer`).
+
+    Returns:
+        Embedded and given structures, of those that can be embedded.
+    """
+    rows: list[SmilesRow] = []
+    kept: list[Data] = []
+    for data in molecules:
+        with suppress(MoleculeError):  # no Lewis structure
+            rows.append(SmilesRow(len(rows) + 1, smiles_of(data)))
+            kept.append(data)
+    found = embed_smiles(rows, ConformerConfig(), workers=usable_cores(), progress=True)
+    print(f"{len(found.failures)} of {len(rows)} SMILES cannot be embedded")
+    pairs = [(data, kept[int(data.mol_id)]) for data in found.data]
+    for data, given in pairs:
+        data.dipole_magnitude = given.dipole_magnitude
+    return pairs
+
+
 def same_conformer(one: Data, other: Data) -> bool:
     """Whether two structures of a molecule differ by little, their atoms in whatever order.
 
@@ -134,8 +157,7 @@ def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failur
     found: list[Data | None] = [None] * len(molecules)
     failures: list[Failure] = []
     chunks = [molecules[k : k + CHUNK] for k in range(0, len(molecules), CHUNK)]
-    workers = len(os.sched_getaffinity(0))
-    done = run_tasks(relax_chunk, chunks, workers=workers, time_limit=CHUNK * TIME_LIMIT_S)
+    done = run_tasks(relax_chunk, chunks, workers=usable_cores(), time_limit=CHUNK * TIME_LIMIT_S)
     for number, results in track(done, "MMFF94s", total=len(chunks), transient=True):
         if isinstance(results, Lost):
             raise SystemExit(f"Relaxing with MMFF94s failed: {results.reason}.")

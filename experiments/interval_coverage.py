@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from force_field import relax_all, same_conformer, smiles_of
+from force_field import from_their_smiles, relax_all, same_conformer
 from markdown_table import markdown_table
 from matplotlib.figure import Figure
 from reference_data import ROOT, data_folder, read_arrays, read_npz
@@ -28,11 +28,10 @@ from rich.progress import track
 
 from dipolegnn._pyg import Data
 from dipolegnn.breakdown import groupings
-from dipolegnn.config import ConformerConfig, XTBConfig
+from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import label, xtb_calculator
-from dipolegnn.molecules import MoleculeError, SmilesRow, embed_smiles
-from dipolegnn.molecules.workers import usable_cores
+from dipolegnn.molecules import MoleculeError, can_turn
 from dipolegnn.predict import predict
 from dipolegnn.predictions import Prediction
 from dipolegnn.pretrained import load_pretrained, pretrained_names
@@ -40,7 +39,7 @@ from dipolegnn.pretrained import load_pretrained, pretrained_names
 QM9, QM7B = "qm9_dipole.npz", "qm7b_ccsd.npz"
 COVERAGES = (0.68, 0.90, 0.95)
 
-FROM_SMILES = 500
+FROM_SMILES = 1500
 """Molecules that are embedded at most; a tenth are strained, and take a second."""
 
 
@@ -62,7 +61,7 @@ class Sample(NamedTuple):
     model: str
     name: str
     own: bool
-    """Whether they are of the kind that the model was trained on."""
+    """Whether they are of the kind that its error bars come from."""
     molecules: list[Data]
 
 
@@ -113,12 +112,14 @@ def samples(folder: Path, limit: int) -> Iterator[Sample]:
         yield Sample("painn-qm9", "QM7b (CCSD), with S or Cl", False, beyond[:limit])
     if "painn-qm9-mmff94s" in names:
         relaxed = [data for data in relax_all(qm9)[0] if data is not None]
-        yield Sample("painn-qm9-mmff94s", "QM9, test, at MMFF94s geometries", True, relaxed)
+        yield Sample("painn-qm9-mmff94s", "QM9, test, at MMFF94s geometries", False, relaxed)
         yield Sample("painn-qm9-mmff94s", "QM9, test, at its own geometries", False, qm9)
-        found = from_their_smiles(qm9)
-        for name, wanted in (("the same conformer", True), ("another one", False)):
-            chosen = [data for data, same in found if same is wanted]
-            yield Sample("painn-qm9-mmff94s", f"QM9, test, from SMILES, {name}", False, chosen)
+        pairs = from_their_smiles([qm9[k] for k in rng.permutation(len(qm9))[:FROM_SMILES]])
+        turning = [pair for pair in pairs if can_turn(pair[0].smiles)]
+        still = [data for data, _ in pairs if not can_turn(data.smiles)]
+        yield Sample("painn-qm9-mmff94s", "QM9, test, from SMILES, nothing turns", True, still)
+        for name, chosen in by_conformer(turning):
+            yield Sample("painn-qm9-mmff94s", f"likewise, parts turn, {name}", False, chosen)
     if "painn-xtb" in names:
         small = ConformerDataset(ROOT / "datasets" / "small_molecules")
         own = list(small[small.split().test])[:limit]
@@ -127,27 +128,14 @@ def samples(folder: Path, limit: int) -> Iterator[Sample]:
         yield Sample("painn-xtb", "9 heavy atoms (QM9), GFN2-xTB", False, by_xtb(larger))
 
 
-def from_their_smiles(molecules: Sequence[Data]) -> list[tuple[Data, bool]]:
-    """One embedded structure each, with the label of the given one, and whether it is like it.
-
-    It may be another conformer, whose dipole the label is not.
-    """
-    rows: list[SmilesRow] = []
-    kept: list[Data] = []
-    for data in molecules[:FROM_SMILES]:
-        with suppress(MoleculeError):  # no Lewis structure
-            rows.append(SmilesRow(len(rows) + 1, smiles_of(data)))
-            kept.append(data)
-    embedded = embed_smiles(rows, ConformerConfig(), workers=usable_cores(), progress=True)
-    print(f"{len(embedded.failures)} of {len(rows)} SMILES cannot be embedded")
-    found = []
-    for data in embedded.data:
-        original = kept[int(data.mol_id)]
-        data.dipole_magnitude = original.dipole_magnitude
+def by_conformer(pairs: Sequence[tuple[Data, Data]]) -> Iterator[tuple[str, list[Data]]]:
+    """Embedded structures, by whether they are like the given ones."""
+    found: dict[bool, list[Data]] = {True: [], False: []}
+    for data, given in pairs:
         with suppress(MoleculeError):  # the bonds may be perceived otherwise
-            found.append((data, same_conformer(data, original)))
-    print(f"{len(embedded.data) - len(found)} structures cannot be compared")
-    return found
+            found[same_conformer(data, given)].append(data)
+    yield "the same conformer", found[True]
+    yield "another one", found[False]
 
 
 def by_xtb(molecules: Sequence[Data]) -> list[Data]:

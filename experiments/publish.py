@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from force_field import relax_all
+from force_field import from_their_smiles, relax_all
 from numpy.typing import NDArray
 from reference_data import ROOT, data_folder, read_arrays, read_npz
 from rich.progress import track
@@ -26,6 +26,7 @@ from dipolegnn.checkpoint import JSON, load_model, save_model
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.molecules import can_turn
 from dipolegnn.nn import DipoleHead, DipoleModel
 from dipolegnn.predict import predict
 
@@ -82,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if options.calibrated:
         training, validation = (
-            like_training(molecules(path, part, number, options.calibrated), geometry)
-            for number in (0, 1)
+            molecules(path, part, number, options.calibrated) for number in (0, 1)
         )
+        training = like_training(training, geometry)
+        validation = as_asked(validation, geometry)
         if options.smallest:
             few = list(ConformerDataset(ROOT / "datasets" / "smallest"))
             training = [*training, *like_training(few, geometry)]
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             **provenance,
             "sign": about,
             "test_directions": measured,
-            "error_bars": "from validation molecules of QM9",
+            "error_bars": "from validation molecules of QM9"
+            + (", from SMILES, without those that may turn" if geometry == "MMFF94s" else ""),
         },
     )
     print(f"wrote {options.output}")
@@ -141,6 +144,19 @@ def like_training(structures: Sequence[Data], geometry: str) -> Sequence[Data]:
     found, failures = relax_all(structures)
     print(f"{len(failures)} of {len(structures)} molecules have no such geometry and are left out")
     return [data for data in found if data is not None]
+
+
+def as_asked(structures: Sequence[Data], geometry: str) -> Sequence[Data]:
+    """The molecules at the geometries at which the model is going to be asked about them.
+
+    From a SMILES, for a model of that kind, those left out that may turn: what is embedded may be
+    another conformer than the labelled one, which an error bar cannot know, and a remark says.
+    """
+    if geometry != "MMFF94s":
+        return structures
+    found = [data for data, _ in from_their_smiles(structures) if not can_turn(data.smiles)]
+    print(f"error bars come from {len(found)} molecules that do not turn")
+    return found
 
 
 def votes(model: DipoleModel, structures: Sequence[Data]) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def _sources(request: Request) -> list[Source]:
             smiles, *name = line.split(maxsplit=1)
             _require_small_smiles(smiles)
             rows.append(SmilesRow(number, smiles, name[0] if name else ""))
-        found.append(Source("", True, embed_smiles(rows, config)))
+        found.append(Source("", request.conformers, embed_smiles(rows, config)))
     if request.file_name:
         suffix = Path(request.file_name).suffix.lower()
         if suffix not in READABLE_TEXT:
@@ -144,7 +144,8 @@ def _sources(request: Request) -> list[Source]:
         _require_few(len({int(data.mol_id) for data in molecules.data}))
         for data in molecules.data:
             _require_small(data.name or data.smiles, data.z.numel())
-        found.append(Source(request.file_name, suffix in TEXT_TABLES, molecules))
+        asked = request.conformers if suffix in TEXT_TABLES else 0
+        found.append(Source(request.file_name, asked, molecules))
     if not found:
         raise Refused("Type or paste a SMILES, such as CCO for ethanol, or drop a file.")
     return found

@@ -100,15 +100,22 @@ class PredictBlock:
 
     Args:
         models: Which model predicts.
+        conformers: How many each SMILES was to have.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: How often the error bars hold, between 0 and 1.
         device: Where to compute.
     """
 
     def __init__(
-        self, models: ModelChoice, temperature: float, coverage: float, device: str
+        self,
+        models: ModelChoice,
+        conformers: int,
+        temperature: float,
+        coverage: float,
+        device: str,
     ) -> None:
         self.models = models
+        self.conformers = conformers
         self.temperature = temperature
         self.coverage = coverage
         self.device = device
@@ -121,7 +128,7 @@ class PredictBlock:
                 data.mol_id.fill_(place)  # conformers of one molecule are known by their number
                 structures.append(data)
         report = answer(
-            [Source("", True, Molecules(structures, []))],
+            [Source("", self.conformers, Molecules(structures, []))],
             self.models,
             temperature=self.temperature,
             coverage=self.coverage,

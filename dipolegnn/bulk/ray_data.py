@@ -100,6 +100,7 @@ def predict_dataset(
         PredictBlock,
         fn_constructor_args=(
             models,
+            (conformers or ConformerConfig()).conformers,
             temperature,
             coverage,
             "cuda" if gpus_per_actor else "cpu",

@@ -143,7 +143,11 @@ def predict_files(
             todo, workers = _enough_workers(todo)
         with Progress(progress, earlier) as shown, _threads_beside(workers):
             for part, outcomes in prepare(todo, config, workers):
-                source = Source(part.source, part.embedded, _molecules(part, outcomes))
+                source = Source(
+                    part.source,
+                    config.conformers if part.embedded else 0,
+                    _molecules(part, outcomes),
+                )
                 report = answer(
                     [source], models, temperature=temperature, coverage=coverage, device=device
                 )

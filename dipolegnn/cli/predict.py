@@ -132,7 +132,7 @@ def _sources(options: Predict) -> Iterator[Source]:
         if not is_file:
             rows = [SmilesRow(number, smiles) for number, smiles in arguments]
             found = embed_smiles(rows, options.conformer, workers=options.workers or 1)
-            yield Source("", True, found)
+            yield Source("", options.conformer.conformers, found)
             continue
         for _, path in arguments:
             found = read_file(
@@ -142,7 +142,8 @@ def _sources(options: Predict) -> Iterator[Source]:
                 workers=options.workers or 1,
                 progress=not options.json,
             )
-            yield Source(Path(path).name, _suffix(path).endswith(TABLES), found)
+            asked = options.conformer.conformers if _suffix(path).endswith(TABLES) else 0
+            yield Source(Path(path).name, asked, found)
 
 
 def _suffix(path: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dipolegnn.molecules.batch import SmilesRow, embed_smiles
 from dipolegnn.molecules.chemistry import (
+    can_turn,
     canonical_smiles,
     count_atoms,
     from_rdkit,
@@ -32,6 +33,7 @@ __all__ = [
     "Molecules",
     "SmilesRow",
     "TableColumns",
+    "can_turn",
     "canonical_smiles",
     "count_atoms",
     "embed_smiles",

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
@@ -267,6 +268,30 @@ def count_atoms(smiles: str) -> int:
         9
     """
     return int(Chem.AddHs(parse_smiles(smiles)).GetNumAtoms())
+
+
+def can_turn(smiles: str) -> bool:
+    """Whether a molecule may have several conformers because parts of it turn about a bond.
+
+    Single bonds count if they are in no ring and lead on at both ends, to a hydroxyl group too; a
+    methyl group looks the same however it turns. How rings fold is not looked at.
+
+    Raises:
+        MoleculeError: As :func:`parse_smiles`.
+
+    Example:
+        >>> [smiles for smiles in ("CO", "CCO", "CCC", "CCCC", "c1ccccc1C") if can_turn(smiles)]
+        ['CCO', 'CCCC']
+    """
+    return bool(parse_smiles(smiles).HasSubstructMatch(_turning_bond()))
+
+
+@cache
+def _turning_bond() -> Chem.Mol:
+    # No triple bond (nothing turns about its axis), and more than one neighbour, or hydrogens of
+    # oxygen, sulphur or an amine.
+    end = "[!$([#6]#*);!$([CX2]);$([!D1]),$([OX2H]),$([SX2H]),$([NX3;H2;!$(N-[#6]=,:*)])]"
+    return Chem.MolFromSmarts(f"{end}-;!@{end}")
 
 
 def canonical_smiles(smiles: str) -> str:

@@ -43,7 +43,7 @@ def predict_block(tmp_path: Path) -> PredictBlock:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
     save_model(path, build_model(ModelConfig(hidden_channels=16, num_interactions=1)), {})
-    return PredictBlock(ModelChoice(path), 298.15, 0.9, "cpu")
+    return PredictBlock(ModelChoice(path), 1, 298.15, 0.9, "cpu")
 
 
 def test_a_block_of_failures_has_the_types_of_any_other(
@@ -63,7 +63,7 @@ def test_a_block_of_failures_has_the_types_of_any_other(
 
 
 def test_what_a_model_cannot_do_is_a_failure_too(embed: partial[Any]) -> None:
-    predict_block = PredictBlock(ModelChoice("painn-qm9"), 298.15, 0.9, "cpu")
+    predict_block = PredictBlock(ModelChoice("painn-qm9"), 1, 298.15, 0.9, "cpu")
     chlorine, water = predict_block(embed(block("CCl", "O"))).to_pylist()
     assert (chlorine["stage"], chlorine["magnitude_D"]) == ("predict", None)
     assert "Cl" in chlorine["problem"]

@@ -88,7 +88,7 @@ def test_a_table_is_what_the_same_molecules_give_in_one_piece(
         files[-1].write_bytes(gzip.compress(text_of(structures, suffix).encode()))
     result = predict_files(files, tmp_path / "out.csv", models, part_records=4)
 
-    sources = [Source(path.name, path is smi, read_file(path)) for path in files]
+    sources = [Source(path.name, int(path is smi), read_file(path)) for path in files]
     whole = answer(sources, models)
     expected = list(csv.DictReader(as_csv(whole).splitlines()))
     found = table(tmp_path / "out.csv")
@@ -150,7 +150,7 @@ def test_structures_with_their_predictions_are_written_part_by_part(
     result = predict_files(
         [smi], tmp_path / f"parts{suffix}", models, conformers=config, part_records=4, workers=0
     )
-    whole = answer([Source(smi.name, True, read_file(smi, conformers=config))], models)
+    whole = answer([Source(smi.name, 4, read_file(smi, conformers=config))], models)
     failures = write_report(tmp_path / f"whole{suffix}", whole)
     assert (result.molecules, result.failures) == (len(SMILES) - 1, 2)
     beside = failures_path(tmp_path / f"parts{suffix}")
@@ -201,7 +201,7 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself(
         "write",
     )
     assert "or write .xyz or .extxyz" in failure.remedy
-    in_one_piece = answer([Source(path.name, False, read_file(path))], models)
+    in_one_piece = answer([Source(path.name, 0, read_file(path))], models)
     assert write_report(tmp_path / "one.sdf", in_one_piece) == [failure]
     assert (tmp_path / "one.sdf").read_bytes() == (tmp_path / "out.sdf").read_bytes()
 
@@ -365,7 +365,7 @@ def test_the_row_is_where_the_molecule_is(models: ModelChoice, tmp_path: Path) -
     path.write_text(text_of([water, ammonia, methane], ".sdf"))
     predict_files([path], tmp_path / "out.csv", models)
     assert [line["row"] for line in table(tmp_path / "out.csv")] == ["1", "2", "3"]
-    in_one_piece = answer([Source(path.name, False, read_file(path))], models)
+    in_one_piece = answer([Source(path.name, 0, read_file(path))], models)
     assert [found.row for found in in_one_piece.molecules] == [1, 2, 3]
 
 

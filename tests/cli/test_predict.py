@@ -11,7 +11,7 @@ import pytest
 from dipolegnn.checkpoint import save_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig
-from dipolegnn.molecules import read_failures, read_file
+from dipolegnn.molecules import from_smiles, read_failures, read_file, write_file
 from dipolegnn.nn import build_model
 from tests.cli.helpers import TABLE, assert_message, predictions
 
@@ -49,6 +49,24 @@ def test_json_has_units_conformers_and_failures(
     assert "centre of mass" in hydroxide["notes"][0]
     (failure,) = content["failures"]
     assert (failure["molecule"], failure["row"]) == ("xyz", 2)
+
+
+def test_one_conformer_of_a_molecule_that_turns_is_remarked_upon(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smiles = ["CCO", "CCCO", "CCS", "CCN", "OCCO", "CCCN", "C"]
+    assert main(["predict", *smiles, "--model", str(trained)]) == 0
+    remark = "this is one conformer; others may have other dipole moments"
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"CCO, CCCO, CCS, CCN, OCCO, 1 more: {remark}" in said
+    assert said.count(remark) == 1
+
+    # Not if more were asked for, nor of a structure that somebody chose.
+    (asked,) = predictions(capsys, "CCO", "--model", str(trained), "--conformers", "2")["molecules"]
+    path = tmp_path / "ethanol.xyz"
+    write_file(path, from_smiles("CCO"))
+    (given,) = predictions(capsys, str(path), "--model", str(trained))["molecules"]
+    assert remark not in asked["notes"] + given["notes"]
 
 
 def test_temperature_moves_the_average(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

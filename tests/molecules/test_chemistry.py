@@ -7,6 +7,7 @@ from rdkit.Chem import rdDepictor, rdDistGeom
 
 from dipolegnn.molecules import (
     MoleculeError,
+    can_turn,
     canonical_smiles,
     from_rdkit,
     from_smiles,
@@ -99,6 +100,32 @@ def test_a_block_of_another_molecule_is_refused() -> None:
     water.mol_block = "no block"
     with pytest.raises(MoleculeError, match="mol_block cannot be read"):
         to_rdkit(water)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "turns"),
+    [
+        ("CCO", True),
+        ("CC(=O)O", True),
+        ("CCN", True),
+        ("CCCC", True),
+        ("C=CC=C", True),
+        ("c1ccccc1-c1ccccc1", True),
+        ("CCS", True),
+        ("O", False),
+        ("CO", False),
+        ("CN", False),
+        ("CCC", False),
+        ("CC(N)=O", False),
+        ("Nc1ccccc1", False),
+        ("CC#CC", False),
+        ("CCC#N", False),
+        ("COC", False),
+        ("C1CCCCC1", False),
+    ],
+)
+def test_what_can_turn(smiles: str, turns: bool) -> None:
+    assert can_turn(smiles) is turns
 
 
 def test_canonical_smiles_and_scaffold() -> None:
