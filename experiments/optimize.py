@@ -7,8 +7,8 @@ default configuration. The objective is the validation error of the magnitude (M
 epoch with the best validation loss; the loss itself is of another size for each beta. Poor trials
 are pruned by their least error so far, failed ones are recorded and passed over.
 
-``RUN/study.db`` holds the trials (``--storage`` takes any URL that Optuna knows, which several
-processes and machines can share). The same command goes on where it was stopped. It writes
+``RUN/study.db`` holds the trials; ``--storage`` is another place, which several processes and
+machines can share. The same command goes on where it was stopped. It writes
 ``RUN/best.json``, for ``dipolegnn train --config``, ``RUN/trials.csv`` and pictures.
 """
 
@@ -29,24 +29,23 @@ import torch
 import tyro
 from matplotlib.axes import Axes
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna.visualization import matplotlib as plots
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
+from search_study import open_study
 
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
 from dipolegnn.nn import build_model
 from dipolegnn.training import fit
 
-STUDY = "dipolegnn"
+PROBLEM = "problem"
+"""Attribute and column that say why a trial failed."""
 
-HEARTBEAT_S = 30
-"""A running trial shows this often that it lives; one that has not for three times as long is
-recorded as failed by whoever starts the next one."""
+VALUE = "validation MAE (D)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,9 @@ class Options:
     )
     """Start no further trial after so many minutes."""
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
-    """Where the trials are kept; left out: RUN/study.db (SQLite)."""
+    """Where the trials are kept: any URL that SQLAlchemy knows, redis://..., or a file ending in
+    .log, a journal that machines with a common file system can share; left out: RUN/study.db
+    (SQLite)."""
     max_epochs: int = 30
     """Passes over the training molecules per trial at most."""
     molecules: Annotated[
@@ -88,7 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = dataset.split()
     split = Split(split.train[: options.molecules], split.val, split.test)
     options.output.mkdir(parents=True, exist_ok=True)
-    study = open_study(options)
+    url = options.storage or f"sqlite:///{(options.output / 'study.db').resolve()}"
+    study = open_study(url, default_parameters(), values_of(dataset, options), options.seed)
+    if not study.trials and (options.output / "trials").exists():
+        raise SystemExit(
+            f"{options.output / 'trials'} holds trials of a study that is not in {url}. Choose "
+            "another --output, or remove them."
+        )
     earlier = sum(trial.state.is_finished() for trial in study.trials)
     console.print(f"{split} structures; {earlier} earlier trials", highlight=False)
 
@@ -101,34 +108,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             soft_wrap=True,
         )
 
-    study.optimize(
-        objective(dataset, split, options),
-        n_trials=options.trials,
-        timeout=None if options.time_limit is None else 60 * options.time_limit,
-        callbacks=[say],
-        # Recorded as failed, with what happened; a stop by the user is not among them.
-        catch=(Exception,),
-    )
-    write(study, options, console)
+    try:
+        study.optimize(
+            objective(dataset, split, options),
+            n_trials=options.trials,
+            timeout=None if options.time_limit is None else 60 * options.time_limit,
+            callbacks=[say],
+            # Recorded as failed, with what happened; a stop by the user ends the search.
+            catch=(Exception,),
+        )
+    finally:
+        write(study, options, console)
 
 
-def open_study(options: Options) -> Study:
-    """The study in the storage, made at first use."""
-    url = options.storage or f"sqlite:///{(options.output / 'study.db').resolve()}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = RDBStorage(url, heartbeat_interval=HEARTBEAT_S, grace_period=3 * HEARTBEAT_S)
-    study = optuna.create_study(
-        study_name=STUDY,
-        storage=storage,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=5),
-        load_if_exists=True,
-    )
-    if not study.trials:
-        study.enqueue_trial(default_parameters(), skip_if_exists=True)
-    # Another seed after some trials, so that a study that goes on does not repeat itself.
-    study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
-    return study
+def values_of(dataset: ConformerDataset, options: Options) -> dict[str, object]:
+    """What the value of a trial depends on besides its parameters."""
+    card = dataset.card
+    return {
+        "data": str(options.data) if card is None else card.sha256,
+        "molecules": options.molecules,
+        "max_epochs": options.max_epochs,
+        "seed": options.seed,
+        "fast": options.fast,
+    }
 
 
 def default_parameters() -> dict[str, object]:
@@ -183,14 +185,20 @@ def objective(
     def run(trial: Trial) -> float:
         model, train = suggest(trial, options)
         torch.manual_seed(train.seed)
-        result = fit(
-            build_model(model),
-            DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
-            train,
-            options.output / "trials" / f"{trial.number:04d}",
-            progress=False,
-            callbacks=[Pruning(trial)],
-        )
+        try:
+            result = fit(
+                build_model(model),
+                DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
+                train,
+                options.output / "trials" / f"{trial.number:04d}",
+                progress=False,
+                callbacks=[Pruning(trial)],
+            )
+        except optuna.TrialPruned:
+            raise
+        except BaseException as error:
+            trial.set_user_attr(PROBLEM, " ".join(f"{type(error).__name__}: {error}".split()))
+            raise
         return result.metrics["val"]["dipole_mae"]
 
     return run
@@ -219,7 +227,7 @@ def write(study: Study, options: Options, console: Console) -> None:
     """The table of the trials, the best configuration, pictures."""
     names = sorted({name for trial in study.trials for name in trial.params})
     table = Table(title="Trials; value: validation MAE in debye", title_justify="left")
-    header = ["number", "value", "start", "end", "state", *names]
+    header = ["number", "value", "start", "end", "state", *names, PROBLEM]
     for column in header:
         table.add_column(column, justify="right", overflow="fold")
     rows = [
@@ -229,6 +237,7 @@ def write(study: Study, options: Options, console: Console) -> None:
             *("" if at is None else f"{at:%m-%d %H:%M}" for at in _times(trial)),
             trial.state.name.lower(),
             *(shown(trial.params.get(name, "")) for name in names),
+            str(trial.user_attrs.get(PROBLEM, "")),
         ]
         for trial in study.trials
     ]
@@ -248,12 +257,12 @@ def write(study: Study, options: Options, console: Console) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     console.print(f"best: trial {best.number}, {best.value:.4f} D; dipolegnn train --config {path}")
     pictures: dict[str, Callable[[], Axes]] = {
-        "history": lambda: plots.plot_optimization_history(study),
-        "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study),
+        "history": lambda: plots.plot_optimization_history(study, target_name=VALUE),
+        "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study, target_name=VALUE),
     }
     if len({trial.value for trial in complete}) > 2:  # fewer say nothing about importance
         pictures["importance"] = lambda: plots.plot_param_importances(
-            study, evaluator=PedAnovaImportanceEvaluator()
+            study, evaluator=PedAnovaImportanceEvaluator(), target_name=VALUE
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +73,8 @@ def test_goes_on_where_it_was_stopped_and_passes_over_failures(
     assert [{name: row[name] for name in first[0]} for row in rows[:2]] == first
     assert len({row["lr"] for row in rows}) == 4
     assert rows[2]["value"] == ""
+    problems = [row["problem"] for row in rows]
+    assert problems == ["", "", "RuntimeError: no memory left", ""]
     names = {"bs", "lr", "patience", "n_rbf", "n_interactions", "n_atom_basis", "cutoff", "pat2"}
     assert names <= rows[0].keys()
     assert "3 earlier trials" in capsys.readouterr().out
@@ -84,6 +89,86 @@ def test_goes_on_where_it_was_stopped_and_passes_over_failures(
     assert {row["scheduler"] for row in rows} == {"onecycle", "plateau"}
     for name in ("history", "parallel_coordinates", "importance"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_that_share_a_storage_do_not_repeat_each_other(
+    optimize: ModuleType, tmp_path: Path
+) -> None:
+    from search_study import open_study
+
+    options = optimize.Options(data=tmp_path, output=tmp_path)
+    storage = str(tmp_path / "study.log")
+    both = [open_study(storage, optimize.default_parameters(), {}, seed=0) for _ in range(2)]
+    drawn = []
+    for _ in range(3):
+        # As two processes do that begin and end at the same time.
+        trials = [study.ask() for study in both]
+        drawn += [optimize.suggest(trial, options) for trial in trials]
+        for study, trial in zip(both, trials, strict=True):
+            study.tell(trial, 1.0)
+    assert len({train.lr for _, train in drawn}) == 6
+    assert drawn[0][1].lr == TrainConfig().lr  # the default, once
+
+
+def test_the_same_search_draws_the_same(optimize: ModuleType, tmp_path: Path) -> None:
+    from search_study import open_study
+
+    options = optimize.Options(data=tmp_path, output=tmp_path)
+    drawn = []
+    for name in ("one", "two"):
+        study = open_study(str(tmp_path / f"{name}.log"), {}, {}, seed=3)
+        drawn.append([optimize.suggest(study.ask(), options) for _ in range(3)])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_study_of_something_else_is_not_gone_on_with(
+    optimize: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    search(optimize, data, tmp_path, "--trials", "1")
+    with pytest.raises(SystemExit, match=r"of something else \(molecules: None there, 3 now\)"):
+        search(optimize, data, tmp_path, "--trials", "1", "--molecules", "3")
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(SystemExit, match="holds trials of a study that is not in sqlite"):
+        search(optimize, data, tmp_path, "--trials", "1")
+
+
+def test_a_trial_whose_process_was_killed_is_tried_again(
+    optimize: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import search_study
+
+    monkeypatch.setattr(search_study, "HEARTBEAT_S", 1)
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv.pop()); import optimize, search_study\n"
+        "search_study.HEARTBEAT_S = 1\n"
+        "optimize.fit = lambda *_, **__: os._exit(9)\n"
+        "optimize.main(sys.argv[1:])"
+    )
+    words = ["--data", str(data), "--output", str(tmp_path), "--fast", "--max-epochs", "2"]
+    folder = str(Path(str(optimize.__file__)).parent)
+    killed = subprocess.run([sys.executable, "-c", code, *words, folder], check=False)
+    assert killed.returncode == 9
+    time.sleep(4)  # three heartbeats have been missed
+    rows = search(optimize, data, tmp_path, "--trials", "1")
+    assert [row["state"] for row in rows] == ["fail", "complete"]
+    assert rows[1]["lr"] == rows[0]["lr"] == f"{TrainConfig().lr:.3g}"
+
+
+def test_a_search_that_is_interrupted_writes_what_it_has(
+    optimize: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(optimize, data, tmp_path, "--trials", "1")
+    (tmp_path / "best.json").unlink()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimize, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(optimize, data, tmp_path, "--trials", "1")
+    with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["complete", "fail"]
+    assert (tmp_path / "best.json").exists()
 
 
 class HopelessTrial:
