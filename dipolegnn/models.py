@@ -39,6 +39,15 @@ class LoadedModel(NamedTuple):
         return value
 
     @property
+    def origin(self) -> dict[str, JSON]:
+        """What to write down where training starts from it: what it learnt, and where from."""
+        known = {name: self.provenance.get(name) for name in ("data", "train", "start")}
+        return {
+            "model": Path(self.name).name,
+            **{name: value for name, value in known.items() if value is not None},
+        }
+
+    @property
     def elements(self) -> frozenset[str] | None:
         """Elements that it was trained on; None if that is not known."""
         listed = self.says("data", "elements")

@@ -28,12 +28,12 @@ from rdkit import Chem
 from reference_data import ROOT, data_folder, read_arrays, read_npz
 
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, Split, save_dataset
 from dipolegnn.evaluation import describe_metrics, evaluate
+from dipolegnn.models import LoadedModel, open_model
 from dipolegnn.molecules import MoleculeError, Molecules, canonical_smiles
-from dipolegnn.nn import DipoleModel, build_model
+from dipolegnn.nn import build_model
 from dipolegnn.plots import learning_curve, parity_plot
 from dipolegnn.training import RunFolder, fit, read_history
 
@@ -131,13 +131,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.fast:
         model = replace(model, hidden_channels=16, num_interactions=1)
     torch.manual_seed(train.seed)
+    start = None if options.start is None else started(options.start, model)
     result = fit(
-        build_model(model) if options.start is None else started(options.start, model),
+        build_model(model) if start is None else start.model,
         DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
         train,
         options.output,
         resume=options.resume,
         test=True,
+        provenance=None if start is None else {"start": start.origin},
     )
     history = read_history(RunFolder(options.output).history)
     learning_curve(history, f"QM9, {len(split.train):,} molecules").savefig(
@@ -164,12 +166,12 @@ def drawn(rows: torch.Tensor, count: int | None, seed: int, option: str) -> torc
     return rows[torch.from_numpy(np.sort(kept))]
 
 
-def started(path: Path, config: ModelConfig) -> DipoleModel:
+def started(path: Path, config: ModelConfig) -> LoadedModel:
     """The model of a file, which must be of this architecture."""
-    model, _ = load_model(path)
-    if model.config != config:
-        raise SystemExit(f"{path} is of another architecture: {model.config}, not {config}.")
-    return model
+    loaded = open_model(path)
+    if loaded.model.config != config:
+        raise SystemExit(f"{path} is of another architecture: {loaded.model.config}, not {config}.")
+    return loaded
 
 
 def smallest(held_back: Sequence[Data]) -> list[Data]:

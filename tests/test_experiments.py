@@ -366,7 +366,7 @@ def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: 
 
 
 def test_external(
-    project_root: Path, molecules: list[Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project_root: Path, molecules: list[Data], qm9_data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "experimental_dipoles.csv").write_text(
         "name,smiles,dipole_magnitude_debye\nwater,O,1.85\nchloromethane,CCl,1.87\n"
@@ -380,12 +380,13 @@ def test_external(
             z=torch.cat([data.z for data in molecules]).numpy().astype(np.uint8),
             pos=torch.cat([data.pos for data in molecules]).numpy(),
             dipole=torch.cat([data.dipole for data in molecules]).numpy(),
+            qm9_index=np.arange(1, len(molecules) + 1, dtype=np.int32),
         )
+    (tmp_path / "qm9_dipole.npz").write_bytes((qm9_data / "qm9_dipole.npz").read_bytes())
     out = tmp_path / "out"
     words = ["--data", str(tmp_path), "--output", str(out), "--molecules", "6"]
     module(project_root, "external").main([*words, "--conformers", "2"])
 
-    assert "left out: [Na+].[Cl-]: 2 fragments" in capsys.readouterr().out
     rows = json.loads((out / "external.json").read_text(encoding="utf-8"))
     of_all = {
         (row["set"].split()[0], row["method"]): row
@@ -397,10 +398,13 @@ def test_external(
         assert (row["molecules"], row["left out"]) == (2, 1)  # without chlorine
         assert 0 < row["mae_D"] < 0.6
         assert of_all["QM7b,", method]["molecules"] == 6
-        assert 0 <= of_all["QM9", method]["angle_median"] <= 180
+        assert of_all["QM9's", method]["molecules"] == 4  # a third of them is QM9's test part
+        assert 0 <= of_all["QM9's", method]["angle_median"] <= 180
     assert {row["part"] for row in rows} >= {"size 1–3", "element O"}
     text = (out / "external.md").read_text(encoding="utf-8")
     assert "| experiment (from SMILES) | painn-qm9 (1 left out) | all | GFN2-xTB | 2 |" in text
+    assert "| experiment (from SMILES) | painn-qm9 | Cl 1 | – |" in text
+    assert "- `[Na+].[Cl-]`: 2 fragments" in text
 
 
 def test_compare_speed(project_root: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from dipolegnn.cli.options import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
-from dipolegnn.models import LoadedModel, open_model
+from dipolegnn.models import LoadedModel, open_model, unknown_elements
 from dipolegnn.plots import error_bars, parity_plot
 
 
@@ -21,6 +21,7 @@ def run(options: Evaluate) -> int:
         raise ValueError(
             f"The {options.split} part of {options.data} is empty; choose another with --split."
         )
+    _require_known(loaded, part)
     evaluation = evaluate(loaded.model, list(part), progress=True)
     options.output.mkdir(parents=True, exist_ok=True)
     note = _note(loaded, dataset, options.split)
@@ -55,6 +56,18 @@ def run(options: Evaluate) -> int:
     for name in ("metrics.json", "predictions.csv", "parity.png", "errors.png"):
         print(f"wrote {options.output / name}")
     return 0
+
+
+def _require_known(loaded: LoadedModel, part: ConformerDataset) -> None:
+    """Refuses molecules that the model refuses to predict, rather than measure what it invents."""
+    problems = [unknown_elements(loaded, data) for data in part]
+    refused = [problem for problem in problems if problem is not None]
+    if refused:
+        raise ValueError(
+            f"{loaded.name} cannot be measured on {len(refused)} of {len(part)} structures, the "
+            f"first {refused[0].molecule or 'without a name'}: {refused[0].problem}. "
+            f"{refused[0].remedy}."
+        )
 
 
 def _part(dataset: ConformerDataset, name: Part) -> ConformerDataset:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from dipolegnn.checkpoint import JSON
 from dipolegnn.cli.options import Train
 from dipolegnn.cli.program import INTERRUPTED, USAGE_ERROR
 from dipolegnn.config import ModelConfig
@@ -47,7 +46,7 @@ def run(options: Train) -> int:
             time_limit=None if options.time_limit is None else 60 * options.time_limit,
             devices=options.devices,
             num_nodes=options.num_nodes,
-            provenance=None if start is None else {"start": _origin(start)},
+            provenance=None if start is None else {"start": start.origin},
         )
     except FirstProcessFailed:
         return USAGE_ERROR  # The first process says why.
@@ -73,8 +72,3 @@ def _started(path: Path, wanted: ModelConfig) -> LoadedModel:
             f"{wanted} is asked for. Leave the options of the model out, or train from the start."
         )
     return loaded
-
-
-def _origin(loaded: LoadedModel) -> JSON:
-    """What to write down about it: a name, and what it was trained on."""
-    return {"model": Path(loaded.name).name, "data": loaded.provenance.get("data")}

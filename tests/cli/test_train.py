@@ -138,6 +138,8 @@ def test_training_starts_from_another_model(
     assert isinstance(start, dict)
     assert start["model"] == "model.safetensors"
     assert isinstance(start["data"], dict)
+    assert isinstance(start["train"], dict)
+    assert start["train"]["lr"] != 1e-9
 
     assert main([*words, "--cutoff", "4.5", "--output", str(tmp_path / "other")]) == 2
     assert_message(capsys, "is a model of another architecture")
