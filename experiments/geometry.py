@@ -1,9 +1,10 @@
 """What it costs that a geometry from a SMILES is not the one that the model was trained on.
 
-Takes molecules of QM9's validation part whose conformers all relax to the same structure, so that
-there is no doubt which conformer is meant, and compares predictions at three geometries of each:
-QM9's own (B3LYP), that of ``from_smiles`` (ETKDG, then MMFF94s), and that relaxed further with
-GFN2-xTB. SMILES come from QM9's geometries by RDKit's perception of bonds, with their stereo.
+Takes molecules of QM9's validation part whose conformers all relax to the same structure, and that
+the one of QM9, so that there is no doubt which conformer is meant, and compares predictions at
+three geometries of each: QM9's own (B3LYP), that of ``from_smiles`` (ETKDG, then MMFF94s), and that
+relaxed further with GFN2-xTB. SMILES come from QM9's geometries by RDKit's perception of bonds,
+with their stereo.
 
 It writes ``RUN/geometry.json`` and ``RUN/geometry.md``.
 """
@@ -19,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from force_field import smiles_of
+from force_field import same_conformer, smiles_of
 from markdown_table import NOTHING, markdown_table
 from numpy.typing import NDArray
 from reference_data import ROOT, data_folder, read_arrays, read_npz
@@ -37,6 +38,10 @@ VALIDATION = 1
 
 CONFORMERS = 10
 """Embedded per molecule, to see whether there is more than one."""
+
+
+LEFT_OUT = ("no SMILES", "no structure", "several conformers", "another conformer", "GFN2-xTB")
+"""Reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +108,7 @@ def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, di
     """Rigid molecules, how many were looked at, and why the others were left out."""
     calculator = xtb_calculator(XTBConfig())
     found: list[Rigid] = []
-    reasons = dict.fromkeys(("no SMILES", "no structure", "several conformers", "GFN2-xTB"), 0)
+    reasons = dict.fromkeys(LEFT_OUT, 0)
     looked_at = 0
     for data in track(candidates, "Geometries", transient=True):
         if len(found) == wanted:
@@ -124,6 +129,13 @@ def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, di
             continue
         if several:
             reasons["several conformers"] += 1
+            continue
+        try:
+            same = same_conformer(alone, data)
+        except MoleculeError:  # the bonds are perceived otherwise
+            same = False
+        if not same:  # the force field's only one is not the one that B3LYP has
+            reasons["another conformer"] += 1
             continue
         try:
             before = time.perf_counter()
