@@ -78,7 +78,7 @@ def test_error_bars_show_each_group(tmp_path: Path) -> None:
 def test_a_small_group_does_not_hide_the_others() -> None:
     many = breakdown([[6]] * 20 + [[7]], [1.0] * 21, [1.1] * 20 + [5.0])
     figure = error_bars(many)
-    assert "4.000 D, 1 molecule (drawn at the edge)" in words(figure)
+    assert "4.000 D, bias +4.000 D,\n1 molecule, drawn at the edge" in words(figure)
     panel = next(axes for axes in figure.axes if axes.get_ylabel() == "molecules with")
     assert panel.get_xlim()[1] < 1
 

@@ -52,8 +52,7 @@ def error_bars(groups: Sequence[Group], title: str = "") -> Figure:
             axes.text(
                 min(max(group.mae, group.bias, 0), edge) + 0.025 * widest,
                 y,
-                f"{group.mae:.3f} D, {group.molecules:,} molecule{'s' * (group.molecules > 1)}"
-                + (" (drawn at the edge)" if group.mae > edge else ""),
+                _label(group, edge),
                 va="center",
                 fontsize=8,
                 color=GREY,
@@ -77,3 +76,10 @@ def error_bars(groups: Sequence[Group], title: str = "") -> Figure:
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _label(group: Group, edge: float) -> str:
+    count = f"{group.molecules:,} molecule{'s' * (group.molecules > 1)}"
+    if group.mae <= edge:
+        return f"{group.mae:.3f} D, {count}"
+    return f"{group.mae:.3f} D, bias {group.bias:+.3f} D,\n{count}, drawn at the edge"
