@@ -22,6 +22,10 @@ SAME_CONFORMER = 0.5
 """A structure that has moved further than this (RMSD of all atoms, in angstrom) may have become
 another conformer, whose dipole is not that of the label."""
 
+ALIKE = 0.25
+"""Embedded structures further from the given one than this (RMSD of heavy atoms and of hydrogens of
+heteroatoms, in angstrom) are other conformers: a hydroxyl group that has turned is enough."""
+
 STEPS = 5000
 """Steps of the minimizer at most; hundreds are usual."""
 
@@ -136,7 +140,7 @@ def same_conformer(one: Data, other: Data) -> bool:
         apart = [rdMolAlign.GetBestRMS(mol, second) for mol in (first, mirrored)]
     except RuntimeError as error:
         raise MoleculeError("The structures have other bonds", molecule=other.name) from error
-    return bool(min(apart) < SAME_CONFORMER)
+    return bool(min(apart) < ALIKE)
 
 
 def _skeleton(data: Data) -> Chem.Mol:
