@@ -142,6 +142,12 @@ def test_a_long_dipole_gets_a_smaller_scale_and_none_no_arrow() -> None:
     assert "|μ| = 0.50 ± 0.12 D" in words(plain)
 
 
+def test_a_name_is_no_formula(tmp_path: Path) -> None:
+    figure = draw_molecule([1, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], title=r"$5 and \frac{$ $6")
+    figure.savefig(tmp_path / "h2.svg")
+    assert "frac" in words(figure)
+
+
 def test_draw_molecule_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"z must be \[N\] and pos \[N, 3\]"):
         draw_molecule([1, 1], [[0.0, 0.0, 0.0]])

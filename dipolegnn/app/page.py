@@ -316,7 +316,7 @@ def _decoded(contents: str) -> str:
         content = base64.b64decode(contents.partition(",")[2], validate=True)
     except binascii.Error:
         return ""
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def _chosen(number: int | None, report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

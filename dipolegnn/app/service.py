@@ -100,9 +100,7 @@ def _respond(request: Request) -> Response:
     if len(request.smiles) + len(request.file_text) > MAX_CHARACTERS:
         raise Refused(TOO_MUCH)
     if not 1 <= request.conformers <= MAX_CONFORMERS:
-        raise Refused(
-            f"Conformers must be between 1 and {MAX_CONFORMERS}, got {request.conformers}."
-        )
+        raise Refused(f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}.")
     sources = _sources(request)
     report = answer(sources, _models(request.model))
     structures = [c.as_labels() for answer in report.molecules for c in answer.molecule.conformers]
@@ -138,10 +136,12 @@ def _sources(request: Request) -> list[Source]:
                 f"{request.file_name}: files of that kind cannot be read; those that can are "
                 f"{', '.join(READABLE_TEXT)}."
             )
-        if suffix in TEXT_TABLES:  # before any of them is embedded
-            _require_possible(request.file_text, request.file_name, suffix)
+        _require_possible(request.file_text, request.file_name, suffix)  # before any is embedded
         molecules = read_text(request.file_text, request.file_name, conformers=config)
-        _require_few(len({int(data.mol_id) for data in molecules.data}))
+        # Structures without an energy are no conformers of each other.
+        alone = sum(not bool(data.energy.isfinite()) for data in molecules.data)
+        together = {int(data.mol_id) for data in molecules.data if bool(data.energy.isfinite())}
+        _require_few(alone + len(together))
         for data in molecules.data:
             _require_small(data.name or data.smiles, data.z.numel())
         asked = request.conformers if suffix in TEXT_TABLES else 0
@@ -152,12 +152,13 @@ def _sources(request: Request) -> list[Source]:
 
 
 def _require_possible(text: str, name: str, suffix: str) -> None:
-    """Refuses tables of too many or too large molecules."""
+    """Refuses too many records, and tables of too large molecules."""
     lines = io.StringIO(text, newline=None)
     records: list[Record] = []
     with contextlib.suppress(MoleculeError):  # what is wrong with the file, reading it says
         records += text_records(lines, suffix, name, TableColumns())
-    _require_few(len(records))
+    if suffix in TEXT_TABLES or len(records) > MAX_MOLECULES * MAX_CONFORMERS:
+        _require_few(len(records))
     for record in records:
         if isinstance(record.content, SmilesRow):
             _require_small_smiles(record.content.smiles)

@@ -1,7 +1,13 @@
 """Predictions for files of any size: streamed, in processes, and resumed after a crash."""
 
 from dipolegnn.bulk.formats import STREAMED
-from dipolegnn.bulk.parts import JobMismatch, OutputInUse, failures_path, write_report
+from dipolegnn.bulk.parts import (
+    JobMismatch,
+    OutputInUse,
+    failures_path,
+    require_apart,
+    write_report,
+)
 from dipolegnn.bulk.run import BulkResult, predict_files
 
 __all__ = [
@@ -11,5 +17,6 @@ __all__ = [
     "OutputInUse",
     "failures_path",
     "predict_files",
+    "require_apart",
     "write_report",
 ]

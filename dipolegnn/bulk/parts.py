@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,9 @@ from filelock import FileLock, Timeout
 from dipolegnn.bulk.formats import format_of, join_csv
 from dipolegnn.molecules import Failure, failures_text, read_failures, write_failures
 from dipolegnn.report import Report
+
+LOCK = "lock"
+"""File among the parts that the run at work has locked."""
 
 
 class JobMismatch(ValueError):
@@ -58,19 +61,13 @@ class Parts:
         self.output = output
         self._job = job
         self._format = format_of(output)
-        self.folder = output.with_name(f"{output.name}.parts")
+        self.folder = _parts_folder(output)
         self._finished = output.with_name(f"{output.name}.parts.done")
-        self._lock = FileLock(self.folder / "lock", timeout=0)
+        self._lock = FileLock(self.folder / LOCK, timeout=0)
 
     def __enter__(self) -> Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise OutputInUse(
-                f"Another run is writing {self.output}. Wait until it has ended, or choose another "
-                "output."
-            ) from None
+        _acquire(self._lock, self.output)
         try:
             self._begin()
         except BaseException:
@@ -159,6 +156,25 @@ def failures_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.failures.csv")
 
 
+def require_apart(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuses an output that would be written over one of the inputs, or over a folder.
+
+    Raises:
+        ValueError: The output, or the file of failures beside it, is one of the inputs; or a
+            folder.
+    """
+    read = {Path(path).resolve() for path in inputs}
+    if output.resolve() in read:
+        raise ValueError(f"{output} is one of the files of molecules; choose another output.")
+    if failures_path(output).resolve() in read:
+        raise ValueError(
+            f"{failures_path(output)} is one of the files of molecules, and failures would come to "
+            "lie there; choose another output."
+        )
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; choose a file as output.")
+
+
 def write_report(output: Path, report: Report) -> list[Failure]:
     """Writes predictions in one piece, and the failures beside them if there are any.
 
@@ -167,11 +183,17 @@ def write_report(output: Path, report: Report) -> list[Failure]:
 
     Raises:
         ImportError: A Parquet table without pyarrow.
+        OutputInUse: A run that writes it part by part is at work.
         ValueError: Another suffix than one of ``STREAMED``.
     """
     kind = format_of(output)
-    with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder) / f"part{kind.suffix}"
+    folder = _parts_folder(output)
+    if folder.exists():
+        lock = FileLock(folder / LOCK, timeout=0)
+        _acquire(lock, output)
+        lock.release()
+    with tempfile.TemporaryDirectory() as scratch:
+        part = Path(scratch) / f"part{kind.suffix}"
         with part.open("wb") as file:
             failures = report.failures + kind.write_part(file, report)
         with _complete(output) as file:
@@ -182,6 +204,19 @@ def write_report(output: Path, report: Report) -> list[Failure]:
     else:
         beside.unlink(missing_ok=True)  # of an earlier run, perhaps
     return failures
+
+
+def _parts_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+def _acquire(lock: FileLock, output: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputInUse(
+            f"Another run is writing {output}. Wait until it has ended, or choose another output."
+        ) from None
 
 
 @contextmanager

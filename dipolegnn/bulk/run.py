@@ -16,10 +16,11 @@ import torch
 from dipolegnn import __version__
 from dipolegnn._pyg import Data
 from dipolegnn.answer import Source, answer
-from dipolegnn.bulk.parts import Parts
+from dipolegnn.bulk.parts import Parts, require_apart
 from dipolegnn.bulk.prepare import Outcome, Part, cut, prepare
 from dipolegnn.bulk.progress import Progress
 from dipolegnn.config import COVERAGE, ConformerConfig
+from dipolegnn.files import sha256_of
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, Molecules, TableColumns
 from dipolegnn.molecules.records import RecordFile
@@ -33,9 +34,6 @@ FEW_RECORDS = 200
 """A file with fewer is done before worker processes would have started."""
 
 SHOWN_FAILURES = 10
-
-_ENDS = 2**20
-"""Bytes at either end of a file by which it is known again."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,7 @@ def predict_files(
         raise ValueError(f"coverage must be between 0 and 1, got {coverage}.")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, in kelvin, got {temperature}.")
-    if Path(output).resolve() in [Path(path).resolve() for path in paths]:
-        raise ValueError(f"{output} is one of the files of molecules; choose another output.")
+    require_apart(Path(output), paths)
     start = time.monotonic()
     config = conformers or ConformerConfig()
     if device is None:
@@ -215,14 +212,8 @@ def _molecules(part: Part, outcomes: Sequence[Outcome]) -> Molecules:
 
 
 def _known_by(path: Path) -> dict[str, Any]:
-    """What a file is known again by: its size and both its ends."""
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(_ENDS))
-        file.seek(max(0, size - _ENDS))
-        digest.update(file.read(_ENDS))
-    return {"name": path.name, "bytes": size, "sha256_of_ends": digest.hexdigest()}
+    """What a file is known again by: all of its bytes."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _digest(models: ModelChoice, embedded: bool) -> str:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dipolegnn.answer import Source, answer
-from dipolegnn.bulk import STREAMED, failures_path, predict_files, write_report
+from dipolegnn.bulk import STREAMED, failures_path, predict_files, require_apart, write_report
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
 from dipolegnn.models import ModelChoice
@@ -45,6 +45,11 @@ def run(options: Predict) -> int:
         raise ValueError(
             f"--picture {options.picture}: unknown suffix, expected one of {', '.join(PICTURES)}."
         )
+    for argument in options.molecules:
+        _require_readable(argument)
+    for target in (options.output, options.picture):
+        if target is not None:
+            require_apart(target, [text for text in options.molecules if _is_file(text)])
     if not options.temperature > 0:
         raise ValueError(f"--temperature must be positive, in kelvin, got {options.temperature}.")
     if not 0 < options.coverage < 1:
@@ -76,6 +81,15 @@ def run(options: Predict) -> int:
         for path in _draw(options.picture, report):
             print(f"wrote {path}", file=sys.stderr)
     return FAILED_MOLECULES if failures else 0
+
+
+def _require_readable(argument: str) -> None:
+    """Refuses what is a file of an unknown kind, and would be taken for a SMILES."""
+    if not _is_file(argument) and Path(argument).suffix and Path(argument).is_file():
+        raise ValueError(
+            f"{argument}: files of that kind cannot be read; those that can are "
+            f"{', '.join(READABLE)} (all but .parquet also with .gz behind)."
+        )
 
 
 def _can_be_streamed(options: Predict) -> bool:

@@ -74,13 +74,15 @@ def embed_smiles(
         outcomes[index] = outcome
     data: list[Data] = []
     failures: list[Failure] = []
-    for index in range(len(rows)):
+    places: list[int] = []
+    for index, row in enumerate(rows):
         outcome = outcomes[index]
         if isinstance(outcome, Failure):
             failures.append(outcome)
         else:
             data.extend(outcome)
-    return Molecules(data, failures)
+            places += [row.row] * len(outcome)
+    return Molecules(data, failures, places)
 
 
 def lost_row(row: SmilesRow, lost: Lost, source: str) -> Failure:

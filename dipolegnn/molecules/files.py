@@ -101,7 +101,7 @@ def read_text(
         ValueError: An unknown suffix.
     """
     suffix = suffix_of(Path(name), READABLE_TEXT)
-    records = text_records(io.StringIO(text), suffix, name, columns or TableColumns())
+    records = text_records(io.StringIO(text, newline=None), suffix, name, columns or TableColumns())
     try:
         return _molecules(records, suffix, name, conformers, workers, progress)
     except MoleculeError as error:
@@ -126,6 +126,7 @@ def _molecules(
         failures += [content for content in contents if isinstance(content, Failure)]
         found = embed_smiles(rows, config, workers=workers, progress=progress, source=name)
         data += found.data
+        rows_of_data = found.rows
         failures = sorted(failures + found.failures, key=lambda failure: failure.row or 0)
     else:
         rows_of_data = []

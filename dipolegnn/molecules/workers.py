@@ -251,7 +251,7 @@ def _serve(handle: int) -> None:
     while True:
         try:
             task = pickle.loads(connection.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the parent has ended, perhaps by force
             return
         try:
             answer = (True, function(task))

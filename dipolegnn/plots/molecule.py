@@ -90,7 +90,7 @@ def draw_molecule(
     axes.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(title, fontsize=14)
+    axes.set_title(title, fontsize=14, parse_math=False)  # a name is no formula
     axes.text(0.01, 0.01, caption, transform=axes.transAxes, fontsize=13, color=ARROW)
     _element_key(axes, numbers)
     return figure

@@ -53,8 +53,11 @@ def test_a_file_and_conformers() -> None:
     ("asked", "reason"),
     [
         (request(), "Type or paste a SMILES"),
-        (request("C", conformers=0), "Conformers must be between 1 and 20, got 0"),
+        (request("C", conformers=0), "must be a whole number from 1 to 20"),
         (request("C\n" * 51), "51 molecules, and the page takes 50"),
+        (request(name="a.xyz", text="1\n\nHe 0 0 0\n" * 51), "51 molecules"),
+        (request(name="a.xyz", text="1\n\nH 0 0 0\n" * 1001), "1001 molecules"),
+        (request(name="a.extxyz", text="1\nmol_id=0\nHe 0 0 0\n" * 51), "51 molecules"),
         (request(name="a.csv", text="smiles\n" + "C\n" * 51), "51 molecules"),
         (request(name="a.txt", text="C"), r"a.txt: files of that kind cannot be read"),
         (request(name="a.sdf", text=""), "holds no molecules"),

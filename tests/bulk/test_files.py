@@ -215,6 +215,9 @@ def test_two_runs_do_not_write_the_same_output(
         pytest.raises(OutputInUse, match=r"Another run is writing .*out\.csv\. Wait until"),
     ):
         predict_files([smi], output, models)
+    whole = answer([Source(smi.name, 1, read_file(smi))], models)
+    with Parts(output, {}), pytest.raises(OutputInUse, match="Another run is writing"):
+        write_report(output, whole)
     assert predict_files([smi], output, models).failures == 2
     # A run that has failed lets go of it.
     broken = tmp_path / "broken.smi.gz"

@@ -289,3 +289,53 @@ def test_pictures_state_the_error_bar(tmp_path: Path) -> None:
 def test_a_picture_of_another_kind(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "O", "--model", str(trained), "--picture", "a.gif"]) == 2
     assert_message(capsys, "a.gif: unknown suffix, expected one of .png, .svg, .html")
+
+
+@pytest.mark.parametrize("more", [["--json"], ["CCO"], []])
+def test_a_file_of_molecules_is_not_written_over(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("smiles\nO\n")
+    words = ["predict", str(path), *more, "--output", str(path), "--model", str(trained)]
+    assert main(words) == 2
+    assert_message(capsys, "in.csv is one of the files of molecules; choose another output")
+    assert path.read_text() == "smiles\nO\n"
+
+    failed = tmp_path / "out.csv.failures.csv"
+    failed.write_text("smiles\nO\n")
+    words = ["predict", str(failed), *more, "--output", str(tmp_path / "out.csv")]
+    assert main([*words, "--model", str(trained)]) == 2
+    assert_message(capsys, "failures would come to lie there")
+    assert failed.read_text() == "smiles\nO\n"
+    assert main(["predict", str(path), "--output", str(tmp_path), "--model", str(trained)]) == 2
+    assert_message(capsys, "unknown suffix")
+    (tmp_path / "folder.csv").mkdir()
+    words = ["predict", str(path), *more, "--output", str(tmp_path / "folder.csv")]
+    assert main([*words, "--model", str(trained)]) == 2
+    assert_message(capsys, "folder.csv is a folder; choose a file as output")
+
+
+def test_a_file_of_another_kind_is_no_smiles(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "protein.pdb"
+    path.write_text("ATOM\n")
+    assert main(["predict", str(path), "--model", str(trained)]) == 2
+    assert_message(
+        capsys, "protein.pdb: files of that kind cannot be read; those that can are .smi"
+    )
+
+
+def test_rows_beside_one_that_is_no_text(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "bytes.csv", tmp_path / "out.csv"
+    path.write_bytes(b"smiles,name\nO,water\nC,b\xe9\nN,ammonia\n")
+    words = ["predict", "C1CC", str(path), "CO", "--output", str(output), "--model", str(trained)]
+    assert main(words) == 1
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = [(row["source"], row["row"], row["smiles"]) for row in csv.DictReader(file)]
+    assert rows == [("bytes.csv", "1", "O"), ("bytes.csv", "3", "N"), ("", "3", "CO")]
+    failures = read_failures(tmp_path / "out.csv.failures.csv")
+    assert [(failure.source, failure.row) for failure in failures] == [("", 1), ("bytes.csv", 2)]

@@ -49,7 +49,7 @@ def test_a_batch_loses_no_row_and_does_not_depend_on_the_number_of_workers(
 
 
 def test_an_empty_batch() -> None:
-    assert embed_smiles([], ConformerConfig(), workers=2) == Molecules([], [])
+    assert embed_smiles([], ConformerConfig(), workers=2) == Molecules([], [], [])
 
 
 def test_no_workers() -> None:
