@@ -10,16 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dash
-import numpy as np
 from ase.data import atomic_numbers
 from dash import Dash, Input, Output, State, dcc, html
 
+from dipolegnn.app import view
 from dipolegnn.app.service import MAX_CHARACTERS, MAX_CONFORMERS, MAX_MOLECULES, TOO_MUCH, Service
 from dipolegnn.molecules.files import READABLE_TEXT
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
+from dipolegnn.pretrained import pretrained_names
 
 DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
+
+AS_STARTED = "as started"
+"""Choice of the model that the page was started with, or of the default for the input."""
 
 EXAMPLE = "CCO ethanol\nCC(=O)Oc1ccccc1C(=O)O aspirin"
 
@@ -35,17 +39,17 @@ def make_page(service: Service) -> Dash:
         external_scripts=[],
         external_stylesheets=[],
     )
-    page.layout = _layout()
+    page.layout = _layout(service)
     _connect(page, service)
     return page
 
 
-def _layout() -> html.Div:
+def _layout(service: Service) -> html.Div:
     return html.Div(
         className="page",
         children=[
             html.H1("Dipole moments of molecules"),
-            html.Div(className="columns", children=[_form(), _result()]),
+            html.Div(className="columns", children=[_form(service), _result()]),
             dcc.Store(id="answer"),
             dcc.Store(id="files"),
             dcc.Store(id="dropped"),
@@ -54,7 +58,7 @@ def _layout() -> html.Div:
     )
 
 
-def _form() -> html.Div:
+def _form(service: Service) -> html.Div:
     return html.Div(
         className="form",
         children=[
@@ -74,6 +78,16 @@ def _form() -> html.Div:
             ),
             html.Label("Conformers per molecule", htmlFor="conformers"),
             dcc.Input(id="conformers", type="number", value=1, min=1, max=MAX_CONFORMERS, step=1),
+            html.Label("Model", htmlFor="model"),
+            dcc.Dropdown(
+                id="model",
+                options=[
+                    {"label": service.model or "the one for the input", "value": AS_STARTED},
+                    *pretrained_names(),
+                ],
+                value=AS_STARTED,
+                clearable=False,
+            ),
             html.Button("Predict", id="predict", n_clicks=0, className="go"),
             html.P(
                 f"At most {MAX_MOLECULES} molecules. Everything is computed on this machine, and "
@@ -175,10 +189,15 @@ def _connect(page: Dash, service: Service) -> None:
         Input("dropped", "data"),
         State("smiles", "value"),
         State("conformers", "value"),
+        State("model", "value"),
         prevent_initial_call=True,
     )
     def predict(
-        _: int, dropped: Mapping[str, str] | None, smiles: str | None, conformers: Any
+        _: int,
+        dropped: Mapping[str, str] | None,
+        smiles: str | None,
+        conformers: Any,
+        model: str | None,
     ) -> tuple[Any, ...]:
         uploaded = dash.ctx.triggered_id == "dropped"
         file = dropped if uploaded and dropped is not None else {"name": "", "contents": ""}
@@ -189,6 +208,7 @@ def _connect(page: Dash, service: Service) -> None:
                 file_name=file["name"],
                 file_text=_decoded(file["contents"]),
                 conformers=conformers if isinstance(conformers, int) else 0,
+                model="" if model in (None, AS_STARTED) else str(model),
             )
             problem = response.refusal
         except UnicodeDecodeError:
@@ -200,7 +220,7 @@ def _connect(page: Dash, service: Service) -> None:
             {"label": molecule["name"] or molecule["smiles"], "value": number}
             for number, molecule in enumerate(molecules)
         ]
-        failed = _failures(response.report["failures"])
+        failed = view.failures(response.report["failures"])
         value = 0 if molecules else None
         return response.report, response.files, "", failed, not molecules, options, value, None
 
@@ -220,7 +240,7 @@ def _connect(page: Dash, service: Service) -> None:
         options = [
             {"label": f"conformer {k + 1}", "value": k} for k in range(len(molecule["conformers"]))
         ]
-        return options, 0, _conformer_table(molecule), _magnitude(molecule, report)
+        return options, 0, view.conformer_table(molecule), view.magnitude(molecule, report)
 
     @page.callback(
         Output("scene", "figure"),
@@ -247,7 +267,7 @@ def _connect(page: Dash, service: Service) -> None:
         )
         # Another colour leaves the view as it was turned, another structure does not.
         figure.update_layout(uirevision=f"{molecule['name']} {number} {row}")
-        return figure, _details(conformer), _atom_table(molecule, conformer)
+        return figure, view.details(conformer), view.atom_table(molecule, conformer)
 
     for suffix in DOWNLOADS:
         _connect_download(page, suffix)
@@ -334,84 +354,3 @@ def _conformer(molecule: Mapping[str, Any], row: int | None) -> Mapping[str, Any
 
 def _numbers(molecule: Mapping[str, Any]) -> list[int]:
     return [atomic_numbers[symbol] for symbol in molecule["symbols"]]
-
-
-def _magnitude(molecule: Mapping[str, Any], report: Mapping[str, Any]) -> list[Any]:
-    width = molecule["half_width"]
-    several = len(molecule["conformers"]) > 1
-    bar = "" if width is None else f" ± {width:.3f}"
-    lines: list[Any] = [html.Span(f"|μ| = {molecule['magnitude']:.3f}{bar} D", id="value")]
-    about = [f"{100 * report['coverage']:g} % error bar"] if width is not None else []
-    if several:
-        about.append(
-            f"average over {len(molecule['conformers'])} conformers, "
-            f"{molecule['smallest']:.3f} to {molecule['largest']:.3f} D"
-        )
-    about.append(f"model {molecule['model']}")
-    accuracy = report["models"][molecule["model"]]["accuracy"]
-    lines.append(html.Span("; ".join([*about, accuracy] if accuracy else about), className="small"))
-    lines += [html.Div(note, className="note") for note in molecule["notes"]]
-    return lines
-
-
-def _details(conformer: Mapping[str, Any]) -> html.Div:
-    vector = conformer["dipole"]
-    if vector is None:
-        return html.Div("The model has a magnitude only.")
-    x, y, z = vector
-    length = float(np.linalg.norm(vector))
-    return html.Div(
-        f"This conformer: |μ| = {length:.3f} D, μ = ({x:.3f}, {y:.3f}, {z:.3f}) D, in the frame of "
-        "the coordinates below. The arrow points from – to +.",
-        className="small",
-    )
-
-
-def _conformer_table(molecule: Mapping[str, Any]) -> html.Table:
-    rows = [
-        [
-            str(number),
-            "–" if conformer["energy"] is None else f"{conformer['energy']:.2f}",
-            f"{conformer['weight']:.3f}",
-            f"{conformer['magnitude']:.3f}",
-        ]
-        for number, conformer in enumerate(molecule["conformers"], start=1)
-    ]
-    return _table(["conformer", "energy (kcal/mol)", "weight", "|μ| (D)"], rows)
-
-
-def _atom_table(molecule: Mapping[str, Any], conformer: Mapping[str, Any]) -> html.Table:
-    charges = conformer["charges"] or [None] * len(molecule["symbols"])
-    atoms = zip(molecule["symbols"], charges, conformer["positions"], strict=True)
-    rows = [
-        [
-            str(number),
-            symbol,
-            "–" if charge is None else f"{charge:+.3f}",
-            *(f"{x:.4f}" for x in position),
-        ]
-        for number, (symbol, charge, position) in enumerate(atoms, start=1)
-    ]
-    return _table(["atom", "element", "charge (e)", "x (Å)", "y (Å)", "z (Å)"], rows)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
-    return html.Table(
-        [
-            html.Thead(html.Tr([html.Th(column) for column in columns])),
-            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
-        ]
-    )
-
-
-def _failures(failures: Sequence[Mapping[str, Any]]) -> html.Div | None:
-    if not failures:
-        return None
-    lines = [
-        html.Li(
-            f"{failure['molecule'] or 'row ' + str(failure['row'])}: {failure['problem']}. "
-            f"{failure['remedy']}."
-        )
-        for failure in failures
-    ]
-    return html.Div([html.H2("Could not be predicted"), html.Ul(lines)], className="failed")

@@ -27,6 +27,7 @@ from dipolegnn.molecules import (
 from dipolegnn.molecules.files import READABLE_TEXT
 from dipolegnn.molecules.records import TEXT_TABLES, Record, text_records
 from dipolegnn.molecules.workers import Lost, Worker
+from dipolegnn.pretrained import pretrained_names
 from dipolegnn.report import as_csv, as_json
 
 MAX_CHARACTERS = 1_000_000
@@ -63,7 +64,7 @@ class Request:
         file_name: Name of a file that was dropped on the page; empty: there is none.
         file_text: Its content.
         conformers: Conformers per molecule.
-        model: Model that the server was started with; None: the defaults.
+        model: Which model predicts; None: the defaults.
     """
 
     smiles: str
@@ -201,13 +202,23 @@ class Service:
         self._worker: Worker[Request, Response] | None = None
 
     def ask(
-        self, smiles: str = "", file_name: str = "", file_text: str = "", conformers: int = 1
+        self,
+        smiles: str = "",
+        file_name: str = "",
+        file_text: str = "",
+        conformers: int = 1,
+        model: str = "",
     ) -> Response:
-        """The answer to a request; one at a time, the others wait."""
+        """The answer to a request; one at a time, the others wait.
+
+        ``model`` is one that comes along, or empty: the one that the page was started with.
+        """
+        if model and model not in pretrained_names():  # no path, which a request could make up
+            return Response({}, {}, f"There is no model {model!r} here.")
         if not self._busy.acquire(timeout=self.time_limit):
             return Response({}, {}, "The page is busy with other requests; try again later.")
         try:
-            return self._ask(Request(smiles, file_name, file_text, conformers, self.model))
+            return self._ask(Request(smiles, file_name, file_text, conformers, model or self.model))
         finally:
             self._busy.release()
 

@@ -108,6 +108,12 @@ def test_a_process_that_died_is_replaced(service: Service) -> None:
     assert service.ask("O").refusal == ""
 
 
+def test_only_models_that_come_along_can_be_asked_for(service: Service) -> None:
+    assert service.ask("O", model="painn-xtb").report["molecules"][0]["model"] == "painn-xtb"
+    refused = service.ask("O", model="/etc/passwd")
+    assert refused.refusal == "There is no model '/etc/passwd' here."
+
+
 def test_others_wait_their_turn(service: Service) -> None:
     service.time_limit = 0.05
     with service._busy:
