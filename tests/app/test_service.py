@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 import time
@@ -152,3 +153,14 @@ print("then:", written)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["written: []", "then: ['mine']"]
+
+
+def test_files_as_spreadsheets_and_old_editors_write_them() -> None:
+    from dipolegnn.app.page import _decoded
+
+    excel = base64.b64encode("\ufeffsmiles,name\nO,water\n".encode()).decode()
+    text = _decoded(f"data:text/csv;base64,{excel}")
+    (water,) = respond(request(name="a.csv", text=text)).report["molecules"]
+    assert water["name"] == "water"
+    found = respond(request(name="a.smi", text="O water\rN ammonia\r")).report["molecules"]
+    assert [molecule["name"] for molecule in found] == ["water", "ammonia"]
