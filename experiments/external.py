@@ -100,13 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             covered = restricted(sample, elements_of(name))
             left_out = len(sample.magnitude) - len(covered.magnitude)
             unknown = by_unknown_element(sample, elements_of(name))
-            model = load_pretrained(name)
-            doubted = by_doubt(average(predict(model, covered.data)))
-            limits.append(Limits(sample.name, name, unknown, doubted))
+            own = predict(load_pretrained(name), covered.data)
+            limits.append(Limits(sample.name, name, unknown, by_doubt(average(own))))
             if not len(covered.magnitude):
                 continue
             for method, predictor in (
-                (name, lambda data, model=model: predict(model, data)),
+                (name, lambda _, own=own: own),
                 ("GFN2-xTB", by_xtb),
             ):
                 for what, values in measure(covered, predictor).items():

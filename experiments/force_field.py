@@ -1,4 +1,8 @@
-"""Structures as they would come from a SMILES: relaxed with MMFF94s, near a given geometry."""
+"""Structures as they come from a SMILES, beside given geometries of the same molecules.
+
+Either embedded as ``predict`` does it, whichever conformer that gives, or relaxed with MMFF94s from
+the given geometry.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from dipolegnn._pyg import Data
 from dipolegnn.cli.options import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
@@ -21,8 +23,9 @@ def run(options: Evaluate) -> int:
         raise ValueError(
             f"The {options.split} part of {options.data} is empty; choose another with --split."
         )
-    _require_known(loaded, part)
-    evaluation = evaluate(loaded.model, list(part), progress=True)
+    structures = list(part)
+    _require_known(loaded, structures)
+    evaluation = evaluate(loaded.model, structures, progress=True)
     options.output.mkdir(parents=True, exist_ok=True)
     note = _note(loaded, dataset, options.split)
     report = {
@@ -58,14 +61,14 @@ def run(options: Evaluate) -> int:
     return 0
 
 
-def _require_known(loaded: LoadedModel, part: ConformerDataset) -> None:
+def _require_known(loaded: LoadedModel, structures: Sequence[Data]) -> None:
     """Refuses molecules that the model refuses to predict, rather than measure what it invents."""
-    problems = [unknown_elements(loaded, data) for data in part]
+    problems = [unknown_elements(loaded, data) for data in structures]
     refused = [problem for problem in problems if problem is not None]
     if refused:
         raise ValueError(
-            f"{loaded.name} cannot be measured on {len(refused)} of {len(part)} structures, the "
-            f"first {refused[0].molecule or 'without a name'}: {refused[0].problem}. "
+            f"{loaded.name} cannot be measured on {len(refused)} of {len(structures)} structures, "
+            f"the first {refused[0].molecule or 'without a name'}: {refused[0].problem}. "
             f"{refused[0].remedy}."
         )
 

@@ -15,7 +15,7 @@ from dipolegnn.molecules import from_smiles, read_failures
 from dipolegnn.nn import build_model
 from dipolegnn.predict import predict
 from dipolegnn.training import fit
-from tests.cli.helpers import predictions
+from tests.cli.helpers import assert_message, predictions
 
 
 def test_built_data_set_has_every_row_or_a_failure(built: Path) -> None:
@@ -98,3 +98,13 @@ def test_evaluate_looks_at_the_test_molecules_unless_told_otherwise(
     assert (report["structures"], report["note"]) == (1, "")
     run = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
     assert report["metrics"]["dipole_mae"] == pytest.approx(run["test"]["dipole_mae"], rel=1e-5)
+
+
+def test_what_predict_refuses_is_not_measured(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(built), "--output", str(tmp_path / "out"), "--split", "all"]
+    assert main(["evaluate", "painn-qm9", *words]) == 2
+    assert_message(capsys, "painn-qm9 cannot be measured on 2 of 11 structures, the first chloro")
+    assert not (tmp_path / "out").exists()
+    assert main(["evaluate", "painn-xtb", *words]) == 0
