@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dipolegnn.models import LoadedModel
-from dipolegnn.molecules import Failure, can_turn
+from dipolegnn.molecules import Failure, can_turn, text_of
 from dipolegnn.predictions import MoleculePrediction, Prediction
 
 MAX_GEOMETRIES = 10
@@ -200,6 +200,29 @@ def csv_text(table: Sequence[Line]) -> str:
     writer.writerow(Line._fields)
     writer.writerows(line.cells() for line in table)
     return text.getvalue()
+
+
+def structures_text(report: Report, answer: Answer, suffix: str) -> str:
+    """The conformers of a molecule as structures, each with its own prediction as its labels.
+
+    SDF and extended XYZ also say ``half_width_D`` and ``coverage``, where the model has error bars,
+    ``model`` and ``notes``.
+
+    Raises:
+        MoleculeError: An SDF needs bonds, and they cannot be perceived.
+        ValueError: Another suffix than those of :func:`~dipolegnn.molecules.text_of`.
+    """
+    further: list[dict[str, str | float]] = []
+    for conformer in answer.molecule.conformers:
+        said: dict[str, str | float] = {"model": answer.model.name}
+        width = conformer.half_width(report.coverage)
+        if width is not None and np.isfinite(width):
+            said |= {"half_width_D": width, "coverage": report.coverage}
+        if found := notes(answer):
+            said["notes"] = "; ".join(found)
+        further.append(said)
+    labels = [conformer.as_labels() for conformer in answer.molecule.conformers]
+    return text_of(labels, suffix, further)
 
 
 def print_tables(report: Report) -> None:

@@ -222,7 +222,8 @@ def _connect(page: Dash, service: Service) -> None:
         ]
         failed = view.failures(response.report["failures"])
         value = 0 if molecules else None
-        return response.report, response.files, "", failed, not molecules, options, value, None
+        files = {"contents": response.files, "without_bonds": response.without_bonds}
+        return response.report, files, "", failed, not molecules, options, value, None
 
     @page.callback(
         Output("conformer", "options"),
@@ -309,21 +310,23 @@ def _connect_download(page: Dash, suffix: str) -> None:
         State("files", "data"),
         prevent_initial_call=True,
     )
-    def get(_: int, files: Mapping[str, str] | None) -> Any:
+    def get(_: int, files: Mapping[str, Any] | None) -> Any:
         if files is None:
             return dash.no_update, dash.no_update
-        if suffix not in files:
-            return dash.no_update, (
-                f"No {DOWNLOADS[suffix]}: the bonds of these structures cannot be perceived. The "
-                "other formats need none."
+        content = files["contents"][suffix]
+        without_bonds = files["without_bonds"] if suffix == ".sdf" else []
+        problem = (
+            ""
+            if not without_bonds
+            else (
+                f"Not in the {DOWNLOADS[suffix]}, because their bonds cannot be perceived: "
+                f"{', '.join(without_bonds)}. The other formats need none."
             )
-        name = f"dipoles{suffix}"
-        return {
-            "content": files[suffix],
-            "base64": False,
-            "filename": name,
-            "type": "text/plain",
-        }, ""
+        )
+        if not content:
+            return dash.no_update, problem
+        file = {"content": content, "base64": False, "type": "text/plain"}
+        return {**file, "filename": f"dipoles{suffix}"}, problem
 
 
 def _decoded(contents: str) -> str:

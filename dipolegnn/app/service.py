@@ -22,13 +22,12 @@ from dipolegnn.molecules import (
     count_atoms,
     embed_smiles,
     read_text,
-    text_of,
 )
 from dipolegnn.molecules.files import READABLE_TEXT
 from dipolegnn.molecules.records import TEXT_TABLES, Record, text_records
 from dipolegnn.molecules.workers import Lost, Worker
 from dipolegnn.pretrained import pretrained_names
-from dipolegnn.report import as_csv, as_json
+from dipolegnn.report import as_csv, as_json, structures_text
 
 MAX_CHARACTERS = 1_000_000
 """Longest text or file."""
@@ -81,11 +80,13 @@ class Response:
     Attributes:
         report: What ``dipolegnn predict --json`` would print, as Python objects.
         files: Contents for downloading, by suffix.
+        without_bonds: Names of the molecules whose bonds cannot be perceived, which an SDF needs.
         refusal: Why there is no answer; empty if there is one.
     """
 
     report: dict[str, Any]
     files: dict[str, str]
+    without_bonds: tuple[str, ...] = ()
     refusal: str = ""
 
 
@@ -94,7 +95,7 @@ def respond(request: Request) -> Response:
     try:
         return _respond(request)
     except (Refused, MoleculeError, FileNotFoundError, ValueError, ImportError) as error:
-        return Response({}, {}, str(error))
+        return Response({}, {}, refusal=str(error))
 
 
 def _respond(request: Request) -> Response:
@@ -104,13 +105,16 @@ def _respond(request: Request) -> Response:
         raise Refused(f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}.")
     sources = _sources(request)
     report = answer(sources, _models(request.model))
-    structures = [c.as_labels() for answer in report.molecules for c in answer.molecule.conformers]
     files = {".csv": as_csv(report), ".json": as_json(report)}
-    if structures:
-        files[".extxyz"] = text_of(structures, ".extxyz")
-        with contextlib.suppress(MoleculeError):  # no bonds perceived; the others need none
-            files[".sdf"] = text_of(structures, ".sdf")
-    return Response(json.loads(as_json(report)), files)
+    files |= dict.fromkeys((".extxyz", ".sdf"), "")
+    without_bonds = []
+    for number, found in enumerate(report.molecules, start=1):
+        files[".extxyz"] += structures_text(report, found, ".extxyz")
+        try:
+            files[".sdf"] += structures_text(report, found, ".sdf")
+        except MoleculeError:
+            without_bonds.append(found.molecule.lowest.data.name or f"molecule {number}")
+    return Response(json.loads(as_json(report)), files, tuple(without_bonds))
 
 
 @cache
@@ -214,9 +218,11 @@ class Service:
         ``model`` is one that comes along, or empty: the one that the page was started with.
         """
         if model and model not in pretrained_names():  # no path, which a request could make up
-            return Response({}, {}, f"There is no model {model!r} here.")
+            return Response({}, {}, refusal=f"There is no model {model!r} here.")
         if not self._busy.acquire(timeout=self.time_limit):
-            return Response({}, {}, "The page is busy with other requests; try again later.")
+            return Response(
+                {}, {}, refusal="The page is busy with other requests; try again later."
+            )
         try:
             return self._ask(Request(smiles, file_name, file_text, conformers, model or self.model))
         finally:
@@ -238,9 +244,8 @@ class Service:
         if isinstance(result, Lost):
             if worker.dead:
                 self._worker = None
-            return Response(
-                {}, {}, f"That could not be done: {result.reason}. Try fewer or smaller molecules."
-            )
+            problem = f"That could not be done: {result.reason}. Try fewer or smaller molecules."
+            return Response({}, {}, refusal=problem)
         return result
 
     def _ready(self) -> Worker[Request, Response]:

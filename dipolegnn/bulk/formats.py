@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from dipolegnn.molecules import Failure, MoleculeError, text_of
+from dipolegnn.molecules import Failure, MoleculeError
 from dipolegnn.molecules.files import WRITABLE
 from dipolegnn.molecules.tables import import_pyarrow
-from dipolegnn.report import Answer, Line, Report, csv_text, lines
+from dipolegnn.report import Line, Report, csv_text, lines, structures_text
 
 STREAMED = (".csv", ".csv.gz", ".parquet", *WRITABLE, *(f"{suffix}.gz" for suffix in WRITABLE))
 """Suffixes of outputs that can be written part by part."""
@@ -68,7 +68,7 @@ class _Structures:
         failures = []
         for answer in report.molecules:
             try:
-                file.write(self._text(answer).encode())
+                file.write(structures_text(report, answer, self.suffix).encode())
             except MoleculeError as error:  # no bonds for an SDF
                 located = error.located(row=answer.row, source=answer.source)
                 failures.append(Failure.from_error(located, "write"))
@@ -78,10 +78,6 @@ class _Structures:
         for part in parts:
             with part.open("rb") as text:
                 shutil.copyfileobj(text, file)
-
-    def _text(self, answer: Answer) -> str:
-        conformers = [conformer.as_labels() for conformer in answer.molecule.conformers]
-        return text_of(conformers, self.suffix)
 
 
 class _Packed:

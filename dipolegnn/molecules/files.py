@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dipolegnn._pyg import Data
@@ -144,20 +144,31 @@ def _molecules(
     return Molecules(data, failures, rows_of_data)
 
 
-def text_of(data: Sequence[Data], suffix: str) -> str:
+def text_of(
+    data: Sequence[Data],
+    suffix: str,
+    further: Sequence[Mapping[str, str | float]] | None = None,
+) -> str:
     """Molecules as the content of a ``.sdf``, ``.xyz`` or ``.extxyz`` file; see :func:`write_file`.
+
+    Args:
+        data: The molecules.
+        suffix: The suffix.
+        further: What else to say about each, by its name: data fields in an SDF, keys of the
+            comment line in extended XYZ; plain XYZ has no place for it.
 
     Raises:
         MoleculeError: An SDF needs bonds, and they cannot be perceived.
-        ValueError: An unknown suffix.
+        ValueError: An unknown suffix, or ``further`` is not about as many molecules.
     """
+    each = [{} for _ in data] if further is None else further
     match suffix:
         case ".sdf":
-            return sdf_text(data)
+            return sdf_text(data, each)
         case ".xyz":
             return xyz_text(data)
         case ".extxyz":
-            return extxyz_text(data)
+            return extxyz_text(data, each)
     raise ValueError(f"Unknown suffix {suffix!r}, expected one of {', '.join(WRITABLE)}.")
 
 

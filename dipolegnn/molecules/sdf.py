@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rdkit import Chem
 
@@ -109,8 +109,12 @@ def _stated_number(labels: dict[str, str], default: int) -> int:
     return int(stated) if stated.isascii() and stated.isdigit() else default
 
 
-def sdf_text(data: Sequence[Data]) -> str:
+def sdf_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float]]) -> str:
     """An SDF (V3000) of the molecules, with what is known about them as data fields.
+
+    Args:
+        data: The molecules.
+        further: Further data fields of each.
 
     Raises:
         MoleculeError: A molecule without ``mol_block`` whose bonds cannot be perceived.
@@ -118,19 +122,19 @@ def sdf_text(data: Sequence[Data]) -> str:
     text = io.StringIO()
     writer = Chem.SDWriter(text)
     writer.SetForceV3000(True)
-    for molecule in data:
+    for molecule, more in zip(data, further, strict=True):
         mol = to_rdkit(molecule)
         mol.SetProp("_Name", " ".join(molecule.name.split()))  # it has to fit on one line
-        for name, value in _fields(molecule).items():
-            mol.SetProp(name, value)
+        for name, value in {**_fields(molecule), **more}.items():
+            mol.SetProp(name, value if isinstance(value, str) else f"{value:.9g}")
         with captured_log():
             writer.write(mol)
     writer.close()
     return text.getvalue()
 
 
-def _fields(data: Data) -> dict[str, str]:
-    fields = {_SMILES: data.smiles} if data.smiles else {}
+def _fields(data: Data) -> dict[str, str | float]:
+    fields: dict[str, str | float] = {_SMILES: data.smiles} if data.smiles else {}
     fields[_MOL_ID] = str(data.mol_id.item())
     for name, values in (
         (_DIPOLE, data.dipole),

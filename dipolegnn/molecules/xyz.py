@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -227,11 +227,17 @@ def xyz_text(data: Sequence[Data]) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def extxyz_text(data: Sequence[Data]) -> str:
-    """Extended XYZ in ASE's conventions: dipole in e·angstrom about the origin, energy in eV."""
+def extxyz_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float]]) -> str:
+    """Extended XYZ in ASE's conventions: dipole in e·angstrom about the origin, energy in eV.
+
+    Args:
+        data: The molecules.
+        further: What else the comment line of each is to say, by its key.
+    """
     text = io.StringIO()
-    for molecule in data:
+    for molecule, more in zip(data, further, strict=True):
         atoms = to_ase(molecule)
+        atoms.info |= more
         if "name" in atoms.info:
             atoms.info["name"] = " ".join(molecule.name.split())  # it has to fit on one line
         from ase.io import write

@@ -168,7 +168,8 @@ def test_a_bad_smiles_is_explained(page: Page) -> None:
 @needs_browser
 def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "mine.xyz"
-    path.write_text(text_of(from_smiles("C=O", name="formaldehyde"), ".xyz"), encoding="utf-8")
+    formaldehyde = text_of(from_smiles("C=O", name="formaldehyde"), ".xyz")
+    path.write_text(f"{formaldehyde}3\nno bonds\nC 0 0 0\nH 0 0 3\nH 3 0 0\n", encoding="utf-8")
     page.set_input_files("#upload input[type=file]", str(path))
     shown(page, "model painn-qm9;")
 
@@ -177,12 +178,15 @@ def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
             page.click(button)
         return Path(waiting.value.path()).read_bytes()
 
-    (row,) = csv.DictReader(io.StringIO(download("#get-csv").decode("utf-8")))
+    row, _ = csv.DictReader(io.StringIO(download("#get-csv").decode("utf-8")))
     assert row["name"] == "formaldehyde"
     assert float(row["magnitude_D"]) == pytest.approx(2.2, abs=0.4)
     (data,) = read_text(download("#get-sdf").decode("utf-8"), "x.sdf").data
     assert float(data.dipole.norm()) == pytest.approx(float(row["magnitude_D"]), abs=1e-3)
-    assert read_text(download("#get-extxyz").decode("utf-8"), "x.extxyz").data
+    expect(page.locator("#problem")).to_contain_text("Not in the SDF, because their bonds cannot")
+    expect(page.locator("#problem")).to_contain_text("no bonds")
+    assert len(read_text(download("#get-extxyz").decode("utf-8"), "x.extxyz").data) == 2
+    expect(page.locator("#problem")).to_be_empty()
     assert b'"units"' in download("#get-json")
     assert download("#get-png").startswith(b"\x89PNG")
 

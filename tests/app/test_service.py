@@ -50,6 +50,17 @@ def test_a_file_and_conformers() -> None:
     assert sum(conformer["weight"] for conformer in molecule["conformers"]) == pytest.approx(1)
 
 
+def test_a_structure_without_bonds_costs_an_sdf_only_itself() -> None:
+    apart = "3\nlone\nC 0 0 0\nH 0 0 3\nH 3 0 0\n"
+    water = "3\nwater\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
+    response = respond(request(name="a.xyz", text=water + apart))
+    assert response.refusal == ""
+    assert response.without_bonds == ("lone",)
+    for suffix, names in ((".sdf", ["water"]), (".extxyz", ["water", "lone"])):
+        read = read_text(response.files[suffix], f"out{suffix}").data
+        assert [data.name for data in read] == names
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from ase.io import read as ase_read
+from rdkit import Chem
 
 from dipolegnn.checkpoint import save_model
 from dipolegnn.cli import main
@@ -121,6 +123,30 @@ def test_predictions_in_a_file(
         charges = ethanol["conformers"][0]["charges"]
         assert read.atomic_charges.tolist() == pytest.approx(charges, abs=1e-5)
     assert not path.with_name(f"{path.name}.failures.csv").exists()
+
+
+def test_structures_carry_their_error_bars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in (".sdf", ".extxyz"):
+        path = tmp_path / f"out{suffix}"
+        words = ("--conformers", "3", "--coverage", "0.68", "--output", str(path))
+        ion, propanol = predictions(capsys, "[NH4+]", "CCCO", *words)["molecules"]
+        if suffix == ".sdf":
+            said = [mol.GetPropsAsDict() for mol in Chem.SDMolSupplier(str(path), removeHs=False)]
+        else:
+            said = [atoms.info for atoms in ase_read(path, index=":", format="extxyz")]
+        first, *conformers = said
+        assert len(conformers) == len(propanol["conformers"]) > 1
+        assert first["notes"] == "; ".join(ion["notes"]) != ""
+        assert {data["model"] for data in said} == {"painn-qm9-mmff94s"}
+        assert {data["coverage"] for data in said} == {0.68}
+        assert "notes" not in conformers[0]
+        # That of the average is the mean of those of the conformers.
+        weights = [conformer["weight"] for conformer in propanol["conformers"]]
+        widths = [data["half_width_D"] for data in conformers]
+        mean = sum(w * x for w, x in zip(weights, widths, strict=True))
+        assert mean == pytest.approx(propanol["half_width"], abs=1e-6)
 
 
 def test_failures_lie_beside_the_output(trained: Path, tmp_path: Path) -> None:
