@@ -174,10 +174,11 @@ class Predict(Debug):
     """Predict dipole moments, in debye, from SMILES or from files of molecules.
 
     An argument that ends in .smi, .csv, .sdf, .xyz or .extxyz (or one of these and .gz) or in
-    .parquet is a file, any other a SMILES. SMILES are embedded in 3D; structures are taken as they
-    are. The magnitude is the Boltzmann average over the conformers, by their force-field energies.
-    The vector is that of the lowest conformer, in the frame of the geometry that is printed or
-    written; an ion's refers to its centre of mass. Arguments after -- are never options.
+    .parquet is a file, - is SMILES from standard input, one per line as in a .smi, any other a
+    SMILES. SMILES are embedded in 3D; structures are taken as they are. The magnitude is the
+    Boltzmann average over the conformers, by their force-field energies. The vector is that of the
+    lowest conformer, in the frame of the geometry that is printed or written; an ion's refers to
+    its centre of mass. Arguments after -- are never options.
 
     Without --model it is $DIPOLEGNN_MODEL, else one that comes with the package: for SMILES
     painn-qm9-mmff94s, which expects the geometries that they are given here, for structures

@@ -18,6 +18,7 @@ from dipolegnn.molecules import (
     TableColumns,
     embed_smiles,
     read_file,
+    read_text,
 )
 from dipolegnn.molecules.files import READABLE
 from dipolegnn.molecules.records import TABLES
@@ -32,6 +33,12 @@ PICTURES = (".png", ".svg", ".html")
 
 MOST_PICTURES = 100
 
+STDIN = "-"
+"""Argument that stands for SMILES from standard input."""
+
+STDIN_NAME = "stdin.smi"
+"""What its molecules and failures are said to be from; its lines are those of such a file."""
+
 
 def run(options: Predict) -> int:
     """Predicts, prints and writes; what failed is listed and makes the exit status 1."""
@@ -45,6 +52,8 @@ def run(options: Predict) -> int:
         raise ValueError(
             f"--picture {options.picture}: unknown suffix, expected one of {', '.join(PICTURES)}."
         )
+    if options.molecules.count(STDIN) > 1:
+        raise ValueError(f"{STDIN} stands for standard input, which can be read once only.")
     for argument in options.molecules:
         _require_readable(argument)
     for target in (options.output, options.picture):
@@ -141,27 +150,41 @@ def _sources(options: Predict) -> Iterator[Source]:
     """What the arguments hold: SMILES together, file by file."""
     columns = _columns(options)
     numbered = enumerate(options.molecules, start=1)
-    for is_file, group in groupby(numbered, lambda argument: _is_file(argument[1])):
+    many, progress, asked = options.workers or 1, not options.json, options.conformer.conformers
+    for is_smiles, group in groupby(numbered, lambda argument: _is_smiles(argument[1])):
         arguments = list(group)
-        if not is_file:
+        if is_smiles:
             rows = [SmilesRow(number, smiles) for number, smiles in arguments]
-            found = embed_smiles(rows, options.conformer, workers=options.workers or 1)
-            yield Source("", options.conformer.conformers, found)
+            yield Source("", asked, embed_smiles(rows, options.conformer, workers=many))
             continue
         for _, path in arguments:
+            if path == STDIN:
+                found = read_text(
+                    sys.stdin.read(),
+                    STDIN_NAME,
+                    conformers=options.conformer,
+                    workers=many,
+                    progress=progress,
+                )
+                yield Source(STDIN_NAME, asked, found)
+                continue
             found = read_file(
                 path,
                 columns=columns,
                 conformers=options.conformer,
-                workers=options.workers or 1,
-                progress=not options.json,
+                workers=many,
+                progress=progress,
             )
-            asked = options.conformer.conformers if _suffix(path).endswith(TABLES) else 0
-            yield Source(Path(path).name, asked, found)
+            embedded = _suffix(path).endswith(TABLES)
+            yield Source(Path(path).name, asked if embedded else 0, found)
 
 
 def _suffix(path: str) -> str:
     return path.lower().removesuffix(".gz")
+
+
+def _is_smiles(argument: str) -> bool:
+    return argument != STDIN and not _is_file(argument)
 
 
 def _is_file(argument: str) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import re
 from pathlib import Path
@@ -147,6 +148,22 @@ def test_structures_carry_their_error_bars(
         widths = [data["half_width_D"] for data in conformers]
         mean = sum(w * x for w, x in zip(weights, widths, strict=True))
         assert mean == pytest.approx(propanol["half_width"], abs=1e-6)
+
+
+def test_smiles_from_standard_input(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("O water\n\nC1CC\nCCO ethanol\n"))
+    content = predictions(capsys, "N", "-", "--model", str(trained))
+    assert [molecule["name"] for molecule in content["molecules"]] == ["N", "water", "ethanol"]
+    (failure,) = content["failures"]
+    assert (failure["source"], failure["row"], failure["molecule"]) == ("stdin.smi", 2, "C1CC")
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["predict", "-", "--model", str(trained)]) == 2
+    assert_message(capsys, "stdin.smi: The file holds no molecules")
+    assert main(["predict", "-", "-", "--model", str(trained)]) == 2
+    assert_message(capsys, "- stands for standard input, which can be read once only")
 
 
 def test_failures_lie_beside_the_output(trained: Path, tmp_path: Path) -> None:
