@@ -212,14 +212,15 @@ def structures_text(report: Report, answer: Answer, suffix: str) -> str:
         MoleculeError: An SDF needs bonds, and they cannot be perceived.
         ValueError: Another suffix than those of :func:`~dipolegnn.molecules.text_of`.
     """
+    said_of_all = "; ".join(notes(answer))
     further: list[dict[str, str | float]] = []
     for conformer in answer.molecule.conformers:
         said: dict[str, str | float] = {"model": answer.model.name}
         width = conformer.half_width(report.coverage)
         if width is not None and np.isfinite(width):
             said |= {"half_width_D": width, "coverage": report.coverage}
-        if found := notes(answer):
-            said["notes"] = "; ".join(found)
+        if said_of_all:
+            said["notes"] = said_of_all
         further.append(said)
     labels = [conformer.as_labels() for conformer in answer.molecule.conformers]
     return text_of(labels, suffix, further)

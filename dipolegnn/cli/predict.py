@@ -160,7 +160,9 @@ def _sources(options: Predict) -> Iterator[Source]:
         for _, path in arguments:
             if path == STDIN:
                 found = read_text(
-                    sys.stdin.read(),
+                    # As files are read: with or without a byte order mark, and bytes that are no
+                    # text cost a line only itself.
+                    sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape"),
                     STDIN_NAME,
                     conformers=options.conformer,
                     workers=many,

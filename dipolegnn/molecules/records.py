@@ -120,9 +120,7 @@ class RecordFile:
                     self._rows = record.row
                     yield record
             else:
-                lines, name = self._lines(), self.path.name
-                for record in text_records(lines, self.suffix, name, self.columns):
-                    yield _legible(record, name)
+                yield from text_records(self._lines(), self.suffix, self.path.name, self.columns)
         except MoleculeError as error:
             raise error.located(source=self.path.name) from None
 
@@ -181,10 +179,10 @@ def suffix_of(path: Path, known: Sequence[str]) -> str:
 def text_records(
     lines: Iterable[str], suffix: str, source: str, columns: TableColumns
 ) -> Iterator[Record]:
-    """The records in the lines of a file.
+    """The records in the lines of a file; those with bytes that are no text are failures.
 
     Args:
-        lines: The lines, with their ends.
+        lines: The lines, with their ends; decoded with ``errors="surrogateescape"``.
         suffix: What they are.
         source: Name of the file, for the failures.
         columns: Columns of a ``.csv``.
@@ -192,6 +190,13 @@ def text_records(
     Raises:
         MoleculeError: A column is missing, or the quotation marks of a ``.csv`` do not match.
     """
+    for record in _records(lines, suffix, source, columns):
+        yield _legible(record, source)
+
+
+def _records(
+    lines: Iterable[str], suffix: str, source: str, columns: TableColumns
+) -> Iterator[Record]:
     match suffix:
         case ".smi":
             yield from _numbered(smi_rows(lines))
