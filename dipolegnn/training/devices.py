@@ -7,21 +7,16 @@ waiting for it.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
@@ -116,7 +111,7 @@ def from_first(trainer: pl.Trainer, action: Callable[[], T]) -> T:
         except Exception as caught:
             environment = strategy.cluster_environment
             assert environment is not None
-            if _started_here(trainer) or not environment.creates_processes_externally:
+            if started_here(trainer) or not environment.creates_processes_externally:
                 raise  # The others are not there yet, or are about to be ended.
             error = caught
     assert strategy.launcher is not None
@@ -131,98 +126,7 @@ def from_first(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-class Stops(Callback):
-    """Stops this process at once when it is told to, and the others with it.
-
-    Lightning (2.6.6) answers SIGTERM with a message to the other processes, for which it waits for
-    ever if they are busy with another one. There is nothing to tell: what is worth keeping was
-    written at the end of the last epoch. So SIGTERM does what Ctrl-C does.
-
-    An interrupt that comes while Python cleans up, or is called back from C, is lost. So it is
-    remembered, and looked for after each batch.
-    """
-
-    def __init__(self) -> None:
-        self._told = False
-
-    def _remember(self) -> None:
-        self._told = True
-
-    def _stop_if_told(self) -> None:
-        if self._told:
-            raise KeyboardInterrupt
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the place of Lightning's handler, until Lightning puts back what was before."""
-        _interrupt_on_sigterm(self._remember)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the place of Lightning's handler, until Lightning puts back what was before."""
-        _interrupt_on_sigterm(self._remember)
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Stops now, if the interrupt was lost."""
-        self._stop_if_told()
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        """Stops now, if the interrupt was lost."""
-        self._stop_if_told()
-
-    def on_test_batch_end(self, *_: Any) -> None:
-        """Stops now, if the interrupt was lost."""
-        self._stop_if_told()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Ends the processes that this one has started."""
-        _end_others(trainer)
-
-
-@contextmanager
-def ending_together(trainer: pl.Trainer) -> Iterator[None]:
-    """Ends the processes that this one has started when it is interrupted or fails."""
-    if trainer.world_size == 1:
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    _interrupt_on_sigterm(lambda: None)
-    try:
-        yield
-    except BaseException:
-        _end_others(trainer)
-        raise
-    finally:
-        if _may_handle_signals():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt_on_sigterm(remember: Callable[[], None]) -> None:
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        remember()
-        raise KeyboardInterrupt
-
-    if _may_handle_signals():
-        signal.signal(signal.SIGTERM, interrupt)
-
-
-def _may_handle_signals() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _started_here(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:
+def started_here(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:
     """The processes that Lightning has started from this one: its own list of them."""
     launcher = trainer.strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
-
-
-def _end_others(trainer: pl.Trainer) -> None:
-    """Ends the processes that this one has started, which may be waiting for it."""
-    processes = list(_started_here(trainer))
-    # Emptied first: a thread of Lightning watches this list, and kills this process too when one
-    # of those has come to a bad end.
-    _started_here(trainer).clear()
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.wait()

@@ -33,12 +33,7 @@ from dipolegnn.training.callbacks import (
     Row,
     TimeLimit,
 )
-from dipolegnn.training.devices import (
-    Stops,
-    check_devices,
-    ending_together,
-    from_first,
-)
+from dipolegnn.training.devices import check_devices, from_first
 from dipolegnn.training.module import DipoleModule
 from dipolegnn.training.progress import EpochLines, ProgressBar, Silence
 from dipolegnn.training.result import (
@@ -50,6 +45,7 @@ from dipolegnn.training.result import (
     read_summary,
 )
 from dipolegnn.training.run_folder import AtomicCheckpointIO, RunFolder, write_json
+from dipolegnn.training.stops import Stops, ending_together
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -136,8 +132,9 @@ def fit(
     early = None if patience is None else PatientEarlyStopping(patience)
     shown = _progress(progress, limit)
     history = History(folder.history, shown.epoch)
+    stops = Stops()
     all_callbacks: list[Callback | None] = [
-        Stops() if processes > 1 else None,
+        stops,
         None if config.ema_decay is None else WarmedUpEMA(config.ema_decay),
         history,
         early,
@@ -171,24 +168,24 @@ def fit(
             enable_model_summary=False,
             plugins=[AtomicCheckpointIO()],
         )
-        with ending_together(trainer):
+        with ending_together(trainer), _saying_how_to_go_on(folder):
             finished, last = from_first(
                 trainer, lambda: _begin(folder, model.config, config, data, processes, resume, test)
             )
             if finished is not None:
                 return read_result(folder, finished)
-            try:
-                trainer.fit(
-                    # Converted here, because the average is copied before Lightning converts it.
-                    DipoleModule(_copy(model, config).train(), config),
-                    datamodule=datamodule,
-                    ckpt_path=last,
-                    weights_only=True,
-                )
-            except SystemExit as stop:  # What Lightning makes of SIGINT and SIGTERM.
-                raise TrainingInterrupted(_how_to_go_on(folder, history.rows)) from stop
+            trainer.fit(
+                # Converted here, because the average is copied before Lightning converts it.
+                DipoleModule(_copy(model, config).train(), config),
+                datamodule=datamodule,
+                ckpt_path=last,
+                weights_only=True,
+            )
+            stops.stop_if_told()
             best, epoch = _best_model(model, folder, config)
-            tested = _test(best, datamodule, config, devices, num_nodes) if test else None
+            tested = None
+            if test:
+                tested = _test(best, datamodule, config, devices, num_nodes, stops)
             summary = _summary(history.rows, epoch, tested, config, early)
             from_first(
                 trainer,
@@ -333,11 +330,21 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _how_to_go_on(folder: RunFolder, rows: Sequence[Row]) -> str:
+@contextmanager
+def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Makes an interrupt, and what Lightning makes of one, say what there is."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        raise TrainingInterrupted(_how_to_go_on(folder)) from stop
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
     if not folder.last.exists():
         return "Interrupted before the first epoch was complete; nothing was saved."
+    epoch = torch.load(folder.last, map_location="cpu", weights_only=True)["epoch"]
     return (
-        f"Interrupted after {len(rows)} complete epochs, which are in {folder.last}. "
+        f"Interrupted after {epoch + 1} complete epochs, which are in {folder.last}. "
         "Go on with --resume (resume=True)."
     )
 
@@ -379,6 +386,7 @@ def _test(
     config: TrainConfig,
     devices: int,
     num_nodes: int,
+    stops: Stops,
 ) -> dict[str, float]:
     """The metrics of the test molecules, each of which is seen once, on whichever device."""
     trainer = pl.Trainer(
@@ -387,7 +395,7 @@ def _test(
         num_nodes=num_nodes,
         strategy="ddp" if devices * num_nodes > 1 else "auto",
         precision="64-true" if config.precision == 64 else "32-true",
-        callbacks=[Stops()] if devices * num_nodes > 1 else None,
+        callbacks=[stops],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -9,12 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -23,7 +21,6 @@ from dipolegnn._pyg import Batch
 from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig
 from dipolegnn.training import FitResult, RunFolder, dipole_loss, fit, read_history
-from dipolegnn.training.devices import Stops
 from tests.training.toy import ToyDataset, toy_data, toy_model
 from tests.training.two_processes import IMPATIENT, ONE, TEST, TWO, VALIDATION, data
 
@@ -198,7 +195,8 @@ def test_two_nodes_of_slurm(both: Both, tmp_path: Path, project_root: Path) -> N
     assert all(torch.equal(weight, two_nodes[name]) for name, weight in one_node.items())
 
 
-def test_sigterm_to_the_first_process_ends_both(tmp_path: Path, project_root: Path) -> None:
+@pytest.mark.parametrize("told", ["sigterm to the first", "ctrl-c to both"])
+def test_being_told_to_stop_ends_both(tmp_path: Path, project_root: Path, told: str) -> None:
     words = ["-m", "tests.training.two_processes", str(tmp_path), "endless"]
     process = subprocess.Popen(
         [sys.executable, *words],
@@ -206,6 +204,7 @@ def test_sigterm_to_the_first_process_ends_both(tmp_path: Path, project_root: Pa
         cwd=project_root,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of their own, as that of a terminal is
     )
     try:
         deadline = time.monotonic() + SECONDS
@@ -213,31 +212,19 @@ def test_sigterm_to_the_first_process_ends_both(tmp_path: Path, project_root: Pa
             assert process.poll() is None, "the run ended by itself"
             assert time.monotonic() < deadline, "the run did not get to its second epoch"
             time.sleep(0.05)
-        process.terminate()
+        if told == "ctrl-c to both":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
         _, said = process.communicate(timeout=SECONDS / 4)
     finally:
         process.kill()
         process.wait()
-    assert "complete epochs, which are in" in said
+    assert said.count("complete epochs, which are in") == 1
     assert process.returncode == 1  # that of an exception, and not of a process that was killed
     other = int((tmp_path / "rank1.json").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(other, 0)
-
-
-def test_an_interrupt_that_is_lost_is_found_after_the_batch() -> None:
-    stops = Stops()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        stops.on_train_start(MagicMock(), MagicMock())
-        stops.on_train_batch_end()  # nothing has happened
-        with suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
-        with pytest.raises(KeyboardInterrupt):
-            stops.on_train_batch_end()
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
