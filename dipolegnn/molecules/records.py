@@ -188,7 +188,7 @@ def text_records(
         columns: Columns of a ``.csv``.
 
     Raises:
-        MoleculeError: A column is missing, or the quotation marks of a ``.csv`` do not match.
+        MoleculeError: A column is missing, or the header line of a ``.csv`` is none.
     """
     for record in _records(lines, suffix, source, columns):
         yield _legible(record, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ from dipolegnn.molecules.errors import Failure, MoleculeError
 
 PARQUET_ROWS = 1000
 """Rows that are read from a Parquet file at a time."""
+
+MOST_LINES = 100
+"""Of a row of a .csv; one with more is taken for one whose quotation mark was forgotten."""
+
+
+QUOTES = "Check the quotation marks: each is closed, and those inside a cell are doubled"
 
 
 @dataclass(frozen=True)
@@ -113,16 +120,24 @@ def csv_rows(
 ) -> Iterator[SmilesRow | Failure]:
     """One SMILES a row under a header line; blank lines are no rows.
 
+    A row whose quotation marks do not match is one line, which fails.
+
     Raises:
-        MoleculeError: No header, or no such column, or quotation marks that do not match.
+        MoleculeError: No such column, or a header line whose quotation marks do not match.
     """
     rest = iter(lines)
     header = next((line for line in rest if line.strip()), "")
     if not header:
         return
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(itertools.chain([header], rest), delimiter=delimiter, strict=True)
-    names = [name.strip() for name in next(reader)]
+    given = _RowLines(itertools.chain([header], rest))
+    reader = csv.reader(given, delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader)]
+    except csv.Error as error:
+        raise MoleculeError(
+            f"The header line is not that of a CSV: {error}", remedy=QUOTES
+        ) from None
     smiles_at = find_column(names, columns.smiles)
     magnitude_at = None if columns.magnitude is None else find_column(names, columns.magnitude)
     if columns.name is not None:
@@ -131,13 +146,15 @@ def csv_rows(
         name_at = next((i for i, name in enumerate(names) if name.lower() == "name"), None)
     row = 0
     while True:
+        given.begin_row()
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise MoleculeError(
-                f"After data row {row} the file is no CSV any more: {error}",
-                remedy="Check the quotation marks there",
-            ) from None
+            row += 1
+            line = given.keep_first().strip().encode("utf-8", "replace").decode()
+            problem = MoleculeError(f"The line is not CSV: {error}", remedy=QUOTES)
+            yield Failure.from_error(problem.located(molecule=line, row=row, source=source), "read")
+            continue
         if cells is None:
             return
         if not cells:
@@ -145,6 +162,32 @@ def csv_rows(
         row += 1
         smiles, name = _cell(cells, smiles_at), _cell(cells, name_at)
         yield table_row(row, smiles, name, _cell(cells, magnitude_at), source)
+
+
+class _RowLines(Iterator[str]):
+    """The lines of a file, row by row; those of a row that was none can be read again."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._rest = iter(lines)
+        self._again: deque[str] = deque()
+        self._row: list[str] = []
+
+    def __next__(self) -> str:
+        if len(self._row) == MOST_LINES:
+            raise StopIteration  # to the reader, the file ends in the middle of a row
+        line = self._again.popleft() if self._again else next(self._rest)
+        self._row.append(line)
+        return line
+
+    def begin_row(self) -> None:
+        """From here on lines are those of another row."""
+        self._row = []
+
+    def keep_first(self) -> str:
+        """The first line of the row, which is one by itself; the others come again."""
+        first, *others = self._row
+        self._again.extendleft(reversed(others))
+        return first
 
 
 def table_row(row: int, smiles: str, name: str, magnitude: str, source: str) -> SmilesRow | Failure:

@@ -10,6 +10,7 @@ from rdkit import Chem
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules import (
     MoleculeError,
+    SmilesRow,
     TableColumns,
     from_smiles,
     make_data,
@@ -17,6 +18,9 @@ from dipolegnn.molecules import (
     text_of,
     write_file,
 )
+from dipolegnn.molecules.errors import Failure
+from dipolegnn.molecules.records import RecordFile
+from dipolegnn.molecules.tables import MOST_LINES
 
 SMI = """\
 # solvents
@@ -108,9 +112,43 @@ def test_csv_columns_can_be_named(tmp_path: Path, separator: str) -> None:
         read_file(path)
 
 
-def test_csv_that_is_no_csv(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", 'smiles\nO\n"CCO\n')
-    with pytest.raises(MoleculeError, match="After data row 1 the file is no CSV"):
+@pytest.mark.parametrize("broken", ['"CCO,ethanol', '"CC"O,ethanol', '"'])
+@pytest.mark.parametrize(
+    "after", ["N,ammonia", 'N,"ammonia, a gas"', '"N",ammonia', 'N,"ammonia,\na gas"']
+)
+def test_a_stray_quotation_mark_costs_its_line(tmp_path: Path, broken: str, after: str) -> None:
+    path = write(tmp_path, "a.csv", f"smiles,name\nO,water\n{broken}\n{after}\nC,methane\n")
+    found = read_file(path)
+    assert [data.smiles for data in found.data] == ["O", "N", "C"]
+    (failure,) = found.failures
+    assert (failure.row, failure.molecule, failure.source) == (2, broken, "a.csv")
+    assert failure.problem.startswith("The line is not CSV: ")
+    assert "quotation marks" in failure.remedy
+
+
+def test_quotation_marks_that_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'smiles,name\nO,5" of water\nN,"""ammonia"""\n')
+    found = read_file(path)
+    assert [data.name for data in found.data] == ['5" of water', '"ammonia"']
+
+
+def test_a_forgotten_quotation_mark_does_not_take_the_file(tmp_path: Path) -> None:
+    rows = [f"{'C' * (1 + i % 3)},molecule {i}" for i in range(MOST_LINES + 20)]
+    rows[5] = '"CCO,\xe9thanol'
+    path = tmp_path / "a.csv"
+    path.write_bytes("\n".join(["smiles,name", *rows, '"N",ammonia']).encode("latin-1"))
+    with RecordFile(path) as records:
+        contents = [record.content for record in records]
+    failure = contents.pop(5)
+    assert isinstance(failure, Failure)
+    assert failure.molecule == '"CCO,?thanol'
+    others = [content.name for content in contents if isinstance(content, SmilesRow)]
+    assert others == [row.split(",")[1] for row in rows[:5] + rows[6:]] + ["ammonia"]
+
+
+def test_a_header_that_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", '"smiles\nO\n')
+    with pytest.raises(MoleculeError, match=r"a\.csv: The header line is not that of a CSV"):
         read_file(path)
 
 
