@@ -20,8 +20,7 @@ PARQUET_ROWS = 1000
 MOST_LINES = 100
 """Of a row of a .csv; one with more is taken for one whose quotation mark was forgotten."""
 
-
-QUOTES = "Check the quotation marks: each is closed, and those inside a cell are doubled"
+_REMEDY = "Check the quotation marks: each is closed, and those inside a cell are doubled"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def csv_rows(
         names = [name.strip() for name in next(reader)]
     except csv.Error as error:
         raise MoleculeError(
-            f"The header line is not that of a CSV: {error}", remedy=QUOTES
+            f"The header line is not that of a CSV: {error}", remedy=_REMEDY
         ) from None
     smiles_at = find_column(names, columns.smiles)
     magnitude_at = None if columns.magnitude is None else find_column(names, columns.magnitude)
@@ -152,7 +151,7 @@ def csv_rows(
         except csv.Error as error:
             row += 1
             line = given.keep_first().strip().encode("utf-8", "replace").decode()
-            problem = MoleculeError(f"The line is not CSV: {error}", remedy=QUOTES)
+            problem = MoleculeError(f"The line is not CSV: {error}", remedy=_REMEDY)
             yield Failure.from_error(problem.located(molecule=line, row=row, source=source), "read")
             continue
         if cells is None:

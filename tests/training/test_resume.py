@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from os import getpid, kill
 from pathlib import Path
 
@@ -161,14 +161,6 @@ def history_has(path: Path, rows: int) -> bool:
     history = RunFolder(path).history
     # The checkpoint is written after the row.
     return history.exists() and len(history.read_text().splitlines()) > rows
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell starts what runs in its background with SIGINT ignored, tests too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

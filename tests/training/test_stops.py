@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import getpid, kill
 from pathlib import Path
@@ -21,6 +21,7 @@ from dipolegnn.training.run_folder import RunFolder
 from tests.training.toy import toy_data, toy_model
 
 CONFIG = TrainConfig(max_epochs=2, batch_size=8, accelerator="cpu")
+pytestmark = pytest.mark.usefixtures("interruptible")
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 
 
@@ -45,14 +46,6 @@ class At(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._act("fit end", trainer)
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """A shell starts what runs in its background with SIGINT ignored, tests too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def run(path: Path, *callbacks: Callback, resume: bool = False, test: bool = False) -> FitResult:
