@@ -65,7 +65,8 @@ class Options:
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
     """Where the trials are kept: any URL that SQLAlchemy knows, redis://..., or a file ending in
     .log, a journal that machines with a common file system can share; left out: RUN/study.db
-    (SQLite)."""
+    (SQLite). A trial whose process was killed is found, recorded and tried once more where the
+    storage is SQL; elsewhere it stays there as running."""
     max_epochs: int = 30
     """Passes over the training molecules per trial at most."""
     molecules: Annotated[
@@ -109,14 +110,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     try:
-        study.optimize(
-            objective(dataset, split, options),
-            n_trials=options.trials,
-            timeout=None if options.time_limit is None else 60 * options.time_limit,
-            callbacks=[say],
-            # Recorded as failed, with what happened; a stop by the user ends the search.
-            catch=(Exception,),
-        )
+        with console.status("") as status:  # on a terminal: where the trial is
+            study.optimize(
+                objective(dataset, split, options, status.update),
+                n_trials=options.trials,
+                timeout=None if options.time_limit is None else 60 * options.time_limit,
+                callbacks=[say],
+                # Recorded as failed, with what happened; a stop by the user ends the search.
+                catch=(Exception,),
+            )
     finally:
         write(study, options, console)
 
@@ -178,12 +180,13 @@ def suggest(trial: Trial, options: Options) -> tuple[ModelConfig, TrainConfig]:
 
 
 def objective(
-    dataset: ConformerDataset, split: Split, options: Options
+    dataset: ConformerDataset, split: Split, options: Options, tell: Callable[[str], None]
 ) -> Callable[[Trial], float]:
     """What a trial does: the validation MAE of the best epoch, in debye."""
 
     def run(trial: Trial) -> float:
         model, train = suggest(trial, options)
+        tell(f"trial {trial.number}: first epoch")
         torch.manual_seed(train.seed)
         try:
             result = fit(
@@ -192,7 +195,7 @@ def objective(
                 train,
                 options.output / "trials" / f"{trial.number:04d}",
                 progress=False,
-                callbacks=[Pruning(trial)],
+                callbacks=[Pruning(trial, tell)],
             )
         except optuna.TrialPruned:
             raise
@@ -205,10 +208,16 @@ def objective(
 
 
 class Pruning(Callback):
-    """Tells Optuna the validation MAE of each epoch, and stops where Optuna has seen enough."""
+    """Tells Optuna the validation MAE of each epoch, and stops where Optuna has seen enough.
 
-    def __init__(self, trial: Trial) -> None:
+    Args:
+        trial: The trial.
+        tell: Shows how far it is.
+    """
+
+    def __init__(self, trial: Trial, tell: Callable[[str], None]) -> None:
         self.trial = trial
+        self.tell = tell
         self.best = math.inf
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -218,6 +227,8 @@ class Pruning(Callback):
             TrialPruned: If other trials were better by this epoch.
         """
         self.best = min(self.best, float(trainer.callback_metrics["val/dipole_mae"]))
+        done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.tell(f"trial {self.trial.number}: {done}, least validation MAE {self.best:.4f} D")
         self.trial.report(self.best, trainer.current_epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"after epoch {trainer.current_epoch + 1}")

@@ -407,6 +407,53 @@ def test_external(
     assert "- `[Na+].[Cl-]`: 2 fragments" in text
 
 
+def test_level_of_theory(project_root: Path, molecules: list[Data], tmp_path: Path) -> None:
+    """Labels with errors that are known: 0.1, 0.3 and 0 D, and vectors the wrong way round."""
+    dipole = torch.cat([data.dipole for data in molecules])
+    magnitude = dict(zip(SMILES, dipole.norm(dim=1).tolist(), strict=True))
+    twice = [*molecules, molecules[SMILES.index("C#N")]]
+    number = np.arange(1, len(twice) + 1, dtype=np.int32)
+    arrays = {
+        "n": np.array([data.z.numel() for data in twice], dtype=np.uint8),
+        "z": torch.cat([data.z for data in twice]).numpy().astype(np.uint8),
+        "pos": torch.cat([data.pos for data in twice]).numpy(),
+        "dipole": torch.cat([data.dipole for data in twice]).numpy(),
+        "dipole_ok": np.ones(len(twice), dtype=bool),
+        "mu": torch.cat([data.dipole_magnitude for data in twice]).numpy(),
+        "qm9_index": number,
+        "split": (number % 3).astype(np.uint8),
+    }
+    np.savez(tmp_path / "qm9_dipole.npz", allow_pickle=False, **arrays)
+    order = np.argsort(-number)
+    reference = {"dipole": -arrays["dipole"][order], "qm9_index": number[order]}
+    np.savez(tmp_path / "qm9_mp2_vectors.npz", allow_pickle=False, **reference)
+    (tmp_path / "experimental_dipoles.csv").write_text(
+        "name,smiles,dipole_magnitude_debye\n"
+        f"methanol,OC,{magnitude['CO'] + 0.1}\nethanol,CCO,{magnitude['CCO'] - 0.3}\n"
+        "ethylene,C=C,0\nheavy water,[2H]O[2H],1.85\nchloromethane,CCl,1.87\nbutane,CCCC,0\n"
+        "hydrogen cyanide,C#N,3.0\n",  # there twice, as if in two stereoisomers
+        encoding="utf-8",
+    )
+    out = tmp_path / "out"
+    module(project_root, "level_of_theory").main(["--data", str(tmp_path), "--output", str(out)])
+
+    rows = json.loads((out / "level_of_theory.json").read_text(encoding="utf-8"))
+    of_all = {(row["set"].split()[0], row["method"]): row for row in rows if row["part"] == "all"}
+    labels = of_all["experiment", "B3LYP/6-31G(2df,p)"]
+    assert (labels["molecules"], labels["left out"]) == (3, 2)
+    assert labels["mae_D"] == pytest.approx(0.4 / 3, abs=1e-3)
+    assert labels["bias_D"] == pytest.approx(0.2 / 3, abs=1e-3)
+    labels = of_all["QM9's", "B3LYP/6-31G(2df,p)"]
+    assert labels["molecules"] == sum(number % 3 == 2)
+    assert labels["mae_D"] == pytest.approx(0, abs=1e-6)
+    assert labels["angle_median"] == pytest.approx(180)
+    for method in ("painn-qm9", "GFN2-xTB"):
+        assert of_all["experiment", method]["molecules"] == 3
+        assert of_all["QM9's", method]["mae_D"] > 0.01
+    text = (out / "level_of_theory.md").read_text(encoding="utf-8")
+    assert "No B3LYP label for: butane, hydrogen cyanide" in text
+
+
 def test_compare_speed(project_root: Path, tmp_path: Path) -> None:
     """Both sides run, and agree under the same weights: the script stops if they do not."""
     python = project_root / ".venv-peers" / "bin" / "python"

@@ -174,6 +174,8 @@ def test_a_search_that_is_interrupted_writes_what_it_has(
 class HopelessTrial:
     """A trial that is to be pruned after the second epoch."""
 
+    number = 7
+
     def __init__(self) -> None:
         self.reported: list[float] = []
 
@@ -192,6 +194,7 @@ def test_pruning_ends_the_run(optimize: ModuleType, data: Path, tmp_path: Path) 
     config = TrainConfig(max_epochs=5, batch_size=4)
     torch.manual_seed(0)
     trial = HopelessTrial()
+    told: list[str] = []
     with pytest.raises(optuna.TrialPruned, match="after epoch 2"):
         fit(
             build_model(ModelConfig(hidden_channels=8, num_interactions=1)),
@@ -199,9 +202,11 @@ def test_pruning_ends_the_run(optimize: ModuleType, data: Path, tmp_path: Path) 
             config,
             tmp_path / "run",
             progress=False,
-            callbacks=[optimize.Pruning(trial)],
+            callbacks=[optimize.Pruning(trial, told.append)],
         )
     assert len(trial.reported) == 2
+    assert [text.partition(",")[0] for text in told] == ["trial 7: epoch 1/5", "trial 7: epoch 2/5"]
+    assert told[1].endswith(f"least validation MAE {trial.reported[1]:.4f} D")
     assert trial.reported[1] <= trial.reported[0]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from dipolegnn._pyg import Data
 from dipolegnn.cli.options import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
-from dipolegnn.models import LoadedModel, open_model, unknown_elements
+from dipolegnn.models import FILE_NAME, LoadedModel, open_model, unknown_elements
 from dipolegnn.plots import error_bars, parity_plot
 
 
@@ -45,11 +46,14 @@ def run(options: Evaluate) -> int:
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     write_predictions(options.output / "predictions.csv", evaluation.predictions)
     labelled = evaluation.labelled
+    title = _title(loaded, dataset, options)
     figure = parity_plot(
-        [float(p.data.dipole_magnitude) for p in labelled], [p.magnitude for p in labelled]
+        [float(p.data.dipole_magnitude) for p in labelled],
+        [p.magnitude for p in labelled],
+        title,
     )
     figure.savefig(options.output / "parity.png")
-    error_bars(evaluation.groups).savefig(options.output / "errors.png")
+    error_bars(evaluation.groups, title).savefig(options.output / "errors.png")
     print(
         f"{options.split}: {len(labelled)} of {len(evaluation.predictions)} structures have a "
         f"reference; {describe_metrics(evaluation.metrics)}"
@@ -59,6 +63,14 @@ def run(options: Evaluate) -> int:
     for name in ("metrics.json", "predictions.csv", "parity.png", "errors.png"):
         print(f"wrote {options.output / name}")
     return 0
+
+
+def _title(loaded: LoadedModel, dataset: ConformerDataset, options: Evaluate) -> str:
+    """Which model and which molecules a picture is of."""
+    path = Path(loaded.name)
+    model = path.parent.name if path.name == FILE_NAME else path.stem
+    data = options.data.resolve().name if dataset.card is None else dataset.card.name
+    return f"{model} on {data} ({options.split})"
 
 
 def _require_known(loaded: LoadedModel, structures: Sequence[Data]) -> None:

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
+from dipolegnn import plots
+from dipolegnn.breakdown import Group
 from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
@@ -87,6 +92,31 @@ def test_evaluate_measures_what_the_package_measures(
     assert mean == pytest.approx(expected["dipole_mae"], rel=1e-5)
     for picture in ("parity.png", "errors.png"):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_say_what_they_are_of(
+    built: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+
+    def parity(reference: ArrayLike, predicted: ArrayLike, title: str = "") -> Figure:
+        titles.append(title)
+        return plots.parity_plot(reference, predicted, title)
+
+    def errors(groups: Sequence[Group], title: str = "") -> Figure:
+        titles.append(title)
+        return plots.error_bars(groups, title)
+
+    monkeypatch.setattr("dipolegnn.cli.evaluate.parity_plot", parity)
+    monkeypatch.setattr("dipolegnn.cli.evaluate.error_bars", errors)
+    words = ["--data", str(built), "--output", str(tmp_path), "--split", "all"]
+    assert main(["evaluate", str(trained), *words]) == 0
+    assert main(["evaluate", "painn-xtb", *words]) == 0
+
+    card = ConformerDataset(built).card
+    assert card is not None
+    own, shipped = (f"{name} on {card.name} (all)" for name in (trained.name, "painn-xtb"))
+    assert titles == [own, own, shipped, shipped]
 
 
 def test_evaluate_looks_at_the_test_molecules_unless_told_otherwise(
