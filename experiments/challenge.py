@@ -95,7 +95,7 @@ class Options:
 
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    variant: Literal["original", "corrected", "light", "best"] = "corrected"
+    variant: Literal["original", "corrected", "light", "best"] = "best"
     """original: the recipe as it was. corrected: dipole head, schedule put right. light: corrected,
     and small enough for a CPU. best: light, deeper, with a shorter cutoff, more epochs and a loss
     closer to the mean absolute error; made for --vectors."""

@@ -277,6 +277,8 @@ def write(study: Study, options: Options, console: Console) -> None:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A parameter that only a few trials had, as the table shows.
+        warnings.filterwarnings("ignore", message="Some regimes for parameter")
         # A parameter that was the same in all trials.
         warnings.filterwarnings("ignore", message="Attempting to set identical low and high")
         for name, draw in pictures.items():
