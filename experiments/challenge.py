@@ -79,7 +79,7 @@ LIGHT = Recipe(
 # The best by validation so far, together with --vectors. Beta is below the errors aimed at, because
 # what counts is their mean. More interactions over a shorter range came from a search on a part of
 # the molecules (optimize.py); with all of them they lower the error by an eighth. 30 epochs instead
-# of 60 raise it by a quarter. An epoch takes a minute and a half on one core.
+# of 60 raise it by a quarter. An epoch takes a minute and a half to two on one core.
 BEST = Recipe(
     replace(LIGHT.model, num_interactions=6, cutoff=3.5),
     replace(LIGHT.train, max_epochs=60, huber_beta=0.02),

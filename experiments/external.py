@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -19,29 +19,21 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from ase.data import chemical_symbols
+from comparison import Sample, by_xtb, measure, table
 from markdown_table import NOTHING, markdown_table
-from numpy.typing import NDArray
 from reference_data import ROOT, data_folder, read_arrays
-from rich.progress import track
 
-from dipolegnn._pyg import Data
-from dipolegnn.breakdown import groupings
-from dipolegnn.config import ConformerConfig, XTBConfig
-from dipolegnn.labels import label, xtb_calculator
-from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, make_data
+from dipolegnn.config import ConformerConfig
+from dipolegnn.molecules import Failure, SmilesRow, embed_smiles, make_data
 from dipolegnn.predict import predict
-from dipolegnn.predictions import MoleculePrediction, Prediction, average
+from dipolegnn.predictions import MoleculePrediction, average
 from dipolegnn.pretrained import elements_of, load_pretrained, pretrained_names
 
+MP2_SET = "QM9's test part, RI-MP2/def2-TZVP"
 EXPERIMENT, QM7B, MP2 = "experimental_dipoles.csv", "qm7b_ccsd.npz", "qm9_mp2_vectors.npz"
 QM9 = "qm9_dipole.npz"
 TEST = 2
 """Mark of QM9's test part: the others are molecules that models were trained on or chosen by."""
-
-HAS_DIRECTION = 0.5
-"""Directions are compared above this magnitude, in debye."""
-
-Predictor = Callable[[Sequence[Data]], list[Prediction]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +48,6 @@ class Options:
     """Molecules of a file at most, drawn at random."""
     conformers: int = 5
     """Conformers at most of a molecule from a SMILES."""
-
-
-class Sample(NamedTuple):
-    """Structures, and what is known about them; conformers of a molecule are neighbours."""
-
-    name: str
-    data: list[Data]
-    magnitude: NDArray[np.float64]
-    """One per molecule, in debye."""
-    dipole: NDArray[np.float64] | None
-    """Vectors, one per molecule, in debye."""
-    failures: Sequence[Failure] = ()
-    """Molecules that no structure could be made of."""
 
 
 class Limits(NamedTuple):
@@ -89,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = [
         from_experiment(folder / EXPERIMENT, options.conformers),
         from_npz("QM7b, CCSD/d-aug-cc-pVDZ", folder / QM7B, options.molecules),
-        from_npz(
-            "QM9's test part, RI-MP2/def2-TZVP", folder / MP2, options.molecules, folder / QM9
-        ),
+        from_npz(MP2_SET, folder / MP2, options.molecules, folder / QM9),
     ]
     rows: list[dict[str, Any]] = []
     limits: list[Limits] = []
@@ -210,81 +187,6 @@ def not_to_be_trusted(limits: Sequence[Limits], failures: Sequence[Failure]) -> 
 def counted(found: Counter[str]) -> str:
     """What there is most of first."""
     return ", ".join(f"{name} {count}" for name, count in found.most_common()) or NOTHING
-
-
-def by_xtb(molecules: Sequence[Data]) -> list[Prediction]:
-    """GFN2-xTB at the same geometries; NaN where it fails."""
-    calculator = xtb_calculator(XTBConfig())
-    found = []
-    for data in track(molecules, "GFN2-xTB", transient=True):
-        try:
-            dipole = label(data, calculator).dipole[0].double().numpy()
-        except MoleculeError as error:
-            print(f"GFN2-xTB: {error}")
-            dipole = np.full(3, np.nan)
-        found.append(Prediction(data, float(np.linalg.norm(dipole)), dipole, None))
-    return found
-
-
-def measure(sample: Sample, predictor: Predictor) -> dict[str, dict[str, float]]:
-    """Errors over all molecules, by size and by element; magnitudes averaged over conformers."""
-    molecules = average(predictor(sample.data))
-    error = np.array([molecule.magnitude for molecule in molecules]) - sample.magnitude
-    angle = np.full(len(molecules), np.nan)
-    if sample.dipole is not None:
-        for k, (molecule, reference) in enumerate(zip(molecules, sample.dipole, strict=True)):
-            found = molecule.lowest.dipole
-            if found is not None and sample.magnitude[k] > HAS_DIRECTION:
-                cross = np.linalg.norm(np.cross(found, reference))
-                angle[k] = np.degrees(np.arctan2(cross, found @ reference))
-    atoms = [molecule.lowest.data.z.tolist() for molecule in molecules]
-    parts = {"all": np.ones(len(molecules), dtype=bool)}
-    parts |= {f"{by} {name}": mask for by, name, mask in groupings(atoms, sample.magnitude)}
-    return {what: numbers(error[some], angle[some]) for what, some in parts.items() if some.any()}
-
-
-def numbers(error: NDArray[np.float64], angle: NDArray[np.float64]) -> dict[str, float]:
-    """Mean errors in debye, angles in degrees; without what cannot be said."""
-    known = error[np.isfinite(error)]
-    if not len(known):
-        return {"molecules": 0}
-    found = {
-        "molecules": len(known),
-        "mae_D": float(np.abs(known).mean()),
-        "rmse_D": float(np.sqrt(np.square(known).mean())),
-        "bias_D": float(known.mean()),
-    }
-    directed = angle[np.isfinite(angle)]
-    if len(directed):
-        found |= {
-            "angle_median": float(np.median(directed)),
-            "angle_99": float(np.percentile(directed, 99)),
-        }
-    return found
-
-
-def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of one kind as Markdown."""
-    chosen = [row for row in rows if row["part"].split()[0] == part and row["molecules"]]
-    columns = {
-        "mae_D": "MAE, D",
-        "rmse_D": "RMSE, D",
-        "bias_D": "bias, D",
-        "angle_median": "angle, median, °",
-        "angle_99": "angle, 99 %, °",
-    }
-    return markdown_table(
-        ("set", "molecules of", "part", "method", "molecules", *columns.values()),
-        [
-            (
-                row["set"],
-                f"{row['elements of']} ({row['left out']} left out)",
-                *(row[name] for name in ("part", "method", "molecules")),
-                *(f"{row[name]:.3f}" if name in row else NOTHING for name in columns),
-            )
-            for row in chosen
-        ],
-    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from ase.data import atomic_numbers
-from external import EXPERIMENT, MP2, QM9, TEST, Predictor, Sample, by_xtb, measure, table
+from comparison import Predictor, Sample, by_xtb, measure, table
+from external import EXPERIMENT, MP2, MP2_SET, QM9, TEST
 from force_field import smiles_of
 from rdkit import Chem
 from reference_data import ROOT, data_folder, read_arrays, read_npz
@@ -31,11 +32,10 @@ from dipolegnn.data import ConformerDataset
 from dipolegnn.molecules import MoleculeError
 from dipolegnn.predict import predict
 from dipolegnn.predictions import Prediction
-from dipolegnn.pretrained import load_pretrained
+from dipolegnn.pretrained import elements_of, load_pretrained
 
 MODEL = "painn-qm9"
 B3LYP = "B3LYP/6-31G(2df,p)"
-ELEMENTS = frozenset("HCNO")
 SMALLEST = ROOT / "datasets" / "smallest"
 
 
@@ -55,6 +55,8 @@ class Measured(NamedTuple):
     name: str
     smiles: str
     """Canonical; with stereo if the file has it."""
+    atoms: Counter[str]
+    """How many there are of each element."""
     magnitude: float
     """Debye."""
 
@@ -96,22 +98,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_measured(path: Path) -> list[Measured]:
-    """The molecules of H, C, N and O; isotopes are left out, the same atoms twice."""
+    """The molecules of the model's elements; isotopes are left out, the same atoms twice.
+
+    Raises:
+        SystemExit: If a SMILES cannot be read.
+    """
+    elements = elements_of(MODEL)
     found = []
     with path.open(encoding="utf-8", newline="") as file:
         for entry in csv.DictReader(file):
             mol = Chem.MolFromSmiles(entry["smiles"])
+            if mol is None:
+                raise SystemExit(f"{path.name}: RDKit cannot read {entry['smiles']!r}.")
             if any(atom.GetIsotope() for atom in mol.GetAtoms()):
                 continue
-            if elements_of(mol) <= ELEMENTS:
+            atoms = Counter(atom.GetSymbol() for atom in Chem.AddHs(mol).GetAtoms())
+            if atoms.keys() <= elements:
                 magnitude = float(entry["dipole_magnitude_debye"])
-                found.append(Measured(entry["name"], Chem.MolToSmiles(mol), magnitude))
+                found.append(Measured(entry["name"], Chem.MolToSmiles(mol), atoms, magnitude))
     return found
-
-
-def elements_of(mol: Chem.Mol) -> set[str]:
-    """Symbols of all elements of a molecule, hydrogens that are not written included."""
-    return {atom.GetSymbol() for atom in Chem.AddHs(mol).GetAtoms()}
 
 
 def of_experiment(wanted: Sequence[Measured], qm9: Path) -> tuple[Sample, list[str]]:
@@ -147,20 +152,19 @@ def of_experiment(wanted: Sequence[Measured], qm9: Path) -> tuple[Sample, list[s
 
 def candidates(wanted: Sequence[Measured], qm9: Path) -> list[Data]:
     """The structures of QM9 that have the formula of one of these molecules."""
-    formulas = {formula_of(Chem.MolFromSmiles(molecule.smiles)) for molecule in wanted}
+    symbols = sorted(elements_of(MODEL))
+    formulas = {tuple(molecule.atoms[symbol] for symbol in symbols) for molecule in wanted}
     arrays = read_arrays(qm9)
     owner = np.repeat(np.arange(len(arrays["n"])), arrays["n"])
-    counts = np.zeros((len(arrays["n"]), len(ELEMENTS)), dtype=np.int64)
-    for column, symbol in enumerate(sorted(ELEMENTS)):
-        np.add.at(counts[:, column], owner[arrays["z"] == atomic_numbers[symbol]], 1)
+    counts = np.stack(
+        [
+            np.bincount(owner[arrays["z"] == atomic_numbers[symbol]], minlength=len(arrays["n"]))
+            for symbol in symbols
+        ],
+        axis=1,
+    )
     rows = np.array([k for k, row in enumerate(counts.tolist()) if tuple(row) in formulas], int)
     return read_npz(qm9, number="qm9_index", vectors=False, rows=rows).data
-
-
-def formula_of(mol: Chem.Mol) -> tuple[int, ...]:
-    """How many atoms there are of each of the elements, by their symbols."""
-    counts = Counter(atom.GetSymbol() for atom in Chem.AddHs(mol).GetAtoms())
-    return tuple(counts[symbol] for symbol in sorted(ELEMENTS))
 
 
 def without_stereo(smiles: str) -> str:
@@ -176,8 +180,7 @@ def of_mp2(mp2: Path, qm9: Path) -> Sample:
     rows = np.flatnonzero(test & np.isin(arrays["qm9_index"], reference["qm9_index"]))
     data = read_npz(qm9, number="qm9_index", vectors=True, rows=rows).data
     dipole = reference["dipole"][[row_of[int(each.mol_id)] for each in data]].astype(float)
-    name = "QM9's test part, RI-MP2/def2-TZVP"
-    return Sample(name, data, np.linalg.norm(dipole, axis=1), dipole)
+    return Sample(MP2_SET, data, np.linalg.norm(dipole, axis=1), dipole)
 
 
 def by_label(molecules: Sequence[Data]) -> list[Prediction]:

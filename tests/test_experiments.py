@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,25 +90,29 @@ def test_quickstart(project_root: Path, molecules: list[Data], tmp_path: Path) -
     )
 
 
+def end_to_end(molecules: list[Data]) -> dict[str, NDArray[Any]]:
+    """Molecules as the reference data have them."""
+    return {
+        "n": np.array([data.z.numel() for data in molecules], dtype=np.uint8),
+        "z": torch.cat([data.z for data in molecules]).numpy().astype(np.uint8),
+        "pos": torch.cat([data.pos for data in molecules]).numpy(),
+        "mu": torch.cat([data.dipole_magnitude for data in molecules]).numpy(),
+        "dipole": torch.cat([data.dipole for data in molecules]).numpy(),
+        "dipole_ok": np.ones(len(molecules), dtype=bool),
+        "qm9_index": np.arange(1, len(molecules) + 1, dtype=np.int32),
+    }
+
+
 @pytest.fixture(scope="module")
 def challenge_data(molecules: list[Data], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files in the format of the challenge's."""
     folder = tmp_path_factory.mktemp("challenge")
-    n = np.array([data.z.numel() for data in molecules], dtype=np.uint8)
-    z = torch.cat([data.z for data in molecules]).numpy().astype(np.uint8)
-    pos = torch.cat([data.pos for data in molecules]).numpy()
+    arrays = end_to_end(molecules)
     number = np.arange(100, 100 + len(molecules), dtype=np.int32)
-    np.savez(folder / "challenge_test_structures.npz", n=n, z=z, pos=pos, molecule=number)
-    np.savez(
-        folder / "challenge_train.npz",
-        n=n,
-        z=z,
-        pos=pos,
-        molecule=number,
-        mu=torch.cat([data.dipole_magnitude for data in molecules]).numpy(),
-        dipole=torch.cat([data.dipole for data in molecules]).numpy(),
-        dipole_ok=number % 2 == 0,
-    )
+    structures = {name: arrays[name] for name in ("n", "z", "pos")} | {"molecule": number}
+    labels = {"mu": arrays["mu"], "dipole": arrays["dipole"], "dipole_ok": number % 2 == 0}
+    np.savez(folder / "challenge_test_structures.npz", allow_pickle=False, **structures)
+    np.savez(folder / "challenge_train.npz", allow_pickle=False, **structures, **labels)
     return folder
 
 
@@ -223,17 +228,8 @@ def test_challenge_without_its_data_says_so(project_root: Path, tmp_path: Path) 
 def qm9_data(molecules: list[Data], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in the format of QM9's, with four molecules in each part."""
     folder = tmp_path_factory.mktemp("qm9")
-    np.savez(
-        folder / "qm9_dipole.npz",
-        n=np.array([data.z.numel() for data in molecules], dtype=np.uint8),
-        z=torch.cat([data.z for data in molecules]).numpy().astype(np.uint8),
-        pos=torch.cat([data.pos for data in molecules]).numpy(),
-        qm9_index=np.arange(1, len(molecules) + 1, dtype=np.int32),
-        mu=torch.cat([data.dipole_magnitude for data in molecules]).numpy(),
-        dipole=torch.cat([data.dipole for data in molecules]).numpy(),
-        dipole_ok=np.ones(len(molecules), dtype=bool),
-        split=(np.arange(len(molecules)) % 3).astype(np.uint8),
-    )
+    arrays = end_to_end(molecules) | {"split": (np.arange(len(molecules)) % 3).astype(np.uint8)}
+    np.savez(folder / "qm9_dipole.npz", allow_pickle=False, **arrays)
     return folder
 
 
@@ -374,14 +370,7 @@ def test_external(
         encoding="utf-8",
     )
     for name in ("qm7b_ccsd", "qm9_mp2_vectors"):
-        np.savez(
-            tmp_path / f"{name}.npz",
-            n=np.array([data.z.numel() for data in molecules], dtype=np.uint8),
-            z=torch.cat([data.z for data in molecules]).numpy().astype(np.uint8),
-            pos=torch.cat([data.pos for data in molecules]).numpy(),
-            dipole=torch.cat([data.dipole for data in molecules]).numpy(),
-            qm9_index=np.arange(1, len(molecules) + 1, dtype=np.int32),
-        )
+        np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **end_to_end(molecules))
     (tmp_path / "qm9_dipole.npz").write_bytes((qm9_data / "qm9_dipole.npz").read_bytes())
     out = tmp_path / "out"
     words = ["--data", str(tmp_path), "--output", str(out), "--molecules", "6"]
@@ -409,20 +398,10 @@ def test_external(
 
 def test_level_of_theory(project_root: Path, molecules: list[Data], tmp_path: Path) -> None:
     """Labels with errors that are known: 0.1, 0.3 and 0 D, and vectors the wrong way round."""
-    dipole = torch.cat([data.dipole for data in molecules])
-    magnitude = dict(zip(SMILES, dipole.norm(dim=1).tolist(), strict=True))
-    twice = [*molecules, molecules[SMILES.index("C#N")]]
-    number = np.arange(1, len(twice) + 1, dtype=np.int32)
-    arrays = {
-        "n": np.array([data.z.numel() for data in twice], dtype=np.uint8),
-        "z": torch.cat([data.z for data in twice]).numpy().astype(np.uint8),
-        "pos": torch.cat([data.pos for data in twice]).numpy(),
-        "dipole": torch.cat([data.dipole for data in twice]).numpy(),
-        "dipole_ok": np.ones(len(twice), dtype=bool),
-        "mu": torch.cat([data.dipole_magnitude for data in twice]).numpy(),
-        "qm9_index": number,
-        "split": (number % 3).astype(np.uint8),
-    }
+    arrays = end_to_end([*molecules, molecules[SMILES.index("C#N")]])
+    magnitude = dict(zip(SMILES, arrays["mu"].tolist(), strict=False))
+    number = arrays["qm9_index"]
+    arrays["split"] = (number % 3).astype(np.uint8)
     np.savez(tmp_path / "qm9_dipole.npz", allow_pickle=False, **arrays)
     order = np.argsort(-number)
     reference = {"dipole": -arrays["dipole"][order], "qm9_index": number[order]}

@@ -68,7 +68,7 @@ def run(options: Evaluate) -> int:
 def _title(loaded: LoadedModel, dataset: ConformerDataset, options: Evaluate) -> str:
     """Which model and which molecules a picture is of."""
     path = Path(loaded.name)
-    model = path.parent.name if path.name == FILE_NAME else path.stem
+    model = path.resolve().parent.name if path.name == FILE_NAME else path.stem
     data = options.data.resolve().name if dataset.card is None else dataset.card.name
     return f"{model} on {data} ({options.split})"
 

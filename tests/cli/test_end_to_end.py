@@ -112,11 +112,13 @@ def test_pictures_say_what_they_are_of(
     words = ["--data", str(built), "--output", str(tmp_path), "--split", "all"]
     assert main(["evaluate", str(trained), *words]) == 0
     assert main(["evaluate", "painn-xtb", *words]) == 0
+    monkeypatch.chdir(trained)  # whose name is then nowhere in the command
+    assert main(["evaluate", ".", *words]) == 0
 
     card = ConformerDataset(built).card
     assert card is not None
     own, shipped = (f"{name} on {card.name} (all)" for name in (trained.name, "painn-xtb"))
-    assert titles == [own, own, shipped, shipped]
+    assert titles == [own, own, shipped, shipped, own, own]
 
 
 def test_evaluate_looks_at_the_test_molecules_unless_told_otherwise(
