@@ -1,12 +1,76 @@
-"""Files that are whole or not there: writing by renaming, and checksums."""
+"""Formats of files of molecules by their suffix; writing files atomically; checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+
+class MoleculeFormat(NamedTuple):
+    """A format of files of molecules."""
+
+    suffix: str
+    """Suffix in lower case, with its dot."""
+    smiles: bool
+    """True for SMILES, which are embedded in 3D; False for 3D structures."""
+    text: bool = True
+    """True if the file is text, which can be pasted and compressed with gzip (``.gz``)."""
+    writable: bool = False
+    """True if structures can be written in it."""
+
+
+MOLECULE_FORMATS = (
+    MoleculeFormat(".smi", smiles=True),
+    MoleculeFormat(".csv", smiles=True),
+    MoleculeFormat(".parquet", smiles=True, text=False),
+    MoleculeFormat(".sdf", smiles=False, writable=True),
+    MoleculeFormat(".xyz", smiles=False, writable=True),
+    MoleculeFormat(".extxyz", smiles=False, writable=True),
+)
+"""Every format that can be read."""
+
+READABLE = tuple(kind.suffix for kind in MOLECULE_FORMATS)
+"""Suffixes that can be read; text also with ``.gz`` appended."""
+
+READABLE_TEXT = tuple(kind.suffix for kind in MOLECULE_FORMATS if kind.text)
+"""Suffixes of text that can be read."""
+
+WRITABLE = tuple(kind.suffix for kind in MOLECULE_FORMATS if kind.writable)
+"""Suffixes that structures can be written to, each also with ``.gz`` appended."""
+
+
+def is_molecule_file(name: str | Path) -> bool:
+    """True if a file name ends in a suffix of ``READABLE``, with or without ``.gz``."""
+    return str(name).lower().removesuffix(".gz").endswith(READABLE)
+
+
+def molecule_format(path: str | Path, accepted: Sequence[str] = READABLE) -> MoleculeFormat:
+    """The format of a file of molecules, by its suffix.
+
+    Args:
+        path: File, which need not exist.
+        accepted: Suffixes to choose from.
+
+    Raises:
+        ValueError: The suffix is not accepted, or ``.gz`` follows one that is not text.
+    """
+    name = Path(path).name.lower()
+    unpacked = name.removesuffix(".gz")
+    for kind in MOLECULE_FORMATS:
+        if unpacked.endswith(kind.suffix) and kind.suffix in accepted:
+            if kind.text or name == unpacked:
+                return kind
+            raise ValueError(
+                f"{Path(path).name}: {kind.suffix} files cannot be read with .gz; decompress it."
+            )
+    raise ValueError(
+        f"{Path(path).name}: unknown suffix {Path(unpacked).suffix or Path(name).suffix!r}, "
+        f"expected one of {', '.join(accepted)} (text files also with .gz)."
+    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dash import Dash, Input, Output, State, dcc, html
 
 from dipolegnn.app import view
 from dipolegnn.app.service import MAX_CHARACTERS, MAX_CONFORMERS, MAX_MOLECULES, TOO_MUCH, Service
-from dipolegnn.molecules.files import READABLE_TEXT
+from dipolegnn.files import READABLE_TEXT
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
 from dipolegnn.pretrained import pretrained_names

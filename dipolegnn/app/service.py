@@ -14,6 +14,7 @@ from typing import Any
 
 from dipolegnn.answer import Source, answer
 from dipolegnn.config import ConformerConfig
+from dipolegnn.files import READABLE_TEXT, MoleculeFormat, molecule_format
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     MoleculeError,
@@ -23,8 +24,7 @@ from dipolegnn.molecules import (
     embed_smiles,
     read_text,
 )
-from dipolegnn.molecules.files import READABLE_TEXT
-from dipolegnn.molecules.records import TEXT_TABLES, Record, text_records
+from dipolegnn.molecules.records import Record, text_records
 from dipolegnn.molecules.workers import Lost, Worker
 from dipolegnn.pretrained import pretrained_names
 from dipolegnn.report import as_csv, as_json, structures_text
@@ -141,7 +141,8 @@ def _sources(request: Request) -> list[Source]:
                 f"{request.file_name}: files of that kind cannot be read; those that can are "
                 f"{', '.join(READABLE_TEXT)}."
             )
-        _require_possible(request.file_text, request.file_name, suffix)  # before any is embedded
+        kind = molecule_format(request.file_name, READABLE_TEXT)
+        _require_possible(request.file_text, request.file_name, kind)  # before any is embedded
         molecules = read_text(request.file_text, request.file_name, conformers=config)
         # Structures without an energy are no conformers of each other.
         alone = sum(not bool(data.energy.isfinite()) for data in molecules.data)
@@ -149,20 +150,20 @@ def _sources(request: Request) -> list[Source]:
         _require_few(alone + len(together))
         for data in molecules.data:
             _require_small(data.name or data.smiles, data.z.numel())
-        asked = request.conformers if suffix in TEXT_TABLES else 0
+        asked = request.conformers if kind.smiles else 0
         found.append(Source(request.file_name, asked, molecules))
     if not found:
         raise Refused("Type or paste a SMILES, such as CCO for ethanol, or drop a file.")
     return found
 
 
-def _require_possible(text: str, name: str, suffix: str) -> None:
+def _require_possible(text: str, name: str, kind: MoleculeFormat) -> None:
     """Refuses too many records, and tables of too large molecules."""
     lines = io.StringIO(text, newline=None)
     records: list[Record] = []
     with contextlib.suppress(MoleculeError):  # what is wrong with the file, reading it says
-        records += text_records(lines, suffix, name, TableColumns())
-    if suffix in TEXT_TABLES or len(records) > MAX_MOLECULES * MAX_CONFORMERS:
+        records += text_records(lines, kind.suffix, name, TableColumns())
+    if kind.smiles or len(records) > MAX_MOLECULES * MAX_CONFORMERS:
         _require_few(len(records))
     for record in records:
         if isinstance(record.content, SmilesRow):

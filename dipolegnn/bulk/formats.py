@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from dipolegnn.files import WRITABLE
 from dipolegnn.molecules import Failure, MoleculeError
-from dipolegnn.molecules.files import WRITABLE
 from dipolegnn.molecules.tables import import_pyarrow
 from dipolegnn.report import Line, Report, csv_text, lines, structures_text
 

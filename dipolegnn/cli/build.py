@@ -11,14 +11,13 @@ from dipolegnn.cli.program import FAILED_MOLECULES
 from dipolegnn.config import DFTConfig, XTBConfig
 from dipolegnn.data import About, Split, make_split, save_dataset
 from dipolegnn.data.card import CARD_FILE, FAILURES_FILE
+from dipolegnn.files import molecule_format
 from dipolegnn.labels import label_many
 from dipolegnn.molecules import Molecules, TableColumns, read_file, write_failures
 from dipolegnn.molecules.workers import usable_cores
 
 JOURNAL_FILE = "labels.jsonl"
 """Labels that are done, for resuming; seen from the folder of the data set."""
-
-_OF_SMILES = (".smi", ".csv")
 
 
 def run(options: Build) -> int:
@@ -144,7 +143,7 @@ def _about(options: Build, method: XTBConfig | DFTConfig | None) -> About:
     elif isinstance(method, DFTConfig):
         fitted = ", density fitting" if method.density_fit else ""
         level = f"{method.xc}/{method.basis} (PySCF{fitted})"
-    from_smiles = options.input.name.lower().removesuffix(".gz").endswith(_OF_SMILES)
+    from_smiles = molecule_format(options.input).smiles
     geometry = "ETKDGv3, MMFF94s or UFF (RDKit)" if from_smiles else f"{options.input.name}"
     if method is not None and method.optimize:
         geometry += f"; relaxed with {level}"

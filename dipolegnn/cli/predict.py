@@ -11,6 +11,7 @@ from dipolegnn.answer import Source, answer
 from dipolegnn.bulk import STREAMED, failures_path, predict_files, require_apart, write_report
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
+from dipolegnn.files import READABLE, is_molecule_file, molecule_format
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     Failure,
@@ -20,8 +21,6 @@ from dipolegnn.molecules import (
     read_file,
     read_text,
 )
-from dipolegnn.molecules.files import READABLE
-from dipolegnn.molecules.records import TABLES
 from dipolegnn.report import Report, as_json, print_tables
 from dipolegnn.units import duration
 
@@ -58,7 +57,7 @@ def run(options: Predict) -> int:
         _require_readable(argument)
     for target in (options.output, options.picture):
         if target is not None:
-            require_apart(target, [text for text in options.molecules if _is_file(text)])
+            require_apart(target, [text for text in options.molecules if is_molecule_file(text)])
     if not options.temperature > 0:
         raise ValueError(f"--temperature must be positive, in kelvin, got {options.temperature}.")
     if not 0 < options.coverage < 1:
@@ -94,7 +93,7 @@ def run(options: Predict) -> int:
 
 def _require_readable(argument: str) -> None:
     """Refuses what is a file of an unknown kind, and would be taken for a SMILES."""
-    if not _is_file(argument) and Path(argument).suffix and Path(argument).is_file():
+    if not is_molecule_file(argument) and Path(argument).suffix and Path(argument).is_file():
         raise ValueError(
             f"{argument}: files of that kind cannot be read; those that can are "
             f"{', '.join(READABLE)} (all but .parquet also with .gz behind)."
@@ -108,7 +107,7 @@ def _can_be_streamed(options: Predict) -> bool:
         and options.output.name.lower().endswith(STREAMED)
         and not options.json
         and options.picture is None
-        and all(map(_is_file, options.molecules))
+        and all(map(is_molecule_file, options.molecules))
     )
 
 
@@ -177,20 +176,12 @@ def _sources(options: Predict) -> Iterator[Source]:
                 workers=many,
                 progress=progress,
             )
-            embedded = _suffix(path).endswith(TABLES)
+            embedded = molecule_format(path).smiles
             yield Source(Path(path).name, asked if embedded else 0, found)
 
 
-def _suffix(path: str) -> str:
-    return path.lower().removesuffix(".gz")
-
-
 def _is_smiles(argument: str) -> bool:
-    return argument != STDIN and not _is_file(argument)
-
-
-def _is_file(argument: str) -> bool:
-    return _suffix(argument).endswith(READABLE)
+    return argument != STDIN and not is_molecule_file(argument)
 
 
 def _write(path: Path, report: Report) -> tuple[list[Failure], list[Path]]:

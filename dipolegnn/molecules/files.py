@@ -13,31 +13,19 @@ from pathlib import Path
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
+from dipolegnn.files import READABLE_TEXT, WRITABLE, molecule_format
 from dipolegnn.molecules.batch import SmilesRow, embed_smiles
 from dipolegnn.molecules.errors import Failure, MoleculeError
 from dipolegnn.molecules.molecule import Molecules
 from dipolegnn.molecules.records import (
-    STRUCTURES,
-    TABLES,
-    TEXT_TABLES,
     Record,
     RecordFile,
     structures,
-    suffix_of,
     text_records,
 )
 from dipolegnn.molecules.sdf import sdf_text
 from dipolegnn.molecules.tables import TableColumns
 from dipolegnn.molecules.xyz import extxyz_text, xyz_text
-
-READABLE = (*TABLES, *STRUCTURES)
-"""Suffixes that :func:`read_file` knows, each but ``.parquet`` also with ``.gz`` behind it."""
-
-READABLE_TEXT = (*TEXT_TABLES, *STRUCTURES)
-"""Suffixes that :func:`read_text` knows."""
-
-WRITABLE = (".sdf", ".xyz", ".extxyz")
-"""Suffixes that :func:`write_file` knows, each also with ``.gz`` behind it."""
 
 
 def read_file(
@@ -74,7 +62,9 @@ def read_file(
     """
     with RecordFile(path, columns) as file:
         records = list(file)
-    return _molecules(records, file.suffix, file.path.name, conformers, workers, progress)
+    return _molecules(
+        records, file.suffix, file.embedded, file.path.name, conformers, workers, progress
+    )
 
 
 def read_text(
@@ -100,10 +90,12 @@ def read_text(
         MoleculeError: There are no molecules, or a column is missing.
         ValueError: An unknown suffix.
     """
-    suffix = suffix_of(Path(name), READABLE_TEXT)
-    records = text_records(io.StringIO(text, newline=None), suffix, name, columns or TableColumns())
+    kind = molecule_format(name, READABLE_TEXT)
+    records = text_records(
+        io.StringIO(text, newline=None), kind.suffix, name, columns or TableColumns()
+    )
     try:
-        return _molecules(records, suffix, name, conformers, workers, progress)
+        return _molecules(records, kind.suffix, kind.smiles, name, conformers, workers, progress)
     except MoleculeError as error:
         raise error.located(source=name) from None
 
@@ -111,6 +103,7 @@ def read_text(
 def _molecules(
     records: Iterable[Record],
     suffix: str,
+    embedded: bool,
     name: str,
     conformers: ConformerConfig | None,
     workers: int,
@@ -120,7 +113,7 @@ def _molecules(
     data: list[Data] = []
     failures: list[Failure] = []
     rows_of_data: list[int] | None = None
-    if suffix in TABLES:
+    if embedded:
         contents = [record.content for record in records]
         rows = [content for content in contents if isinstance(content, SmilesRow)]
         failures += [content for content in contents if isinstance(content, Failure)]
@@ -183,7 +176,7 @@ def write_file(path: str | Path, data: Sequence[Data]) -> None:
         ValueError: An unknown suffix.
     """
     path = Path(path)
-    content = text_of(data, suffix_of(path, WRITABLE)).encode("utf-8")
+    content = text_of(data, molecule_format(path, WRITABLE).suffix).encode("utf-8")
     if path.suffix.lower() == ".gz":
         content = gzip.compress(content, mtime=0)  # equal input, equal bytes
     path.write_bytes(content)

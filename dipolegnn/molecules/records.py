@@ -10,13 +10,14 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
+from dipolegnn.files import molecule_format
 from dipolegnn.molecules.batch import SmilesRow, embed_row
 from dipolegnn.molecules.errors import Failure, MoleculeError
 from dipolegnn.molecules.sdf import read_sdf_record, sdf_records
@@ -28,14 +29,6 @@ from dipolegnn.molecules.tables import (
     smi_rows,
 )
 from dipolegnn.molecules.xyz import Frame, frames, read_frame
-
-TEXT_TABLES = (".smi", ".csv")
-
-TABLES = (*TEXT_TABLES, ".parquet")
-"""Suffixes of files of SMILES, which are embedded in 3D; the others hold structures."""
-
-STRUCTURES = (".sdf", ".xyz", ".extxyz")
-"""Suffixes of files of structures."""
 
 _SDF_MOL_ID = re.compile(r"^>.*<mol_id>.*\n(.*)$", re.MULTILINE)
 _XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
@@ -70,7 +63,9 @@ class RecordFile:
 
     def __init__(self, path: str | Path, columns: TableColumns | None = None) -> None:
         self.path = Path(path)
-        self.suffix = suffix_of(self.path, (*TABLES, *STRUCTURES))
+        kind = molecule_format(self.path)
+        self.suffix = kind.suffix
+        self.embedded = kind.smiles
         self.columns = columns or TableColumns()
         self._raw = self.path.open("rb")
         self._size = max(self.path.stat().st_size, 1)
@@ -94,11 +89,6 @@ class RecordFile:
     ) -> None:
         self._text.close()
         self._raw.close()
-
-    @property
-    def embedded(self) -> bool:
-        """Whether its molecules are SMILES, which are embedded in 3D."""
-        return self.suffix in TABLES
 
     @property
     def position(self) -> float:
@@ -158,22 +148,6 @@ def _legible(record: Record, source: str) -> Record:
         located = problem.located(row=record.row, source=source)
         return record._replace(content=Failure.from_error(located, "read"))
     return record
-
-
-def suffix_of(path: Path, known: Sequence[str]) -> str:
-    """The suffix of a file, without ``.gz``.
-
-    Raises:
-        ValueError: It is none of those that are known.
-    """
-    name = path.name.lower().removesuffix(".gz")
-    suffix = Path(name).suffix
-    if suffix not in known or (suffix == ".parquet" and name != path.name.lower()):
-        raise ValueError(
-            f"{path.name}: unknown suffix {suffix or path.suffix!r}, expected one of "
-            f"{', '.join(known)} (or, but for .parquet, with .gz behind it)."
-        )
-    return suffix
 
 
 def text_records(

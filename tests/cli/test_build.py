@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_build_of_conformers(tmp_path: Path) -> None:
     ids = ConformerDataset(tmp_path / "out").mol_ids().tolist()
     assert len(ids) > 4
     assert sorted(set(ids)) == [0, 1, 2, 3]
+
+
+def test_the_card_of_a_parquet_table_states_how_its_smiles_were_embedded(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra parquet")
+    parquet = importlib.import_module("pyarrow.parquet")
+    parquet.write_table(arrow.table({"smiles": ["CCO", "O"]}), tmp_path / "few.parquet")
+    words = ("--label", "none", "--split", "random", "--val", "0", "--test", "0")
+    assert build(tmp_path / "few.parquet", tmp_path / "out", "--conformer-seed", "7", *words) == 0
+
+    card = ConformerDataset(tmp_path / "out").card
+    assert card is not None
+    assert card.geometry == "ETKDGv3, MMFF94s or UFF (RDKit)"
+    assert card.seed == 7
 
 
 def test_build_of_nothing_lists_the_failures(
