@@ -128,7 +128,9 @@ class Train(Debug):
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     resume: _Flag = False
-    """Go on with the run in RUN, with its own settings; start it if there is none."""
+    """Go on with the run in RUN, with its own settings; start it if there is none. The result is
+    equal to the last bit on the same CPU with the same number of threads, which is taken up from
+    RUN; elsewhere it differs by rounding."""
     start: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
     """Start from the weights of a model, and with its architecture: the name of one that comes
     along, a model file, or the folder of a run. For few molecules, or another level of theory."""

@@ -23,6 +23,7 @@ from dipolegnn.calibrate import TooFewMolecules, calibrate_on
 from dipolegnn.checkpoint import JSON, save_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule
+from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import (
@@ -70,8 +71,10 @@ def fit(
     """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
 
     A run that was interrupted or killed goes on from its last complete epoch with ``resume``, and
-    then gives the same model as one that was never interrupted: bit for bit on a CPU; on a GPU up
-    to the order in which it adds numbers.
+    then gives the same model as one that was never interrupted: on a CPU to the last bit, on the
+    same machine, with the same number of threads and the same batches; elsewhere up to the order
+    in which numbers are added. The number of threads is kept in ``run_dir`` and used again; where
+    there are fewer cores, a warning states both numbers.
 
     Several devices share the work through Lightning's DDP, one process for each. Under torchrun
     and SLURM's srun, the processes are there already; else Lightning starts the script once more
@@ -169,30 +172,31 @@ def fit(
             plugins=[AtomicCheckpointIO()],
         )
         with ending_together(trainer), _saying_how_to_go_on(folder):
-            finished, last = from_first(
+            finished, last, threads = from_first(
                 trainer, lambda: _begin(folder, model.config, config, data, processes, resume, test)
             )
             if finished is not None:
                 return read_result(folder, finished)
-            trainer.fit(
-                # Converted here, because the average is copied before Lightning converts it.
-                DipoleModule(_copy(model, config).train(), config),
-                datamodule=datamodule,
-                ckpt_path=last,
-                weights_only=True,
-            )
-            stops.stop_if_told()
-            best, epoch = _best_model(model, folder, config)
-            tested = None
-            if test:
-                tested = _test(best, datamodule, config, devices, num_nodes, stops)
-            summary = _summary(history.rows, epoch, tested, config, early)
-            from_first(
-                trainer,
-                lambda: _save(
-                    folder, best, summary, config, datamodule, data, processes, provenance or {}
-                ),
-            )
+            with _threads(threads if accelerator == "cpu" else None):
+                trainer.fit(
+                    # Converted here, because the average is copied before Lightning converts it.
+                    DipoleModule(_copy(model, config).train(), config),
+                    datamodule=datamodule,
+                    ckpt_path=last,
+                    weights_only=True,
+                )
+                stops.stop_if_told()
+                best, epoch = _best_model(model, folder, config)
+                tested = None
+                if test:
+                    tested = _test(best, datamodule, config, devices, num_nodes, stops)
+                summary = _summary(history.rows, epoch, tested, config, early)
+                from_first(
+                    trainer,
+                    lambda: _save(
+                        folder, best, summary, config, datamodule, data, processes, provenance or {}
+                    ),
+                )
     return read_result(folder, summary)
 
 
@@ -204,15 +208,34 @@ def _begin(
     devices: int,
     resume: bool,
     test: bool,
-) -> tuple[Summary | None, Path | None]:
-    """What the run has come to, if there is nothing left to do, and else what it goes on from."""
-    folder.prepare(model, config, data, devices, resume)
+) -> tuple[Summary | None, Path | None, int]:
+    """The result of a finished run; else the checkpoint to go on from, and the run's threads."""
+    threads = folder.prepare(model, config, data, devices, torch.get_num_threads(), resume)
     if folder.metrics.exists():
         summary = read_summary(folder)
         if is_finished(summary, config, test):
-            return summary, None
+            return summary, None, threads
         folder.metrics.unlink()
-    return None, folder.last if folder.last.exists() else None
+    return None, folder.last if folder.last.exists() else None, threads
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Has torch, and with it the kernels, use the threads that the run was started with."""
+    here = torch.get_num_threads()
+    if wanted is not None and wanted != here and wanted > usable_cores():
+        warnings.warn(
+            f"The run was started with {wanted} threads, and this machine has {usable_cores()} "
+            f"cores: training goes on with {here} threads, and the result may differ from that of "
+            "an uninterrupted run by rounding.",
+            stacklevel=3,
+        )
+        wanted = None
+    torch.set_num_threads(wanted or here)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
 
 
 def _summary(

@@ -22,7 +22,7 @@ class RunFolder:
 
     ==========================  ================================================================
     model.safetensors           the trained model: averaged weights of the best epoch
-    config.json                 model, recipe, data and number of devices, as resolved
+    config.json                 model, recipe, data, number of devices and of threads, as resolved
     metrics.json                validation (and test) metrics of the model; written at the end
     history.csv                 one row per epoch
     checkpoints/last.ckpt       state after the last complete epoch, to resume from
@@ -48,8 +48,9 @@ class RunFolder:
         train: TrainConfig,
         data: Mapping[str, JSON],
         devices: int,
+        threads: int,
         resume: bool,
-    ) -> None:
+    ) -> int:
         """Makes the folder and writes ``config.json``, unless that would spoil an earlier run.
 
         Args:
@@ -57,7 +58,11 @@ class RunFolder:
             train: The recipe.
             data: What it is trained on.
             devices: Number of devices in all, each of which adds a batch to an optimizer step.
+            threads: Threads that torch uses here.
             resume: Whether an earlier run may go on.
+
+        Returns:
+            Threads that torch used when the run was started. Another number adds in another order.
 
         Raises:
             FileExistsError: If there is a run and it is not to be resumed.
@@ -72,16 +77,30 @@ class RunFolder:
                     f"{self.path} already holds a run ({state}). Go on with it (--resume, or "
                     "resume=True), or choose another folder."
                 )
-            self._check_same(config, may_be_longer=train.scheduler == "plateau")
+            before = read_json(self.config)
+            self._check_same(before, config, may_be_longer=train.scheduler == "plateau")
+            kept = before.get("threads", threads)  # runs of earlier versions do not state it
+            if not isinstance(kept, int):
+                raise ValueError(
+                    f"{self.config}: threads must be a whole number, got {kept!r}. Put in the "
+                    "number that the run was started with, or remove the line."
+                )
+            threads = kept
+        config["threads"] = threads
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.config, config)
+        return threads
 
-    def _check_same(self, config: Mapping[str, JSON], may_be_longer: bool) -> None:
+    def _check_same(
+        self, earlier: Mapping[str, JSON], config: Mapping[str, JSON], may_be_longer: bool
+    ) -> None:
         # Runs from before there could be several do not say how many.
-        before = {"devices": 1, **_flatten(read_json(self.config))}
+        before = {"devices": 1, **_flatten(earlier)}
         now = _flatten(config)
         # Where it is computed may change; a fixed schedule is bound to its number of epochs.
-        free = {"train.accelerator"} | ({"train.max_epochs"} if may_be_longer else set())
+        free = {"threads", "train.accelerator"}
+        if may_be_longer:
+            free.add("train.max_epochs")
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from os import getpid, kill
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
 from dipolegnn.training import FitResult, RunFolder, TrainingInterrupted, fit
+from dipolegnn.training.run_folder import read_json, write_json
 from tests.training.toy import toy_data, toy_model
 
 MOLECULES_PER_EPOCH = 26 + 7  # training and validation molecules of the toy data
@@ -61,6 +64,17 @@ def run(
     data = toy_data(config)
     data.dataset.transform = interrupt
     return fit(toy_model(), data, config, path, resume=resume, progress=False)
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two threads, wherever the test runs."""
+    # By its module's name dipolegnn.training has the function.
+    monkeypatch.setattr(import_module("dipolegnn.training.fit"), "usable_cores", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def state(path: Path) -> dict[str, object]:
@@ -133,6 +147,7 @@ def test_the_plateau_schedule_acts_in_the_run_above(tmp_path: Path) -> None:
     assert len(rates) > 3
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_run_killed_by_sigkill_can_be_resumed(tmp_path: Path, project_root: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
@@ -142,7 +157,11 @@ def test_a_run_killed_by_sigkill_can_be_resumed(tmp_path: Path, project_root: Pa
         " lambda: time.sleep(300)))\n"
     )
     cut = tmp_path / "cut"
-    process = subprocess.Popen([sys.executable, "-c", program, str(cut)], cwd=project_root)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(cut)],
+        cwd=project_root,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
     try:
         deadline = time.monotonic() + 120
         while not history_has(cut, rows=2):
@@ -152,9 +171,38 @@ def test_a_run_killed_by_sigkill_can_be_resumed(tmp_path: Path, project_root: Pa
     finally:
         process.kill()
         process.wait()
-    run(cut, ONECYCLE, resume=True)
     run(tmp_path / "whole", ONECYCLE)
+    torch.set_num_threads(1)
+    run(cut, ONECYCLE, resume=True)
     assert_same_run(tmp_path / "whole", cut)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_resumed_run_takes_up_the_threads_that_it_was_started_with(tmp_path: Path) -> None:
+    used: list[int] = []
+
+    def note_and_fail() -> None:
+        used.append(torch.get_num_threads())
+        fail()
+
+    with pytest.raises(RuntimeError, match="the power went out"):
+        run(tmp_path, ONECYCLE, Interrupt(MOLECULES_PER_EPOCH + 5, note_and_fail))
+    torch.set_num_threads(1)
+    with pytest.raises(RuntimeError, match="the power went out"):
+        run(tmp_path, ONECYCLE, Interrupt(5, note_and_fail), resume=True)
+    assert used == [2, 2]
+    assert torch.get_num_threads() == 1
+    assert read_json(RunFolder(tmp_path).config)["threads"] == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_run_with_more_threads_than_cores_here_is_resumed_with_a_warning(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the power went out"):
+        run(tmp_path, ONECYCLE, Interrupt(MOLECULES_PER_EPOCH + 5, fail))
+    config = RunFolder(tmp_path).config
+    write_json(config, {**read_json(config), "threads": 64})
+    with pytest.warns(UserWarning, match="started with 64 threads, and this machine has 2 cores"):
+        run(tmp_path, ONECYCLE, resume=True)
 
 
 def history_has(path: Path, rows: int) -> bool:
