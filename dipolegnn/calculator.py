@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
-from ase.data import atomic_masses
 
 from dipolegnn.molecules import from_ase
 from dipolegnn.nn import DipoleModel
 from dipolegnn.predict import predict
 from dipolegnn.pretrained import load_pretrained, unknown_elements
-from dipolegnn.units import DEBYE_PER_E_ANGSTROM
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 
 
 class DipoleCalculator(Calculator):
     """Dipole moment and charges of a molecule from a model, the rest from another calculator.
 
-    In ASE's units and by ASE's convention: ``dipole`` in e·angstrom about the origin of the
-    coordinates (which plays a part for ions only), ``charges`` in e. The total charge is
+    In ASE's units: ``dipole`` in e·angstrom, ``charges`` in e. The total charge is
     ``atoms.info["charge"]``, else the sum of the initial charges.
+
+    The dipole of an ion depends on the origin. As for all calculators of ASE it is the origin of
+    the coordinates here; everywhere else in dipolegnn (commands, ``predict``, labels) it is the
+    centre of mass. :func:`dipolegnn.units.move_origin` converts. Neutral molecules have the same
+    dipole about both.
 
     Args:
         model: A model with vectors, or the name of one that comes along.
@@ -96,8 +99,7 @@ class DipoleCalculator(Calculator):
                 "The model has an atomwise head, which gives a magnitude and no vector; take one "
                 "with a dipole head."
             )
-        masses = atomic_masses[atoms.numbers]
-        centre = masses @ atoms.positions / masses.sum()
-        charge = float(data.charge)
-        self.results["dipole"] = prediction.dipole / DEBYE_PER_E_ANGSTROM + charge * centre
+        centre = centre_of_mass(atoms.numbers, atoms.positions)
+        dipole = prediction.dipole / DEBYE_PER_E_ANGSTROM  # [3] about the centre of mass
+        self.results["dipole"] = move_origin(dipole, float(data.charge), -centre)
         self.results["charges"] = prediction.charges

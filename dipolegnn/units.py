@@ -6,10 +6,13 @@ numbers enter or leave.
 
 A dipole moment points from negative to positive charge. For a neutral molecule it does
 not depend on the origin; for an ion it does, and the origin is then the centre of mass
-(standard atomic weights).
+(standard atomic weights). ASE's origin is that of the coordinates: :func:`move_origin` converts.
 """
 
 from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 # CODATA 2018: e * 1e-10 m / (1e-21 C m^2 s^-1 / c).
 DEBYE_PER_E_ANGSTROM = 4.803204712570263
@@ -43,6 +46,45 @@ FIELD_UNITS: dict[str, str] = {
     "name": "1",
 }
 """Unit of each field of a molecule's ``Data``; ``"1"`` where there is none."""
+
+
+def centre_of_mass(numbers: ArrayLike, positions: ArrayLike) -> NDArray[np.float64]:
+    """Centre of mass ``[3]`` of a molecule, with standard atomic weights (also for isotopes).
+
+    Args:
+        numbers: Atomic numbers ``[N]``.
+        positions: Positions ``[N, 3]``, in any unit of length.
+
+    Example:
+        >>> centre_of_mass([8, 1], [[0, 0, 0], [1, 0, 0]]).round(4).tolist()
+        [0.0593, 0.0, 0.0]
+    """
+    from ase.data import atomic_masses  # here: importing ASE takes 0.1 s
+
+    masses = np.asarray(atomic_masses[np.asarray(numbers)], dtype=np.float64)  # [N]
+    return masses @ np.asarray(positions, dtype=np.float64) / masses.sum()
+
+
+def move_origin(dipole: ArrayLike, charge: float, shift: ArrayLike) -> NDArray[np.float64]:
+    r"""Dipole moment about an origin that is displaced by ``shift``.
+
+    .. math:: \mu' = \mu - Q d
+
+    Args:
+        dipole: Dipole moment ``[3]`` in e·angstrom about the old origin.
+        charge: Total charge Q in e.
+        shift: Displacement d ``[3]`` of the origin in angstrom; from the origin of the coordinates
+            (ASE) to the centre of mass (dipolegnn) it is ``centre_of_mass(z, pos)``, and the
+            negative of that for the way back.
+
+    Returns:
+        The dipole moment ``[3]`` in e·angstrom about the new origin.
+
+    Example:
+        >>> move_origin([0, 0, 0], charge=1, shift=[0.5, 0, 0]).tolist()
+        [-0.5, 0.0, 0.0]
+    """
+    return np.asarray(dipole, dtype=np.float64) - charge * np.asarray(shift, dtype=np.float64)
 
 
 def duration(seconds: float) -> str:

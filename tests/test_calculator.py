@@ -16,11 +16,11 @@ from dipolegnn.calculator import DipoleCalculator
 from dipolegnn.config import ModelConfig, XTBConfig
 from dipolegnn.derivatives import polar_tensors
 from dipolegnn.labels import label, xtb_calculator
-from dipolegnn.molecules import MoleculeError, from_ase, from_smiles
+from dipolegnn.molecules import MoleculeError, from_ase, from_smiles, to_ase
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.predict import predict
 from dipolegnn.pretrained import load_pretrained
-from dipolegnn.units import DEBYE_PER_E_ANGSTROM
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 
 STEP = 1e-4  # angstrom
 
@@ -130,6 +130,22 @@ def test_an_ion_is_about_the_origin_as_everywhere_in_ase() -> None:
         labelled = label(from_ase(atoms), WithEnergy(model))
         assert labelled.dipole.norm() < 1e-4
     assert found[1] - found[0] == pytest.approx([2.0, 0, 0], abs=1e-5)
+
+
+def test_an_ion_has_the_same_dipole_in_ase_and_elsewhere_about_the_same_origin() -> None:
+    model = small_model()
+    (data,) = from_smiles("[OH-]")
+    data.pos = data.pos + torch.tensor([3.0, -1.0, 2.0])
+    (prediction,) = predict(model, [data])
+    atoms = to_ase(data)
+    atoms.calc = DipoleCalculator(model)
+
+    centre = centre_of_mass(atoms.numbers, atoms.positions)
+    moved = move_origin(atoms.get_dipole_moment(), charge=-1, shift=centre) * DEBYE_PER_E_ANGSTROM
+    # float64 throughout, of numbers of the size of 4.8 D/(e angstrom) x 4 angstrom
+    assert moved == pytest.approx(prediction.dipole, abs=1e-12)
+    labelled = label(data, WithEnergy(model))
+    assert labelled.dipole[0].numpy() == pytest.approx(prediction.dipole, rel=1e-6)
 
 
 def test_another_charge_is_another_molecule() -> None:

@@ -90,8 +90,8 @@ class SplitOptions:
 class Build(Debug):
     """Make a data set: read molecules, embed them, label them with dipoles, split them.
 
-    INPUT is .smi or .csv (SMILES, which are embedded in 3D), .sdf, .xyz or .extxyz (structures),
-    each also as .gz. Interrupted, the same command goes on where it stopped.
+    INPUT is .smi, .csv or .parquet (SMILES, embedded in 3D), .sdf, .xyz or .extxyz (structures),
+    all but .parquet also as .gz. Interrupted, the same command goes on where it stopped.
 
     Exit status: 0 all molecules are in the data set; 1 some failed, and are listed in
     DIR/failures.csv; 2 nothing was built.
@@ -180,7 +180,8 @@ class Predict(Debug):
     SMILES. SMILES are embedded in 3D; structures are taken as they are. The magnitude is the
     Boltzmann average over the conformers, by their force-field energies. The vector is that of the
     lowest conformer, in the frame of the geometry that is printed or written; an ion's refers to
-    its centre of mass. Arguments after -- are never options.
+    its centre of mass (in .extxyz, as in ASE, to the origin of the coordinates). Arguments after --
+    are never options.
 
     Without --model it is $DIPOLEGNN_MODEL, else one that comes with the package: for SMILES
     painn-qm9-mmff94s, which expects the geometries that they are given here, for structures

@@ -9,14 +9,14 @@ from ase.calculators.calculator import (
     CalculatorError,
     PropertyNotImplementedError,
 )
-from ase.data import atomic_masses, chemical_symbols
+from ase.data import chemical_symbols
 from ase.optimize import LBFGS
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
 from dipolegnn.labels.connectivity import changed_bonds
 from dipolegnn.molecules import MoleculeError, make_data
-from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
 CHARGE_TOLERANCE = 0.05
 """The partial charges of a calculation may miss the molecule's charge by this much (e)."""
@@ -90,13 +90,12 @@ def label(
         ) from error
     except MoleculeError as error:
         raise error.located(molecule=name) from None
-    masses = atomic_masses[atoms.numbers]
-    centre = masses @ atoms.positions / masses.sum()
+    centre = centre_of_mass(atoms.numbers, atoms.positions)
     labelled = make_data(
         data.z,
         atoms.positions if optimize else data.pos,
         charge=data.charge.item(),
-        dipole=(dipole - data.charge.item() * centre) * DEBYE_PER_E_ANGSTROM,
+        dipole=move_origin(dipole, data.charge.item(), centre) * DEBYE_PER_E_ANGSTROM,
         atomic_charges=charges,
         energy=energy * KCAL_PER_MOL_PER_EV,
         mol_id=int(data.mol_id.item()),

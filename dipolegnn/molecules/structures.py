@@ -12,13 +12,12 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import atomic_masses
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.errors import MoleculeError
 from dipolegnn.molecules.molecule import make_data
-from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV
+from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
 MAGNITUDE_KEY = "dipole_magnitude_debye"
 """Key in ``Atoms.info`` of a magnitude without a vector, for which ASE has no name."""
@@ -95,7 +94,8 @@ def to_ase(data: Data) -> Atoms:
     dipole = data.dipole.detach().cpu().numpy().reshape(3).astype(np.float64)
     if np.isfinite(dipole).all():
         dipole = dipole / DEBYE_PER_E_ANGSTROM
-        results["dipole"] = dipole + charge * _centre_of_mass(atoms)
+        centre = centre_of_mass(numbers, atoms.positions)
+        results["dipole"] = move_origin(dipole, charge, -centre)
     elif math.isfinite(data.dipole_magnitude.item()):
         info[MAGNITUDE_KEY] = data.dipole_magnitude.item()
         atoms.info = info
@@ -128,12 +128,6 @@ def _number(value: object, what: str) -> float:
         ) from None
 
 
-def _centre_of_mass(atoms: Atoms) -> NDArray[np.float64]:
-    # Standard weights, whatever masses the Atoms were given: an isotope does not move the origin.
-    masses = atomic_masses[atoms.numbers]
-    return np.asarray(masses @ atoms.positions / masses.sum(), dtype=np.float64)
-
-
 def _about_centre_of_mass(
     dipole: NDArray[np.float64], atoms: Atoms, charge: float
 ) -> NDArray[np.float64]:
@@ -142,4 +136,4 @@ def _about_centre_of_mass(
             f"The dipole has the shape {list(dipole.shape)}, expected 3 numbers",
             remedy="Give x, y and z in e*angstrom",
         )
-    return dipole - charge * _centre_of_mass(atoms)
+    return move_origin(dipole, charge, centre_of_mass(atoms.numbers, atoms.positions))
