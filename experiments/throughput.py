@@ -30,7 +30,8 @@ from dipolegnn.bulk import BulkResult, predict_files
 from dipolegnn.config import ConformerConfig
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import write_file
-from dipolegnn.molecules.records import RecordFile, structures
+from dipolegnn.molecules.embedding import structures
+from dipolegnn.molecules.records import RecordFile
 from dipolegnn.molecules.workers import usable_cores
 
 MIB = 2**20
@@ -42,7 +43,7 @@ STEPS = {
     "read the SMILES": ("molecules/chemistry.py", "parse_smiles"),
     "embed in 3D (ETKDG)": ("molecules/conformers.py", "_make_conformers"),
     "relax (MMFF94s)": ("molecules/conformers.py", "_minimize"),
-    "read the structure": ("molecules/records.py", "structures"),
+    "read the structure": ("molecules/embedding.py", "structures"),
     "predict": ("dipolegnn/predict.py", "predict"),
     "write": ("bulk/parts.py", "write"),
 }
@@ -139,8 +140,8 @@ def profile(options: Options, models: ModelChoice) -> list[Profile]:
     config = ConformerConfig()
     with RecordFile(options.input) as file:
         records = list(itertools.islice(file, options.profiled))
-        embedded, suffix = file.embedded, file.suffix
-    found = [structures(record, suffix=suffix, config=config, source="") for record in records]
+        embedded = file.embedded
+    found = [structures(record, config) for record in records]
     data = [each[0] for each in found if isinstance(each, list)]
     sdf = options.output / "structures.sdf"
     write_file(sdf, data)

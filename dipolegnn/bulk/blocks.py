@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -27,8 +27,9 @@ from dipolegnn.labels.calculators import engine_version
 from dipolegnn.labels.journal import Label, with_label
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, MoleculeError, Molecules, SmilesRow
-from dipolegnn.molecules.batch import embed_row, lost_row, time_limit_of
+from dipolegnn.molecules.embedding import AHEAD, EmbeddingPool, embed_in, embedding_pool
 from dipolegnn.molecules.molecule import from_arrays, to_arrays
+from dipolegnn.molecules.records import Record
 from dipolegnn.molecules.tables import import_pyarrow
 from dipolegnn.molecules.workers import Lost, Pool, Result, Task
 from dipolegnn.report import Line, lines
@@ -64,9 +65,6 @@ class LabelCells(NamedTuple):
 LABEL_COLUMNS = LabelCells._fields
 """Columns of a label."""
 
-AHEAD = 2
-"""Tasks that wait for a worker, so that it need not wait for them."""
-
 
 def embed_block(block: Any, *, smiles_column: str, config: ConformerConfig) -> Any:
     """Adds the structures of the molecules, and why some have none.
@@ -81,15 +79,17 @@ def embed_block(block: Any, *, smiles_column: str, config: ConformerConfig) -> A
     """
     cells = enumerate(block.column(smiles_column).to_pylist(), start=1)
     rows = [SmilesRow(row, "" if cell is None else str(cell).strip()) for row, cell in cells]
+    outcomes = dict(embed_in(_embedder(config), ((row.row, Record(row.row, row)) for row in rows)))
     found: list[bytes | None] = []
     failures: list[Failure | None] = []
-    outcomes = _apart(_embedder(config), rows)
-    for row, outcome in zip(rows, outcomes, strict=True):
-        if isinstance(outcome, Lost):
-            outcome = lost_row(row, outcome, "")
-        failed = isinstance(outcome, Failure)
-        found.append(None if failed else pickle.dumps(outcome))
-        failures.append(outcome if isinstance(outcome, Failure) else None)
+    for row in rows:
+        outcome = outcomes[row.row]
+        if isinstance(outcome, Failure):
+            found.append(None)
+            failures.append(outcome)
+        else:
+            found.append(pickle.dumps([to_arrays(data) for data in outcome]))
+            failures.append(None)
     arrow, _ = import_pyarrow()
     block = block.append_column(STRUCTURES, arrow.array(found, arrow.binary()))
     return _with_failures(block, failures)
@@ -162,8 +162,8 @@ def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:
         structures += enumerate(conformers, start=1) if conformers else [None]
         places += [place] * (len(structures) - len(places))
     todo = [structure[1] for structure in structures if structure is not None]
-    found = _apart(_labeller(method), todo)
-    outcomes = iter(found)
+    found = dict(_labeller(method).run(todo))
+    outcomes = (found[place] for place in range(len(todo)))
     arrow, _ = import_pyarrow()
     block = block.take(arrow.array(places, arrow.int64()))
     rows: list[dict[str, Any]] = []
@@ -204,38 +204,21 @@ def _label_cells(
     )
 
 
-def _embed(row: SmilesRow, *, config: ConformerConfig) -> list[dict[str, Any]] | Failure:
-    found = embed_row(row, 0, config=config, source="")
-    return found if isinstance(found, Failure) else [to_arrays(data) for data in found]
-
-
 # Kept for the next block that the same process is given: starting a worker takes seconds.
 @cache
-def _embedder(config: ConformerConfig) -> Pool[SmilesRow, list[dict[str, Any]] | Failure]:
-    return _kept(partial(_embed, config=config), time_limit_of(config))
+def _embedder(config: ConformerConfig) -> EmbeddingPool:
+    return _kept(embedding_pool(config, workers=1))
 
 
 @cache
 def _labeller(method: XTBConfig | DFTConfig) -> Pool[Data, Label | MoleculeError]:
-    return _kept(partial(label_one, method=method), label_time_limit(method))
+    label = partial(label_one, method=method)
+    return _kept(Pool(label, workers=1, time_limit=label_time_limit(method), ahead=AHEAD))
 
 
-def _kept(function: Callable[[Task], Result], time_limit: float) -> Pool[Task, Result]:
-    pool = Pool(function, workers=1, time_limit=time_limit, ahead=AHEAD)
+def _kept(pool: Pool[Task, Result]) -> Pool[Task, Result]:
     atexit.register(pool.stop)
     return pool
-
-
-def _apart(pool: Pool[Task, Result], tasks: Sequence[Task]) -> list[Result | Lost]:
-    """The results, in order; where the process died, at the second attempt.
-
-    It may have died of something else on its machine, for instance a lack of memory.
-    """
-    found = dict(pool.run(tasks))
-    again = [i for i, outcome in found.items() if isinstance(outcome, Lost) and outcome.died]
-    for place, outcome in pool.run([tasks[i] for i in again]):
-        found[again[place]] = outcome
-    return [found[i] for i in range(len(tasks))]
 
 
 def _structures(block: Any) -> list[list[Data]]:

@@ -9,21 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dipolegnn import __version__
-from dipolegnn._pyg import Data
 from dipolegnn.answer import Source, answer
 from dipolegnn.bulk.parts import Parts, require_apart
-from dipolegnn.bulk.prepare import Outcome, Part, cut, prepare
 from dipolegnn.bulk.progress import Progress
 from dipolegnn.config import COVERAGE, ConformerConfig
 from dipolegnn.files import sha256_of
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, Molecules, TableColumns
-from dipolegnn.molecules.records import RecordFile
+from dipolegnn.molecules.embedding import Outcome, embed_records
+from dipolegnn.molecules.records import Record, RecordFile
 from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
@@ -139,12 +138,9 @@ def predict_files(
         if workers is None:
             todo, workers = _enough_workers(todo)
         with Progress(progress, earlier) as shown, _threads_beside(workers):
-            for part, outcomes in prepare(todo, config, workers):
-                source = Source(
-                    part.source,
-                    config.conformers if part.embedded else 0,
-                    _molecules(part, outcomes),
-                )
+            for part, molecules in _complete(todo, config, workers):
+                asked = config.conformers if part.embedded else 0
+                source = Source(part.records[0].source, asked, molecules)
                 report = answer(
                     [source], models, temperature=temperature, coverage=coverage, device=device
                 )
@@ -153,6 +149,45 @@ def predict_files(
         first = parts.first_failures(SHOWN_FAILURES)
         total = parts.assemble()
     return BulkResult(*total, first, earlier, time.monotonic() - start)
+
+
+class Part(NamedTuple):
+    """Neighbouring records of a file, whose predictions are written together."""
+
+    number: int
+    embedded: bool
+    records: list[Record]
+    position: float
+    """Fraction of all files that has been read after it, from 0 to 1."""
+    offset: int | None = None
+    """Rows of the files before, if there are several."""
+
+
+class _Open(NamedTuple):
+    """A part some of whose records are still being embedded."""
+
+    part: Part
+    outcomes: dict[int, Outcome]
+
+
+def cut(file: RecordFile, first: int, size: int) -> Iterator[Part]:
+    """The parts of a file; conformers of one molecule stay together.
+
+    Args:
+        file: The file.
+        first: Number of the first part.
+        size: Records per part; the last has fewer, and one that ends within a molecule more.
+    """
+    numbers = itertools.count(first)
+    records: list[Record] = []
+    for record in file:
+        together = records and record.group and record.group == records[-1].group
+        if len(records) >= size and not together:
+            yield Part(next(numbers), file.embedded, records, file.position)
+            records = []
+        records.append(record)
+    if records:
+        yield Part(next(numbers), file.embedded, records, file.position)
 
 
 def _parts(files: Sequence[RecordFile], size: int) -> Iterator[Part]:
@@ -189,26 +224,42 @@ def _threads_beside(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _molecules(part: Part, outcomes: Sequence[Outcome]) -> Molecules:
+def _complete(
+    parts: Iterator[Part], config: ConformerConfig, workers: int
+) -> Iterator[tuple[Part, Molecules]]:
+    """The structures of each part, as soon as all of them are there."""
+
+    def records() -> Iterator[tuple[tuple[_Open, int], Record]]:
+        for part in parts:
+            opened = _Open(part, {})
+            for place, record in enumerate(part.records):
+                yield (opened, place), record
+
+    for (opened, place), outcome in embed_records(records(), config, workers=workers):
+        opened.outcomes[place] = outcome
+        if len(opened.outcomes) == len(opened.part.records):
+            yield opened.part, _molecules(opened)
+
+
+def _molecules(opened: _Open) -> Molecules:
     """The structures of a part, with the row of each, and what failed."""
-    data: list[Data] = []
-    failures: list[Failure] = []
-    rows: list[int] = []
-    for record, outcome in zip(part.records, outcomes, strict=True):
+    found = Molecules([], [], [])
+    for place, record in enumerate(opened.part.records):
+        outcome = opened.outcomes[place]
         if isinstance(outcome, Failure):
-            failures.append(outcome)
+            found.failures.append(outcome)
         else:
-            data.extend(outcome)
-            rows += [record.row] * len(outcome)
-    if part.offset is not None:
+            found.add(outcome, record.row)
+    if opened.part.offset is not None:
         # A number that one file states may be one of another; neighbours with the same number
         # would be taken for conformers where the output is read.
-        stated = [int(structure.mol_id) for structure in data]
-        for _, group in itertools.groupby(range(len(data)), stated.__getitem__):
+        stated = [int(structure.mol_id) for structure in found.data]
+        assert found.rows is not None
+        for _, group in itertools.groupby(range(len(stated)), stated.__getitem__):
             places = list(group)
             for place in places:
-                data[place].mol_id.fill_(part.offset + rows[places[0]] - 1)
-    return Molecules(data, failures, rows)
+                found.data[place].mol_id.fill_(opened.part.offset + found.rows[places[0]] - 1)
+    return found
 
 
 def _known_by(path: Path) -> dict[str, Any]:

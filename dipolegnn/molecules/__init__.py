@@ -5,7 +5,6 @@ Nothing outside this package imports RDKit.
 
 from __future__ import annotations
 
-from dipolegnn.molecules.batch import SmilesRow, embed_smiles
 from dipolegnn.molecules.chemistry import (
     can_turn,
     canonical_smiles,
@@ -15,6 +14,7 @@ from dipolegnn.molecules.chemistry import (
     to_rdkit,
 )
 from dipolegnn.molecules.conformers import from_smiles
+from dipolegnn.molecules.embedding import embed_smiles
 from dipolegnn.molecules.errors import (
     Failure,
     MoleculeError,
@@ -25,7 +25,7 @@ from dipolegnn.molecules.errors import (
 from dipolegnn.molecules.files import read_file, read_text, text_of, write_file
 from dipolegnn.molecules.molecule import Molecules, make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
-from dipolegnn.molecules.tables import TableColumns
+from dipolegnn.molecules.tables import SmilesRow, TableColumns
 
 __all__ = [
     "Failure",

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
 from dipolegnn.files import READABLE_TEXT, WRITABLE, molecule_format
-from dipolegnn.molecules.batch import SmilesRow, embed_smiles
-from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.embedding import molecules_of
+from dipolegnn.molecules.errors import MoleculeError
 from dipolegnn.molecules.molecule import Molecules
 from dipolegnn.molecules.records import (
     Record,
     RecordFile,
-    structures,
     text_records,
 )
 from dipolegnn.molecules.sdf import sdf_text
@@ -62,9 +61,7 @@ def read_file(
     """
     with RecordFile(path, columns) as file:
         records = list(file)
-    return _molecules(
-        records, file.suffix, file.embedded, file.path.name, conformers, workers, progress
-    )
+    return _molecules(records, file.path.name, conformers, workers, progress)
 
 
 def read_text(
@@ -95,46 +92,26 @@ def read_text(
         io.StringIO(text, newline=None), kind.suffix, name, columns or TableColumns()
     )
     try:
-        return _molecules(records, kind.suffix, kind.smiles, name, conformers, workers, progress)
+        return _molecules(list(records), name, conformers, workers, progress)
     except MoleculeError as error:
         raise error.located(source=name) from None
 
 
 def _molecules(
-    records: Iterable[Record],
-    suffix: str,
-    embedded: bool,
+    records: Sequence[Record],
     name: str,
     conformers: ConformerConfig | None,
     workers: int,
     progress: bool,
 ) -> Molecules:
-    config = conformers or ConformerConfig()
-    data: list[Data] = []
-    failures: list[Failure] = []
-    rows_of_data: list[int] | None = None
-    if embedded:
-        contents = [record.content for record in records]
-        rows = [content for content in contents if isinstance(content, SmilesRow)]
-        failures += [content for content in contents if isinstance(content, Failure)]
-        found = embed_smiles(rows, config, workers=workers, progress=progress, source=name)
-        data += found.data
-        rows_of_data = found.rows
-        failures = sorted(failures + found.failures, key=lambda failure: failure.row or 0)
-    else:
-        rows_of_data = []
-        for record in records:
-            outcome = structures(record, suffix=suffix, config=config, source=name)
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-            else:
-                data += outcome
-                rows_of_data += [record.row] * len(outcome)
-    if not data and not failures:
+    found = molecules_of(
+        records, conformers or ConformerConfig(), workers=workers, progress=progress
+    )
+    if not (found.data or found.failures):
         raise MoleculeError(
             "The file holds no molecules", remedy="Check that it is complete", source=name
         )
-    return Molecules(data, failures, rows_of_data)
+    return found
 
 
 def text_of(

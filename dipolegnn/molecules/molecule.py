@@ -37,6 +37,12 @@ class Molecules(NamedTuple):
     rows: list[int] | None = None
     """Where in its file each structure is, from 1; None: ``mol_id`` tells, which counts from 0."""
 
+    def add(self, conformers: list[Data], row: int) -> None:
+        """Appends the structures of a row."""
+        assert self.rows is not None
+        self.data.extend(conformers)
+        self.rows.extend([row] * len(conformers))
+
 
 def make_data(
     z: ArrayLike | torch.Tensor,

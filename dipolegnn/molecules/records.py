@@ -1,7 +1,7 @@
 """Files of molecules, one record at a time, so that a file need not fit into memory.
 
 A record is what a file says about one structure: a row of a table of SMILES, a record of an SDF, a
-frame of an XYZ file. Nothing is made of it yet.
+frame of an XYZ file, not yet parsed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from dipolegnn._pyg import Data
-from dipolegnn.config import ConformerConfig
 from dipolegnn.files import molecule_format
-from dipolegnn.molecules.batch import SmilesRow, embed_row
 from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.sdf import read_sdf_record, sdf_records
+from dipolegnn.molecules.sdf import sdf_records
 from dipolegnn.molecules.tables import (
+    SmilesRow,
     TableColumns,
     csv_rows,
     parquet_length,
     parquet_rows,
     smi_rows,
 )
-from dipolegnn.molecules.xyz import Frame, frames, read_frame
+from dipolegnn.molecules.xyz import Frame, frames
 
 _SDF_MOL_ID = re.compile(r"^>.*<mol_id>.*\n(.*)$", re.MULTILINE)
 _XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
@@ -42,11 +40,15 @@ class Record(NamedTuple):
         content: A row of a table; the text of an SDF record; a frame; or why it is none of these.
         group: Number of the molecule that it states; neighbours with the same are its conformers.
             Empty if it states none.
+        source: Name of the file, for failures.
+        suffix: Suffix of the file.
     """
 
     row: int
     content: SmilesRow | str | Frame | Failure
     group: str = ""
+    source: str = ""
+    suffix: str = ""
 
 
 class RecordFile:
@@ -108,7 +110,7 @@ class RecordFile:
                 rows = parquet_rows(self.path, self.columns, source=self.path.name)
                 for record in _numbered(rows):
                     self._rows = record.row
-                    yield record
+                    yield record._replace(source=self.path.name, suffix=self.suffix)
             else:
                 yield from text_records(self._lines(), self.suffix, self.path.name, self.columns)
         except MoleculeError as error:
@@ -123,7 +125,7 @@ class RecordFile:
             ) from None
 
 
-def _legible(record: Record, source: str) -> Record:
+def _legible(record: Record) -> Record:
     """The record, or why it is none if it has bytes that are not UTF-8 text."""
     match record.content:
         case SmilesRow(smiles=smiles, name=name):
@@ -145,7 +147,7 @@ def _legible(record: Record, source: str) -> Record:
             remedy="Save the file as UTF-8",
             molecule=shown,
         )
-        located = problem.located(row=record.row, source=source)
+        located = problem.located(row=record.row, source=record.source)
         return record._replace(content=Failure.from_error(located, "read"))
     return record
 
@@ -165,7 +167,7 @@ def text_records(
         MoleculeError: A column is missing, or the header line of a ``.csv`` is none.
     """
     for record in _records(lines, suffix, source, columns):
-        yield _legible(record, source)
+        yield _legible(record._replace(source=source, suffix=suffix))
 
 
 def _records(
@@ -188,29 +190,3 @@ def _records(
 
 def _numbered(rows: Iterable[SmilesRow | Failure]) -> Iterator[Record]:
     return (Record(row.row or 0, row) for row in rows)
-
-
-def structures(
-    record: Record, *, suffix: str, config: ConformerConfig, source: str
-) -> list[Data] | Failure:
-    """What a record comes to: the conformers of a SMILES, or the structure that it holds.
-
-    ``mol_id`` is the number of the record from 0, unless it states its own.
-
-    Args:
-        record: The record.
-        suffix: Suffix of its file.
-        config: How SMILES are embedded.
-        source: Name of the file, for the failure.
-    """
-    content = record.content
-    if isinstance(content, Failure):
-        return content
-    if isinstance(content, SmilesRow):
-        return embed_row(content, record.row - 1, config=config, source=source)
-    if isinstance(content, str):
-        found = read_sdf_record(content, record.row, source=source)
-    else:
-        extended = suffix == ".extxyz"
-        found = read_frame(content, record.row, source=source, extended=extended)
-    return found if isinstance(found, Failure) else [found]

@@ -9,9 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dipolegnn.molecules.batch import SmilesRow
 from dipolegnn.molecules.errors import Failure, MoleculeError
 
 PARQUET_ROWS = 1000
@@ -21,6 +20,22 @@ MOST_LINES = 100
 """Of a row of a .csv; one with more is taken for one whose quotation mark was forgotten."""
 
 _REMEDY = "Check the quotation marks: each is closed, and those inside a cell are doubled"
+
+
+class SmilesRow(NamedTuple):
+    """One molecule of a list.
+
+    Args:
+        row: 1-based row in its source.
+        smiles: SMILES.
+        name: Name, or ``""``.
+        dipole_magnitude: Reference dipole in debye, or ``None``; given to every conformer.
+    """
+
+    row: int
+    smiles: str
+    name: str = ""
+    dipole_magnitude: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A function over many tasks in worker processes that may crash or hang without losing a task.
 
 ``concurrent.futures`` gives up every pending task when one worker dies, and cannot stop one that
-hangs. Here a crash or an overdue task costs only itself, and a fresh worker takes the place.
+hangs. Here a crash or an overdue task costs only itself, and a fresh worker takes the place. A task
+whose process died is tried once more: the process may have died of something else on the machine,
+for instance a lack of memory.
 Workers are new Python processes, not forks: the caller may hold threads (torch, a progress bar),
 and need not guard its script with ``if __name__ == "__main__"``.
 """
@@ -39,9 +41,9 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the result of a task whose worker crashed, hung or raised; ``reason`` says how.
+    """Stands for the result of a task whose worker crashed twice, hung or raised.
 
-    ``died`` is set if its process died, which may be due to something else on the machine.
+    ``died`` is set if the process died.
     """
 
     reason: str
@@ -99,6 +101,7 @@ class Pool(Generic[Task, Result]):
         self.ahead = ahead
         self._pool: list[Worker[Task, Result]] = []
         self._again: deque[tuple[int, Task]] = deque()
+        self._retried: set[int] = set()
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -112,6 +115,7 @@ class Pool(Generic[Task, Result]):
             worker.stop()
         self._pool.clear()
         self._again.clear()
+        self._retried.clear()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Result | Lost]]:
         """As :func:`run_tasks`; the workers wait for what comes next."""
@@ -155,6 +159,7 @@ class Pool(Generic[Task, Result]):
             patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
             reported = wait([worker.connection for worker in busy], timeout=patience)
             for worker in busy:
+                task = worker.tasks[0]
                 if worker.connection in reported:
                     outcome = worker.receive()
                 elif time.monotonic() >= worker.deadline:
@@ -162,7 +167,13 @@ class Pool(Generic[Task, Result]):
                 else:
                     continue
                 if outcome is not None:
-                    found.append(outcome)
+                    index, result = outcome
+                    if isinstance(result, Lost) and result.died and index not in self._retried:
+                        self._retried.add(index)
+                        self._again.append(task)
+                    else:
+                        self._retried.discard(index)
+                        found.append(outcome)
                 if worker.dead:
                     self._pool.remove(worker)
                     self._again += worker.tasks

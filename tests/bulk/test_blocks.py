@@ -15,14 +15,12 @@ from dipolegnn.bulk.blocks import (
     LABEL_COLUMNS,
     PREDICTION_COLUMNS,
     PredictBlock,
-    _apart,
     embed_block,
     label_block,
 )
 from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
 from dipolegnn.models import ModelChoice
-from dipolegnn.molecules.workers import Lost, Pool
 from dipolegnn.nn import build_model
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -86,29 +84,6 @@ def test_each_conformer_is_labelled() -> None:
     assert [row["stage"] for row in rows] == ["read", "label", "label", "label"]
     assert [row["conformer"] for row in rows] == [None, 1, 2, 3]
     assert all(row["dipole_x_D"] is None for row in rows)
-
-
-def test_what_is_lost_is_tried_once_more(tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    # The first worker that is asked dies, the next one finds the marker.
-    once = f"open({str(marker)!r}, 'x') and __import__('os')._exit(3)"
-    once = f"__import__('os').path.exists({str(marker)!r}) or ({once})"
-    pool = Pool[str, object](eval, workers=1, time_limit=30.0, ahead=2)
-    with pool:
-        found = _apart(pool, ["1 + 1", once, "__import__('os')._exit(4)", "2 + 2"])
-        assert found == [2, True, Lost("the worker process died (exit status 4)"), 4]
-        # The worker is there for what comes next.
-        assert _apart(pool, ["3 + 3"]) == [6]
-        assert _apart(pool, []) == []
-
-
-def test_nothing_of_what_was_interrupted_is_taken_for_a_result() -> None:
-    with Pool[str, object](eval, workers=1, time_limit=30.0, ahead=2) as pool:
-        results = pool.run(["1", "2", "3"])
-        assert next(results) == (0, 1)
-        del results
-        assert pool.unfinished == 0
-        assert _apart(pool, ["4", "5"]) == [4, 5]
 
 
 def test_models_travel() -> None:

@@ -10,9 +10,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections import Counter
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,6 @@ from dipolegnn.bulk import (
     OutputInUse,
     failures_path,
     predict_files,
-    prepare,
     write_report,
 )
 from dipolegnn.bulk.parts import Parts
@@ -33,7 +29,6 @@ from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
-    Failure,
     MoleculeError,
     TableColumns,
     from_smiles,
@@ -42,7 +37,6 @@ from dipolegnn.molecules import (
     text_of,
 )
 from dipolegnn.molecules.records import RecordFile
-from dipolegnn.molecules.workers import Lost
 from dipolegnn.nn import build_model
 from dipolegnn.report import Line, as_csv
 
@@ -384,57 +378,6 @@ def test_conformers_of_a_molecule_stay_together(models: ModelChoice, tmp_path: P
         predict_files([path], tmp_path / "out.csv", models, part_records=2, workers=0)
         lines = table(tmp_path / "out.csv")
         assert [line["conformers"] for line in lines] == [str(len(ethanol)), "1", "1"]
-
-
-def test_a_record_that_crashes_a_worker_costs_only_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class CrashingPool:
-        """Does the work of one worker here, which dies of the second record, always, and of the
-        third twice: together with the others, and at first alone.
-        """
-
-        def __init__(self, function: partial[object], **_: object) -> None:
-            self.function = function
-            self.given: list[tuple[int, prepare._Piece]] = []
-            self.deaths: Counter[int] = Counter()
-
-        def __enter__(self) -> CrashingPool:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        @property
-        def unfinished(self) -> int:
-            return len(self.given)
-
-        @property
-        def full(self) -> bool:
-            return len(self.given) >= 2
-
-        def give(self, index: int, piece: prepare._Piece) -> None:
-            self.given.append((index, piece))
-
-        def results(self) -> Iterator[tuple[int, object]]:
-            index, piece = self.given.pop()
-            rows = [record.row for record in piece.records]
-            if 2 in rows or (3 in rows and self.deaths[3] < 2):
-                self.deaths.update(rows)
-                yield index, Lost("the worker process died", died=True)
-            else:
-                yield index, self.function(piece)
-
-    monkeypatch.setattr(prepare, "Pool", CrashingPool)
-    path = tmp_path / "three.sdf"
-    path.write_text(text_of([from_smiles(smiles)[0] for smiles in ("CCO", "CC=O", "O")], ".sdf"))
-    with RecordFile(path) as file:
-        ((_, outcomes),) = prepare.prepare(prepare.cut(file, 0, 10), ConformerConfig(), workers=2)
-    first, second, third = outcomes
-    assert isinstance(first, list)
-    assert isinstance(third, list)
-    assert isinstance(second, Failure)
-    assert (second.row, second.source) == (2, "three.sdf")
-    assert "worker process died" in second.problem
 
 
 def test_a_file_is_read_with_little_memory(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,29 @@ def test_tasks_that_wait_for_a_worker_that_dies_are_done_by_another() -> None:
             results.update(pool.results())
         assert pool.results() == []
     assert results == {0: Lost("the worker process died (exit status 3)"), 1: 2, 2: 4}
+
+
+def test_a_task_whose_process_died_is_tried_once_more(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    # The first worker that gets this task dies; the next one finds the marker.
+    once = f"open({str(marker)!r}, 'x') and __import__('os')._exit(3)"
+    once = f"__import__('os').path.exists({str(marker)!r}) or ({once})"
+    lost = Lost("the worker process died (exit status 4)")
+    tasks = ["1 + 1", once, "__import__('os')._exit(4)", "2 + 2"]
+    with Pool[str, object](eval, workers=1, time_limit=30.0, ahead=2) as pool:
+        assert dict(pool.run(tasks)) == {0: 2, 1: True, 2: lost, 3: 4}
+        # The pool is there for what comes next.
+        assert dict(pool.run(["3 + 3"])) == {0: 6}
+        assert dict(pool.run([])) == {}
+
+
+def test_nothing_of_what_was_interrupted_is_taken_for_a_result() -> None:
+    with Pool[str, object](eval, workers=1, time_limit=30.0, ahead=2) as pool:
+        results = pool.run(["1", "2", "3"])
+        assert next(results) == (0, 1)
+        del results
+        assert pool.unfinished == 0
+        assert dict(pool.run(["4", "5"])) == {0: 4, 1: 5}
 
 
 def test_tasks_are_asked_for_when_there_is_a_worker_for_them() -> None:

@@ -1,0 +1,291 @@
+"""Records to structures, in worker processes: the one driver for lists, files and blocks of rows.
+
+The result does not depend on the number of processes. A record that crashes its process, or keeps
+it busy for too long, costs only itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import ConformerConfig
+from dipolegnn.molecules.chemistry import parse_smiles
+from dipolegnn.molecules.conformers import TIME_LIMIT_S, embed
+from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.molecule import Molecules, from_arrays, to_arrays
+from dipolegnn.molecules.records import Record
+from dipolegnn.molecules.sdf import read_sdf_record
+from dipolegnn.molecules.tables import SmilesRow
+from dipolegnn.molecules.workers import Lost, Pool
+from dipolegnn.molecules.xyz import read_frame
+
+STRUCTURES_PER_TASK = 32
+"""Structures that a worker reads at a time; SMILES, which take longer, are embedded one by one."""
+
+AHEAD = 2
+"""Tasks that wait for each worker, so that it has work while the caller is busy."""
+
+WINDOW = 4000
+"""Records that are read ahead of the oldest unfinished one at most, which bounds the memory."""
+
+Key = TypeVar("Key")
+
+Outcome = list[Data] | Failure
+"""The structures of a record (the conformers of one molecule), or why there are none."""
+
+_Packed = list[list[dict[str, Any]] | Failure]
+EmbeddingPool = Pool[list[Record], _Packed]
+"""Worker processes that embed and read records."""
+
+
+def structures(record: Record, config: ConformerConfig) -> Outcome:
+    """The conformers of a SMILES, or the structure that a record holds.
+
+    ``mol_id`` is the number of the record from 0, unless the record states its own.
+
+    Args:
+        record: The record.
+        config: How SMILES are embedded.
+    """
+    match record.content:
+        case Failure() as failure:
+            return failure
+        case SmilesRow() as row:
+            return _embedded(row, record, config)
+        case str(text):
+            found = read_sdf_record(text, record.row, source=record.source)
+        case frame:
+            found = read_frame(
+                frame, record.row, source=record.source, extended=record.suffix == ".extxyz"
+            )
+    return found if isinstance(found, Failure) else [found]
+
+
+def embed_records(
+    records: Iterable[tuple[Key, Record]], config: ConformerConfig, *, workers: int
+) -> Iterator[tuple[Key, Outcome]]:
+    """The structures of each record, in the order in which they are complete.
+
+    Records are read as they are needed, at most ``WINDOW`` ahead of the oldest unfinished one.
+
+    Args:
+        records: The records, each with a key that is returned with its outcome.
+        config: How SMILES are embedded.
+        workers: Processes; 0: the calling process, in order, where a crash of RDKit is not caught.
+    """
+    if workers == 0:
+        for key, record in records:
+            yield key, structures(record, config)
+        return
+    with embedding_pool(config, workers) as pool:
+        yield from embed_in(pool, records)
+
+
+def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
+    """Worker processes for :func:`embed_in`.
+
+    Args:
+        config: How SMILES are embedded.
+        workers: Number of processes.
+    """
+    return Pool(
+        partial(_packed, config=config),
+        workers=workers,
+        # Two embeddings of two attempts each, the minimizations, and some slack.
+        time_limit=(5.0 + config.conformers) * TIME_LIMIT_S,
+        ahead=AHEAD,
+    )
+
+
+def embed_in(
+    pool: EmbeddingPool, records: Iterable[tuple[Key, Record]]
+) -> Iterator[tuple[Key, Outcome]]:
+    """As :func:`embed_records`, in processes that stay for what comes next."""
+    todo = _tasks(records)
+    given: dict[int, _Task[Key]] = {}
+    numbers = itertools.count()
+    read = 0
+    at_end = False
+
+    def give(task: _Task[Key]) -> None:
+        number = next(numbers)
+        given[number] = task
+        pool.give(number, [record for _, record in task.records])
+
+    try:
+        while given or not at_end:
+            while not (at_end or pool.full or read - _oldest(given, read) >= WINDOW):
+                task = next(todo, None)
+                if task is None:
+                    at_end = True
+                else:
+                    read = task.first + len(task.records)
+                    give(task)
+            for number, found in pool.results():
+                task = given.pop(number)
+                if isinstance(found, Lost):
+                    if len(task.records) > 1:  # one by one: only the record at fault is lost
+                        for place, item in enumerate(task.records, start=task.first):
+                            give(_Task(place, [item]))
+                        continue
+                    found = [_lost(record, found) for _, record in task.records]
+                for (key, _), outcome in zip(task.records, found, strict=True):
+                    yield key, _unpacked(outcome)
+    except BaseException:  # unfinished tasks must not be taken for the next results
+        pool.stop()
+        raise
+
+
+def embed_smiles(
+    rows: Sequence[SmilesRow],
+    config: ConformerConfig,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    source: str = "",
+) -> Molecules:
+    """Conformers of many molecules, in order, with a failure for each molecule that has none.
+
+    ``mol_id`` is the position in ``rows``, from 0. With several workers a molecule that crashes
+    RDKit, or keeps it busy for too long, costs only itself.
+
+    Args:
+        rows: The molecules.
+        config: Number of conformers and seed.
+        workers: Processes; the result does not depend on it.
+        progress: Show a progress bar on standard error.
+        source: Name of the file that the rows are from, for the failures.
+    """
+    records = [Record(row.row, row, source=source) for row in rows]
+    return molecules_of(records, config, workers=workers, progress=progress)
+
+
+def molecules_of(
+    records: Sequence[Record],
+    config: ConformerConfig,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+) -> Molecules:
+    """The structures of all records, in order, with a failure for each record that has none.
+
+    ``mol_id`` of a SMILES is its position among the rows that are legible, from 0.
+
+    Args:
+        records: The records.
+        config: How SMILES are embedded.
+        workers: Processes that embed SMILES; with 1 the calling process, which also reads
+            structures.
+        progress: Show a progress bar on standard error while SMILES are embedded.
+
+    Raises:
+        ValueError: ``workers`` below 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    smiles = sum(isinstance(record.content, SmilesRow) for record in records)
+    outcomes = dict(
+        track(
+            embed_records(
+                enumerate(records), config, workers=workers if workers > 1 and smiles > 1 else 0
+            ),
+            description="Conformers",
+            total=len(records),
+            console=Console(stderr=True),
+            disable=not (progress and smiles),
+        )
+    )
+    found = Molecules([], [], [])
+    number = 0
+    for place, record in enumerate(records):
+        outcome = outcomes[place]
+        if isinstance(outcome, Failure):
+            found.failures.append(outcome)
+        else:
+            found.add(outcome, record.row)
+        if isinstance(record.content, SmilesRow):
+            for data in [] if isinstance(outcome, Failure) else outcome:
+                data.mol_id.fill_(number)
+            number += 1
+    return found
+
+
+class _Task(NamedTuple, Generic[Key]):
+    """Neighbouring records that a worker is given at a time."""
+
+    first: int
+    """Position of the first among all records."""
+    records: list[tuple[Key, Record]]
+
+
+def _tasks(records: Iterable[tuple[Key, Record]]) -> Iterator[_Task[Key]]:
+    task: _Task[Key] = _Task(0, [])
+    for place, (key, record) in enumerate(records, start=1):
+        task.records.append((key, record))
+        alone = isinstance(record.content, SmilesRow)
+        if alone or len(task.records) == STRUCTURES_PER_TASK:
+            yield task
+            task = _Task(place, [])
+    if task.records:
+        yield task
+
+
+def _oldest(given: dict[int, _Task[Key]], read: int) -> int:
+    return min((task.first for task in given.values()), default=read)
+
+
+def _embedded(row: SmilesRow, record: Record, config: ConformerConfig) -> Outcome:
+    stage = "read"
+    try:
+        mol = parse_smiles(row.smiles, name=row.name)
+        stage = "embed"
+        found = embed(
+            mol,
+            row.smiles.strip(),
+            config.conformers,
+            config.conformer_seed,
+            row.name,
+            record.row - 1,
+        )
+    except MoleculeError as error:
+        located = error.located(
+            molecule=row.name or row.smiles, row=record.row, source=record.source
+        )
+        return Failure.from_error(located, stage)
+    if row.dipole_magnitude is not None:
+        for data in found:
+            data.dipole_magnitude.fill_(row.dipole_magnitude)
+    return found
+
+
+def _packed(records: list[Record], *, config: ConformerConfig) -> _Packed:
+    """What a worker does."""
+    outcomes = (structures(record, config) for record in records)
+    return [
+        outcome if isinstance(outcome, Failure) else [to_arrays(data) for data in outcome]
+        for outcome in outcomes
+    ]
+
+
+def _unpacked(outcome: list[dict[str, Any]] | Failure) -> Outcome:
+    return outcome if isinstance(outcome, Failure) else [from_arrays(data) for data in outcome]
+
+
+def _lost(record: Record, lost: Lost) -> Failure:
+    """What became of a record that crashed its worker or kept it busy for too long."""
+    row = record.content if isinstance(record.content, SmilesRow) else None
+    return Failure(
+        source=record.source,
+        row=record.row,
+        molecule=(row.name or row.smiles) if row else "",
+        stage="embed" if row else "read",
+        problem=f"{'No 3D structure can be built' if row else 'It cannot be read'}: {lost.reason}",
+        remedy="Give a 3D structure (.sdf, .xyz)" if row else "Correct or remove the record",
+    )

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from dipolegnn.config import ConformerConfig
+from dipolegnn.molecules import (
+    Failure,
+    Molecules,
+    SmilesRow,
+    conformers,
+    embed_smiles,
+    embedding,
+    from_smiles,
+    text_of,
+)
+from dipolegnn.molecules.records import Record, RecordFile
+from dipolegnn.molecules.workers import Lost
+
+ROWS = [
+    SmilesRow(1, "O", "water", 1.85),
+    SmilesRow(2, "c1ccc", "broken"),
+    SmilesRow(4, "CCO"),
+    SmilesRow(5, "C1#CC1", "strained"),
+    SmilesRow(6, "N"),
+]
+
+
+def test_a_batch_loses_no_row_and_does_not_depend_on_the_number_of_workers(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = ConformerConfig(conformers=3)
+    one = embed_smiles(ROWS, config, source="list.smi")
+    assert capfd.readouterr() == ("", "")
+    two = embed_smiles(ROWS, config, source="list.smi", workers=2, progress=True)
+    assert "Conformers" in capfd.readouterr().err
+    assert [(f.row, f.molecule, f.stage) for f in one.failures] == [
+        (2, "broken", "read"),
+        (5, "strained", "embed"),
+    ]
+    assert all(failure.source == "list.smi" for failure in one.failures)
+    ids = [data.mol_id.item() for data in one.data]
+    assert ids == sorted(ids)
+    assert set(ids) == {0, 2, 4}
+    assert one.data[0].dipole_magnitude.item() == pytest.approx(1.85)
+    assert one.data[1].dipole_magnitude.isnan().all()
+    assert two.failures == one.failures
+    for a, b in zip(one.data, two.data, strict=True):
+        assert torch.equal(a.pos, b.pos)
+        assert (a.name, a.mol_id, a.energy, a.mol_block) == (
+            b.name,
+            b.mol_id,
+            b.energy,
+            b.mol_block,
+        )
+
+
+def test_an_empty_batch() -> None:
+    assert embed_smiles([], ConformerConfig(), workers=2) == Molecules([], [], [])
+
+
+def test_no_workers() -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        embed_smiles([], ConformerConfig(), workers=0)
+
+
+class CrashingPool:
+    """Does the work of one worker in this process, the last task first; ``Lost`` for some rows."""
+
+    lost_rows: ClassVar[set[int]]
+
+    def __init__(self, function: partial[Any], **_: object) -> None:
+        self.function = function
+        self.given: list[tuple[int, list[Record]]] = []
+
+    def __enter__(self) -> CrashingPool:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def full(self) -> bool:
+        return len(self.given) >= 3
+
+    def give(self, index: int, records: list[Record]) -> None:
+        self.given.append((index, records))
+
+    def results(self) -> Iterator[tuple[int, object]]:
+        index, records = self.given.pop()
+        if self.lost_rows & {record.row for record in records}:
+            yield index, Lost("not finished after 360 s")
+        else:
+            yield index, self.function(records)
+
+
+@pytest.fixture
+def second_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CrashingPool, "lost_rows", {2}, raising=False)
+    monkeypatch.setattr(embedding, "Pool", CrashingPool)
+
+
+@pytest.mark.usefixtures("second_is_lost")
+def test_a_molecule_that_takes_its_worker_along_is_a_failure() -> None:
+    rows = [SmilesRow(1, "O"), SmilesRow(2, "CC", "hanging"), SmilesRow(3, "N")]
+    found = embed_smiles(rows, ConformerConfig(), workers=2)
+    assert [data.name for data in found.data] == ["O", "N"]
+    (failure,) = found.failures
+    assert (failure.row, failure.molecule, failure.stage) == (2, "hanging", "embed")
+    assert "not finished after 360 s" in failure.problem
+
+
+@pytest.mark.usefixtures("second_is_lost")
+def test_a_structure_that_takes_its_worker_along_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "three.sdf"
+    path.write_text(text_of([from_smiles(smiles)[0] for smiles in ("CCO", "CC=O", "O")], ".sdf"))
+    with RecordFile(path) as file:
+        found = dict(embedding.embed_records(enumerate(file), ConformerConfig(), workers=2))
+    assert sorted(found) == [0, 1, 2]
+    assert isinstance(found[0], list)
+    assert isinstance(found[2], list)
+    second = found[1]
+    assert isinstance(second, Failure)
+    assert (second.row, second.source, second.stage) == (2, "three.sdf", "read")
+    assert "not finished after 360 s" in second.problem
+
+
+def test_records_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "WINDOW", 5)
+    read = 0
+
+    def records() -> Iterator[tuple[int, Record]]:
+        nonlocal read
+        for read in range(1, 101):
+            yield read, Record(read, SmilesRow(read, "[He]"))
+
+    done: set[int] = set()
+    for number, outcome in embedding.embed_records(records(), ConformerConfig(), workers=2):
+        assert isinstance(outcome, list)
+        oldest = min(set(range(1, 101)) - done)
+        assert read - oldest <= 5
+        done.add(number)
+    assert done == set(range(1, 101))
+
+
+def test_an_error_of_rdkits_own_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(mol: object) -> None:
+        raise RuntimeError("Invariant Violation")
+
+    monkeypatch.setattr(conformers, "_minimize", break_down)
+    found = embed_smiles([SmilesRow(1, "O"), SmilesRow(2, "N")], ConformerConfig())
+    assert [failure.row for failure in found.failures] == [1, 2]
+    assert "Invariant Violation" in found.failures[0].problem
