@@ -149,6 +149,10 @@ class DFTConfig:
     """Basis set; the default is QM9's, with the exponents of 6-31G."""
     density_fit: bool = True
     """Density fitting: much faster, dipoles change by about 0.001 D."""
+    grid_level: int = 3
+    """Integration grid of PySCF, 0 (coarse) to 9; 1 changes dipoles by about 0.001 D."""
+    scf_tolerance: float = 1e-9
+    """The SCF has converged when the energy changes by less, in hartree."""
     optimize: bool = False
     """Relax the geometry first, with the same method."""
     fmax: float = 0.02

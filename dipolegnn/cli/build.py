@@ -74,6 +74,8 @@ def label_method(options: LabelOptions) -> XTBConfig | DFTConfig | None:
             xc=options.xc,
             basis=options.basis,
             density_fit=not options.exact_integrals,
+            grid_level=options.grid_level,
+            scf_tolerance=options.scf_tolerance,
             optimize=options.optimize,
             fmax=options.fmax,
             max_steps=options.max_steps,

@@ -68,6 +68,10 @@ class LabelOptions:
     """dft: functional; b3lypg is B3LYP as Gaussian (and so QM9) defines it."""
     basis: str = DFTConfig.basis
     """dft: basis set; the default is QM9's."""
+    grid_level: int = DFTConfig.grid_level
+    """dft: integration grid of PySCF, 0 (coarse) to 9."""
+    scf_tolerance: float = DFTConfig.scf_tolerance
+    """dft: the SCF has converged when the energy changes by less, in hartree."""
     exact_integrals: _Flag = not DFTConfig.density_fit
     """dft: no density fitting. Much slower, and dipoles change by about 0.001 D."""
 

@@ -67,6 +67,31 @@ class TestDFT:
         difference = (fitted.dipole - exact.dipole).norm().item()
         assert 0 < difference < 2e-3
 
+    def test_hirshfeld_charges_hardly_depend_on_the_basis(self) -> None:
+        # Mulliken's charge of this oxygen changes by 0.4 e between the two.
+        compact, diffuse = (
+            label(water(), dft_calculator(DFTConfig(basis=basis))).atomic_charges
+            for basis in ("def2-svp", "def2-svpd")
+        )
+        assert compact[0].item() == pytest.approx(diffuse[0].item(), abs=0.03)
+        assert -0.5 < diffuse[0].item() < -0.2
+        assert diffuse.sum().item() == pytest.approx(0, abs=1e-5)
+
+    def test_hirshfeld_charges_of_an_ion_sum_to_its_charge(self) -> None:
+        hydroxide = diatomic((8, 1), 0.97, charge=-1)
+        charges = label(hydroxide, dft_calculator(QUICK, -1)).atomic_charges
+        assert charges.sum().item() == pytest.approx(-1, abs=1e-5)
+
+    def test_heavy_elements_have_their_core_potential(self) -> None:
+        from dipolegnn.labels.dft import core_potentials
+
+        assert list(core_potentials("def2-svpd", ["C", "I", "H"])) == ["I"]
+        assert core_potentials("def2-svpd", ["C", "H"]) == {}
+        # Experiment: 0.448 D (NIST CCCBDB), the hydrogen positive.
+        iodide = label(diatomic((53, 1), 1.609), dft_calculator(DFTConfig(basis="def2-svpd")))
+        assert iodide.dipole_magnitude.item() == pytest.approx(0.448, abs=0.1)
+        assert iodide.dipole[0].sum().item() > 0
+
     def test_points_at_the_hydrogens(self) -> None:
         labelled = label(water(), dft_calculator(QUICK))
         assert labelled.dipole[0, 2] > 1.0

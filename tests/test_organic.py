@@ -1,0 +1,118 @@
+"""The data set of DFT labels: which molecules it is made of, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rdkit import Chem
+
+from dipolegnn.config import DFTConfig
+from dipolegnn.data import ConformerDataset
+
+FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "organic"
+
+
+def load(name: str) -> ModuleType:
+    """A script of the data set as a module."""
+    spec = util.spec_from_file_location(f"organic_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """build.py, at a level that takes milliseconds."""
+    module = load("build")
+    monkeypatch.setattr(module, "LEVEL", DFTConfig(xc="lda,vwn", basis="sto-3g", grid_level=0))
+    return module
+
+
+def molecules_file(path: Path, *smiles: str) -> Path:
+    path.write_text("smiles\n" + "".join(f"{text}\n" for text in smiles), encoding="utf-8")
+    return path
+
+
+class TestSelection:
+    def test_rare_environments_first_and_excluded_molecules_out(self, tmp_path: Path) -> None:
+        select = load("select_molecules")
+        listed = tmp_path / "some.csv.gz"
+        smiles = [
+            "CCO",
+            "CCCO",
+            "CS",
+            "OCC",
+            "CC(=O)[O-]",
+            "[Na+].[Cl-]",
+            "C[Se]C",
+            "c1ccccc1",
+            "CI",
+        ]
+        with gzip.open(listed, "wt") as file:
+            file.write("\n".join(["smiles", *smiles, "C" * 13, "not one"]) + "\n")
+        key = Chem.MolToInchiKey(Chem.MolFromSmiles("CI")).split("-")[0]
+        held_back = tmp_path / "held_back.txt"
+        held_back.write_text(hashlib.sha256(key.encode()).hexdigest() + "\n")
+        output = tmp_path / "molecules.csv"
+        select.main([str(listed), "--exclude", str(held_back), "--output", str(output)])
+        with output.open() as file:
+            rows = list(csv.DictReader(file))
+        # Neither salts, selenium, 13 heavy atoms, the same molecule twice nor what is excluded.
+        assert {row["smiles"] for row in rows} == {*("CCO", "CCCO", "CS", "CC(=O)[O-]", "c1ccccc1")}
+        assert {row["source"] for row in rows} == {"some"}
+
+    def test_no_environment_waits_for_the_second_of_another(self) -> None:
+        select = load("select_molecules")
+
+        def candidate(name: str, *environments: int) -> object:
+            return select.Candidate(name, "", 0, 1, frozenset(environments), 1.0)
+
+        many = [candidate(f"a{k}", 1) for k in range(9)]
+        chosen = select.choose([*many, candidate("b", 2), candidate("ab", 1, 2)], 3)
+        assert chosen[0].smiles == "ab"
+        assert len(select.choose(many, 4)) == 4
+
+
+class TestBuild:
+    def test_goes_on_where_it_was(
+        self, build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listed = molecules_file(
+            tmp_path / "molecules.csv", "O", "C[NH3+]", "C#N", "[Na+].[Cl-]", "CF"
+        )
+        output = tmp_path / "organic"
+        arguments = ["--output", str(output), "--molecules", str(listed)]
+        build.main([*arguments, "--limit", "2"])
+        first = (output / "raw" / "molecules.npz").read_bytes()
+        build.main(arguments)
+        dataset = ConformerDataset(output)
+        assert [int(data.mol_id) for data in dataset] == [0, 1, 2, 4]
+        assert [round(float(data.charge)) for data in dataset] == [0, 1, 0, 0]
+        failed = (output / "failures.csv").read_text()
+        assert "[Na+].[Cl-]" in failed
+        assert failed.count("\n") == 2
+        # Done: nothing is calculated again, failures included.
+        monkeypatch.setattr(build, "labelled", None)
+        build.main(arguments)
+        assert len(ConformerDataset(output)) == 4
+        assert first != (output / "raw" / "molecules.npz").read_bytes()
+
+    def test_kinds_of_geometry(self, build: ModuleType) -> None:
+        def bonds(mol_id: int) -> list[float]:
+            data = build.structure(build.Row(mol_id, "O"))
+            return [float((data.pos[0] - data.pos[k]).norm()) for k in (1, 2)]
+
+        force_field, relaxed, displaced = bonds(0), bonds(1), bonds(4)
+        assert force_field == pytest.approx([0.969, 0.969], abs=2e-3)  # MMFF94s
+        assert relaxed == pytest.approx([0.959, 0.959], abs=2e-3)  # GFN2-xTB
+        assert abs(displaced[0] - displaced[1]) > 0.01
+        assert bonds(4) == displaced
