@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rdkit import Chem, RDLogger
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdFingerprintGenerator
 from rich.console import Console
 from rich.progress import track
@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Choose, and write the molecules in the order in which to label them."""
     options = _parser().parse_args(arguments)
     excluded = {line for path in options.exclude for line in path.read_text().split()}
-    RDLogger.DisableLog("rdApp.*")
-    candidates = list(candidates_of(options.lists, excluded))
+    with rdBase.BlockLogs():  # some lines of the lists are no molecules to RDKit
+        candidates = list(candidates_of(options.lists, excluded))
     chosen = choose(candidates, options.count)
     with options.output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -78,7 +78,7 @@ def candidates_of(lists: Sequence[Path], excluded: set[str]) -> Iterator[Candida
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for row in track(rows, description=source, console=Console(stderr=True)):
-            mol = Chem.MolFromSmiles(row["smiles"])
+            mol: Chem.Mol | None = Chem.MolFromSmiles(row["smiles"])
             if mol is None or not allowed(mol):
                 continue
             key = Chem.MolToInchiKey(mol).split("-")[0]
