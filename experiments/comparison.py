@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from markdown_table import NOTHING, markdown_table
+from common import NOTHING, markdown_table
 from numpy.typing import NDArray
 from rich.progress import track
 

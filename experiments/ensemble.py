@@ -20,7 +20,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from markdown_table import NOTHING, markdown_table
+from common import NOTHING, markdown_table
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 

@@ -19,9 +19,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from ase.data import chemical_symbols
+from common import NOTHING, ROOT, data_folder, markdown_table, read_arrays
 from comparison import Sample, by_xtb, measure, table
-from markdown_table import NOTHING, markdown_table
-from reference_data import ROOT, data_folder, read_arrays
 
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules import Failure, SmilesRow, embed_smiles, make_data

@@ -24,9 +24,9 @@ import tyro
 from ase import Atoms
 from ase.units import invcm
 from ase.vibrations import Infrared
+from common import ROOT
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from reference_data import ROOT
 from rich.progress import track
 
 from dipolegnn.config import XTBConfig

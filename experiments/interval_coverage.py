@@ -20,10 +20,9 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from force_field import from_their_smiles, relax_all, same_conformer
-from markdown_table import markdown_table
+from common import ROOT, data_folder, markdown_table, read_arrays, read_npz
+from geometry import from_their_smiles, relax_all, same_conformer
 from matplotlib.figure import Figure
-from reference_data import ROOT, data_folder, read_arrays, read_npz
 from rich.progress import track
 
 from dipolegnn._pyg import Data

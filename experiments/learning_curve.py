@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 import qm9
 import tyro
-from markdown_table import NOTHING, markdown_table
+from common import NOTHING, markdown_table
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

@@ -21,11 +21,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from ase.data import atomic_numbers
+from common import ROOT, data_folder, read_arrays, read_npz
 from comparison import Predictor, Sample, by_xtb, measure, table
 from external import EXPERIMENT, MP2, MP2_SET, QM9, TEST
-from force_field import smiles_of
+from geometry import smiles_of
 from rdkit import Chem
-from reference_data import ROOT, data_folder, read_arrays, read_npz
 
 from dipolegnn._pyg import Data
 from dipolegnn.data import ConformerDataset

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from force_field import from_their_smiles, relax_all
+from common import ROOT, data_folder, read_arrays, read_npz
+from geometry import from_their_smiles, relax_all
 from numpy.typing import NDArray
-from reference_data import ROOT, data_folder, read_arrays, read_npz
 from rich.progress import track
 
 from dipolegnn._pyg import Batch, Data

@@ -23,9 +23,9 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from force_field import perceived, relax_all
+from common import ROOT, data_folder, read_arrays, read_npz
+from geometry import perceived, relax_all
 from rdkit import Chem
-from reference_data import ROOT, data_folder, read_arrays, read_npz
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig, TrainConfig

@@ -23,7 +23,7 @@ from typing import Annotated, NamedTuple
 import psutil
 import torch
 import tyro
-from markdown_table import markdown_table
+from common import markdown_table
 from matplotlib.figure import Figure
 
 from dipolegnn.bulk import BulkResult, predict_files

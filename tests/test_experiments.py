@@ -293,18 +293,18 @@ def test_qm9_at_the_geometries_of_a_force_field_and_from_another_model(
 
 
 def test_relaxing_says_what_cannot_be_relaxed(project_root: Path) -> None:
-    force_field = module(project_root, "force_field")
+    geometry = module(project_root, "geometry")
     (propane,) = from_smiles("CCC", name="propane")
     stretched = propane.clone()
     stretched.pos = propane.pos * 1.03
-    found = force_field.relaxed(stretched)
+    found = geometry.relaxed(stretched)
     assert torch.allclose(torch.pdist(found.pos), torch.pdist(propane.pos), atol=0.01)
     # Where it lies is kept: it is laid upon what was given.
     assert torch.allclose(found.pos.mean(dim=0), stretched.pos.mean(dim=0), atol=1e-3)
 
     apart = propane.clone()
     apart.pos = propane.pos * 3
-    found, failures = force_field.relax_all([propane, apart, stretched])
+    found, failures = geometry.relax_all([propane, apart, stretched])
     assert [data is None for data in found] == [False, True, False]
     (failure,) = failures
     assert (failure.row, failure.molecule, failure.stage) == (2, "propane", "relax")
@@ -627,7 +627,7 @@ def test_ray_predict(project_root: Path, tmp_path: Path) -> None:
 
 
 def test_tables(project_root: Path) -> None:
-    table = module(project_root, "markdown_table").markdown_table
+    table = module(project_root, "common").markdown_table
     assert table(("model", "MAE, D"), [("a", "0.1"), ("b", 2)]) == (
         "| model | MAE, D |\n|---|---|\n| a | 0.1 |\n| b | 2 |"
     )

@@ -94,11 +94,11 @@ def test_goes_on_where_it_was_stopped_and_passes_over_failures(
 def test_processes_that_share_a_storage_do_not_repeat_each_other(
     optimize: ModuleType, tmp_path: Path
 ) -> None:
-    from search_study import open_study
-
     options = optimize.Options(data=tmp_path, output=tmp_path)
     storage = str(tmp_path / "study.log")
-    both = [open_study(storage, optimize.default_parameters(), {}, seed=0) for _ in range(2)]
+    both = [
+        optimize.open_study(storage, optimize.default_parameters(), {}, seed=0) for _ in range(2)
+    ]
     drawn = []
     for _ in range(3):
         # As two processes do that begin and end at the same time.
@@ -111,12 +111,10 @@ def test_processes_that_share_a_storage_do_not_repeat_each_other(
 
 
 def test_the_same_search_draws_the_same(optimize: ModuleType, tmp_path: Path) -> None:
-    from search_study import open_study
-
     options = optimize.Options(data=tmp_path, output=tmp_path)
     drawn = []
     for name in ("one", "two"):
-        study = open_study(str(tmp_path / f"{name}.log"), {}, {}, seed=3)
+        study = optimize.open_study(str(tmp_path / f"{name}.log"), {}, {}, seed=3)
         drawn.append([optimize.suggest(study.ask(), options) for _ in range(3)])
     assert drawn[0] == drawn[1]
 
@@ -135,12 +133,10 @@ def test_a_study_of_something_else_is_not_gone_on_with(
 def test_a_trial_whose_process_was_killed_is_tried_again(
     optimize: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import search_study
-
-    monkeypatch.setattr(search_study, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(optimize, "HEARTBEAT_S", 1)
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv.pop()); import optimize, search_study\n"
-        "search_study.HEARTBEAT_S = 1\n"
+        "import os, sys; sys.path.insert(0, sys.argv.pop()); import optimize\n"
+        "optimize.HEARTBEAT_S = 1\n"
         "optimize.fit = lambda *_, **__: os._exit(9)\n"
         "optimize.main(sys.argv[1:])"
     )

@@ -1,4 +1,4 @@
-"""The reference data that experiments train and test on, which are not part of the project.
+"""What the experiments share: reference data, which are not part of the project, and tables.
 
 ``--data``, ``$DIPOLEGNN_DATA`` or ``../shared/data`` is a folder with files like
 ``qm9_dipole.npz``, in which molecules lie end to end: ``n`` atoms each, ``z``, ``pos`` (angstrom)
@@ -8,6 +8,7 @@ and, with labels, ``mu`` (debye), ``dipole`` (debye) and ``dipole_ok``.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,29 @@ def read_npz(
         else:
             molecules.data.append(data)
     return molecules
+
+
+NOTHING = "–"
+"""What stands where there is no number."""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as Markdown, without a line break at its end.
+
+    Args:
+        header: Names of the columns, with units.
+        rows: As many cells each as there are columns; numbers are formatted already.
+
+    Raises:
+        ValueError: A row with more or fewer cells.
+    """
+    lines = [_line(header), "|" + "---|" * len(header)]
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{len(row)} cells {tuple(row)} for {len(header)} columns.")
+        lines.append(_line(row))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
