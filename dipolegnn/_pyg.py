@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
     from torch_geometric import EdgeIndex
     from torch_geometric.data import Batch, Data, InMemoryDataset
+    from torch_geometric.index import index2ptr
     from torch_geometric.loader import DataLoader
     from torch_geometric.nn import MessagePassing
     from torch_geometric.utils import segment
@@ -26,5 +27,6 @@ __all__ = [
     "EdgeIndex",
     "InMemoryDataset",
     "MessagePassing",
+    "index2ptr",
     "segment",
 ]

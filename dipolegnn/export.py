@@ -32,7 +32,7 @@ import dipolegnn
 from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import JSON
 from dipolegnn.files import replacing
-from dipolegnn.graph import KeptGraph, traceable_radius_graph
+from dipolegnn.graph import RadiusGraph
 from dipolegnn.models import LoadedModel
 from dipolegnn.nn import AtomwiseHead, DipoleModel, DipoleOutput
 
@@ -180,8 +180,7 @@ class _Program(nn.Module):
         self, z: Tensor, pos: Tensor, num_atoms: Tensor, charge: Tensor
     ) -> dict[str, Tensor]:
         ptr = torch.cat([num_atoms.new_zeros(1), num_atoms.cumsum(0)])  # [B + 1]
-        cutoff = self.model.representation.cutoff
-        graph = KeptGraph(traceable_radius_graph(pos, cutoff, ptr), cutoff)
+        graph = RadiusGraph.traced(pos, self.model.representation.cutoff, ptr)
         output = self.model(Data(z=z, pos=pos, charge=charge, ptr=ptr, radius_graph=graph))
         return {name: value for name, value in output._asdict().items() if value is not None}
 

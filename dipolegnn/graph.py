@@ -12,11 +12,11 @@ import importlib
 import math
 import warnings
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dipolegnn._pyg import index2ptr
 from dipolegnn.segments import segment_index
 
 _SLACK = 1.0 + 1e-5
@@ -31,16 +31,167 @@ _CHUNK_PAIRS = 4_000_000
 """Pairs of atoms whose distances the plain search holds in memory at once."""
 
 
-class KeptGraph(NamedTuple):
-    """A radius graph that was built before, of a batch whose atoms have not moved since.
+def can_check_values(tensor: Tensor) -> bool:
+    """True if values can be checked without a GPU synchronization."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class RadiusGraph:
+    """A radius graph that the fused kernels may trust.
+
+    Every edge has its reverse, no edge is longer than the cutoff, and edges are sorted by target.
+    Only this module makes such graphs; an ``edge_index`` from elsewhere takes the plain path.
 
     Attributes:
-        edge_index: What :func:`radius_graph` returns for the batch ``[2, E]``.
-        cutoff: The cutoff that it was built with, in angstrom.
+        edge_index: ``[2, E]`` as :func:`radius_graph` returns it.
+        cutoff: Cutoff radius in angstrom.
+
+    Example:
+        >>> pos = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0]])
+        >>> graph = RadiusGraph.of(pos, cutoff=5.0)
+        >>> graph.is_of(pos), graph.is_of(pos + 0.1)
+        (True, False)
     """
 
     edge_index: Tensor
     cutoff: float
+    _pos: _Original
+    _batch: _Original | None
+
+    def __init__(self) -> None:
+        raise TypeError(
+            "A RadiusGraph cannot be made from edges: the kernels would trust them. Make it from "
+            "positions with RadiusGraph.of(pos, cutoff, batch), or pass edge_index [2, E] itself "
+            "to the network, which then uses the plain path."
+        )
+
+    @classmethod
+    def _trusted(
+        cls, edge_index: Tensor, cutoff: float, pos: Tensor, batch: Tensor | None
+    ) -> RadiusGraph:
+        graph = cls.__new__(cls)
+        graph.edge_index, graph.cutoff = edge_index, float(cutoff)
+        graph._pos = _Original(pos)
+        graph._batch = None if batch is None else _Original(batch)
+        return graph
+
+    @classmethod
+    def of(cls, pos: Tensor, cutoff: float, batch: Tensor | None = None) -> RadiusGraph:
+        """Builds the graph; arguments and errors as for :func:`radius_graph`."""
+        return cls._trusted(radius_graph(pos, cutoff, batch), cutoff, pos, batch)
+
+    @classmethod
+    def traced(cls, pos: Tensor, cutoff: float, ptr: Tensor) -> RadiusGraph:
+        """Builds the graph with :func:`traceable_radius_graph`."""
+        return cls._trusted(traceable_radius_graph(pos, cutoff, ptr), cutoff, pos, None)
+
+    def is_of(self, pos: Tensor, batch: Tensor | None = None) -> bool:
+        """True if this is the graph of these positions.
+
+        On the CPU the values are compared. On a GPU that would synchronize: there the tensor must
+        be the same object without a tracked in-place change since (``Tensor._version``), and only
+        another tensor is compared by value. Changes through ``.data`` on a GPU are not tracked.
+
+        Args:
+            pos: Positions ``[N, 3]`` in angstrom.
+            batch: Molecule of each atom ``[N]``; None: not compared.
+        """
+        if not self._pos.equals(pos):
+            return False
+        return batch is None or (self._batch is not None and self._batch.equals(batch))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RadiusGraph:
+        """The graph on a device, which PyG calls when a batch is moved there."""
+        edge_index = self.edge_index.to(device, non_blocking=non_blocking)
+        if edge_index is self.edge_index:
+            return self
+        pos, batch = (
+            None if kept is None else kept.values.to(device, non_blocking=non_blocking)
+            for kept in (self._pos, self._batch)
+        )
+        assert pos is not None
+        return self._trusted(edge_index, self.cutoff, pos, batch)
+
+    @functools.cached_property
+    def rowptr(self) -> Tensor:
+        """First edge of each target atom, and E: ``[N + 1]``."""
+        return index2ptr(self.edge_index[1], self._pos.values.size(0))
+
+    @property
+    def col(self) -> Tensor:
+        """Source of each edge ``[E]``."""
+        return self.edge_index[0]
+
+
+class _Original:
+    """A tensor as it was when a graph was made from it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        traced = torch.compiler.is_compiling()
+        self.tensor = tensor
+        self.values = tensor if traced else tensor.detach().clone()
+        # Tensors that were made in inference mode do not count their changes.
+        self.version = None if traced or tensor.is_inference() else tensor._version
+
+    def __reduce__(self) -> tuple[type[_Original], tuple[Tensor]]:
+        return _Original, (self.values,)  # to a worker process or a file: values alone
+
+    def equals(self, tensor: Tensor) -> bool:
+        if torch.compiler.is_compiling():
+            return tensor is self.tensor
+        if tensor is self.tensor and self.version is not None and not can_check_values(tensor):
+            return tensor._version == self.version
+        kept = self.values
+        return (
+            (tensor.device, tensor.dtype) == (kept.device, kept.dtype)
+            and tensor.shape == kept.shape
+            and torch.equal(tensor, kept)
+        )
+
+
+class MoleculeGraphs:
+    """The radius graphs of many molecules end to end, to be put together into those of batches.
+
+    Args:
+        cutoff: Cutoff radius in angstrom.
+    """
+
+    def __init__(self, cutoff: float) -> None:
+        self.cutoff = cutoff
+        self._edges: list[Tensor] = []
+        self._counts: list[Tensor] = [torch.zeros(1, dtype=torch.long)]
+
+    def append(self, pos: Tensor, batch: Tensor, ptr: Tensor) -> None:
+        """Builds the graphs of further molecules, given as a batch."""
+        edge_index = radius_graph(pos, self.cutoff, batch)  # [2, E]
+        owner = batch[edge_index[1]]
+        # Counted from the first atom of each molecule.
+        self._edges.append((edge_index - ptr[owner]).int())
+        self._counts.append(owner.bincount(minlength=len(ptr) - 1).cpu())
+
+    @functools.cached_property
+    def ends(self) -> Tensor:
+        """First edge of each molecule, and their number ``[M + 1]``; on the CPU."""
+        return torch.cat(self._counts).cumsum(0)
+
+    @functools.cached_property
+    def _edge_index(self) -> Tensor:
+        return torch.cat(self._edges, dim=1)
+
+    def joined(
+        self, rows: Tensor, owner: Tensor, pos: Tensor, batch: Tensor, ptr: Tensor
+    ) -> RadiusGraph:
+        """The graph of a batch of these molecules.
+
+        Args:
+            rows: Its edges, molecule by molecule ``[E]``.
+            owner: Number of the molecule in the batch, for each of them ``[E]``.
+            pos: Positions ``[N, 3]``: those that the graphs were built from.
+            batch: Molecule of each atom ``[N]``.
+            ptr: First atom of each molecule, and N: ``[B + 1]``.
+        """
+        edge_index = self._edge_index.index_select(1, rows).long() + ptr[owner]
+        return RadiusGraph._trusted(edge_index, self.cutoff, pos, batch)
 
 
 def radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None = None) -> Tensor:

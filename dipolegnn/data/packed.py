@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dipolegnn._pyg import Batch, InMemoryDataset
-from dipolegnn.graph import KeptGraph, radius_graph
+from dipolegnn.graph import MoleculeGraphs
 
 _PerWhat = Literal["atom", "molecule"]
 
@@ -32,8 +32,8 @@ class PackedBatches(Dataset[Any]):
         device: Where the arrays lie and the batches are made.
         exclude: Fields that batches do without.
         cutoff: Build the radius graphs of this cutoff, in angstrom, once, and put them into the
-            batches as ``radius_graph``; None: leave that to the model. They are those of the
-            positions in the data set: not for who moves atoms between the data set and the model.
+            batches as ``radius_graph``; None: leave that to the model. The model builds a graph of
+            its own for a batch whose atoms were moved.
 
     Raises:
         ValueError: If they cannot.
@@ -65,13 +65,20 @@ class PackedBatches(Dataset[Any]):
                 self._tensors[field] = value.to(self.device)
             else:
                 self._texts[field] = value
-        self._graphs: _Graphs | None = None
+        self._graphs: MoleculeGraphs | None = None
         if cutoff is not None:
-            self._graphs = self._build_graphs(cutoff)
+            graphs = MoleculeGraphs(cutoff)
+            for start in range(0, len(self), _CHUNK):
+                batch = self[torch.arange(start, min(start + _CHUNK, len(self)))]
+                graphs.append(batch.pos, batch.batch, batch.ptr)
+            self._graphs = graphs
 
     def __len__(self) -> int:
         return len(self._positions)
 
+    # Tensors made in inference mode do not count in-place changes, by which a graph on a GPU
+    # detects that atoms were moved.
+    @torch.inference_mode(False)
     def __getitem__(self, positions: list[int] | Tensor) -> Batch:
         """The batch of the molecules at these positions, in this order."""
         chosen = torch.as_tensor(positions, dtype=torch.long)  # [B]
@@ -96,32 +103,10 @@ class PackedBatches(Dataset[Any]):
         batch.batch, batch.ptr = atoms.owner, _sent(atoms.ptr, self.device)
         if self._graphs is not None:
             edges = _Pieces.of(self._graphs.ends, chosen, self.device)
-            edge_index = self._graphs.edge_index.index_select(1, edges.rows).long()
-            shifted = edge_index + batch.ptr[edges.owner]
-            batch.radius_graph = KeptGraph(shifted, self._graphs.cutoff)
+            batch.radius_graph = self._graphs.joined(
+                edges.rows, edges.owner, batch.pos, batch.batch, batch.ptr
+            )
         return batch
-
-    def _build_graphs(self, cutoff: float) -> _Graphs:
-        """The radius graphs of all molecules, each counted from its own first atom."""
-        found, counts = [], []
-        for start in range(0, len(self), _CHUNK):
-            batch = self[torch.arange(start, min(start + _CHUNK, len(self)))]
-            edge_index = radius_graph(batch.pos, cutoff, batch.batch)  # [2, E]
-            owner = batch.batch[edge_index[1]]
-            found.append((edge_index - batch.ptr[owner]).int())
-            counts.append(owner.bincount(minlength=batch.num_graphs).cpu())
-        ends = torch.cat([torch.zeros(1, dtype=torch.long), *counts]).cumsum(0)
-        return _Graphs(cutoff, torch.cat(found, dim=1), ends)
-
-
-class _Graphs(NamedTuple):
-    """Radius graphs end to end."""
-
-    cutoff: float
-    edge_index: Tensor
-    """``[2, E]``, int32."""
-    ends: Tensor
-    """First edge of each molecule, and E; on the CPU."""
 
 
 class _Pieces(NamedTuple):

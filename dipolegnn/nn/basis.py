@@ -13,8 +13,52 @@ import torch
 from torch import Tensor, nn
 
 from dipolegnn._pyg import EdgeIndex
+from dipolegnn.graph import RadiusGraph, can_check_values
 from dipolegnn.nn.radial import BesselRBF, CosineCutoff, GaussianRBF
-from dipolegnn.ops import distance_grid
+from dipolegnn.ops import distance_grid, why_not_fused
+
+Edges = Tensor | RadiusGraph
+"""``edge_index [2, E]`` takes the plain path, a graph made by the package the fused kernels."""
+
+
+def checked_edges(edges: Edges, pos: Tensor, cutoff: float) -> Edges:
+    """The edges as a network uses them.
+
+    Args:
+        edges: A radius graph, or ``edge_index [2, E]``; an ``EdgeIndex`` of PyG, too, takes the
+            plain path: nothing guarantees that it is symmetric or within the cutoff.
+        pos: Positions ``[N, 3]`` in angstrom.
+        cutoff: Cutoff radius of the network in angstrom.
+
+    Raises:
+        ValueError: If a radius graph has a larger cutoff or belongs to other positions, if
+            ``edge_index`` is not ``[2, E]``, or if it has self-loops. Self-loops are not searched
+            for on a GPU; there they make the features NaN.
+    """
+    if isinstance(edges, RadiusGraph):
+        if edges.cutoff > cutoff:
+            raise ValueError(
+                f"The radius graph has the cutoff {edges.cutoff} Å and the network {cutoff} Å; "
+                "build it with the cutoff of the network."
+            )
+        if not edges.is_of(pos):
+            raise ValueError(
+                "The radius graph belongs to other positions than pos: atoms have moved since it "
+                "was built. Build it again with RadiusGraph.of(pos, cutoff, batch)."
+            )
+        return edges if why_not_fused(pos.device, pos.dtype) is None else edges.edge_index
+    plain = edges.as_tensor() if isinstance(edges, EdgeIndex) else edges
+    if plain.dim() != 2 or plain.size(0) != 2:
+        raise ValueError(f"edge_index must have the shape [2, E], got {list(plain.shape)}.")
+    if can_check_values(plain):
+        loops = plain[0] == plain[1]  # [E]
+        if bool(loops.any()):
+            raise ValueError(
+                f"edge_index has {int(loops.sum())} self-loops, the first at atom "
+                f"{int(plain[0][loops][0])}; an atom has no distance to itself. Remove them with "
+                "torch_geometric.utils.remove_self_loops."
+            )
+    return plain
 
 
 class RadialFeatures(NamedTuple):
@@ -46,16 +90,16 @@ class RadialLayer(nn.Module):
         self.envelope = CosineCutoff(cutoff)
         self._grid: RadialFeatures | None = None
 
-    def forward(self, pos: Tensor, edge_index: Tensor) -> RadialFeatures:
-        """Returns the features of every edge; of the grid where ``edge_index`` asks for kernels.
+    def forward(self, pos: Tensor, edges: Edges) -> RadialFeatures:
+        """Returns the features of every edge; for the fused kernels, those of the grid.
 
         Args:
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``; an ``EdgeIndex`` asks for the kernels.
+            edges: ``edge_index [2, E]``, or a radius graph for the kernels.
         """
-        if isinstance(edge_index, EdgeIndex):
+        if isinstance(edges, RadiusGraph):
             return self._on_grid(pos)
-        j, i = edge_index[0], edge_index[1]
+        j, i = edges[0], edges[1]
         edge_vec = pos[j] - pos[i]  # [E, 3]
         dist = torch.linalg.vector_norm(edge_vec, dim=1)  # [E]
         unit = edge_vec / dist.unsqueeze(1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from dipolegnn.graph import can_check_values
 
 MAX_Z = 100
 """Elements 1 to 100 have an embedding."""
@@ -25,11 +26,6 @@ class AtomFeatures(NamedTuple):
     v: Tensor | None
 
 
-def may_look_at(tensor: Tensor) -> bool:
-    """Whether a check may read the numbers: on a GPU it would make every step wait for them."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 class ElementEmbedding(nn.Embedding):
     """A vector per element, with N(0, 1) weights; refuses what is not an element it has."""
 
@@ -43,7 +39,7 @@ class ElementEmbedding(nn.Embedding):
             ValueError: If an atomic number is outside 1 to 100. On a GPU nobody looks; there
                 PyTorch's own check stops at numbers above 100.
         """
-        if may_look_at(z) and z.numel():
+        if can_check_values(z) and z.numel():
             low, high = int(z.min()), int(z.max())
             if low < 1 or high > MAX_Z:
                 raise ValueError(

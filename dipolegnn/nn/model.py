@@ -10,9 +10,9 @@ from ase.data import atomic_masses
 from torch import Tensor, nn
 
 import dipolegnn
-from dipolegnn._pyg import Data, EdgeIndex
+from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig
-from dipolegnn.graph import KeptGraph, radius_graph
+from dipolegnn.graph import RadiusGraph
 from dipolegnn.nn.calibration import Calibration
 from dipolegnn.nn.features import MAX_Z, AtomFeatures
 from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
@@ -106,8 +106,9 @@ class DipoleModel(nn.Module):
 
         Args:
             batch: A PyG ``Batch`` or one ``Data`` with ``z [N]`` and ``pos [N, 3]`` in angstrom;
-                ``charge [B]`` in e if there are ions. A :class:`~dipolegnn.graph.KeptGraph` of the
-                right cutoff in ``radius_graph`` is taken for the graph; else it is built here.
+                ``charge [B]`` in e if there are ions. A :class:`~dipolegnn.graph.RadiusGraph` in
+                ``radius_graph`` is used if it has the cutoff of the model and belongs to these
+                positions; otherwise the graph is built here.
 
         Returns:
             ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye, ``charges [N]`` in e.
@@ -180,22 +181,18 @@ class DipoleModel(nn.Module):
                 f"charge must have one entry per molecule [{ptr.numel() - 1}], got "
                 f"{list(charge.shape)}."
             )
-        edge_index = self._edges(batch, index)
-        if self._pays(edge_index) and self.message_passing == "fused":
-            size = (z.numel(), z.numel())
-            edge_index = EdgeIndex(
-                edge_index, sparse_size=size, sort_order="col", is_undirected=True
-            )
-        features = self.representation(z, pos, edge_index)
+        graph = self._graph(batch, index)
+        fused = self._pays(graph.edge_index) and self.message_passing == "fused"
+        features = self.representation(z, pos, graph if fused else graph.edge_index)
         centered = pos - self._centers_of_mass(z, pos, ptr)
         return HeadInput(features, centered, ptr, charge.view(-1).to(dtype))
 
-    def _edges(self, batch: Data, index: Tensor | None) -> Tensor:
+    def _graph(self, batch: Data, index: Tensor | None) -> RadiusGraph:
         """The radius graph, with the cutoff of the representation."""
-        kept = batch.get("radius_graph")
-        if isinstance(kept, KeptGraph) and kept.cutoff == self.representation.cutoff:
-            return kept.edge_index
-        return radius_graph(batch.pos, self.representation.cutoff, index)
+        kept, cutoff = batch.get("radius_graph"), self.representation.cutoff
+        if isinstance(kept, RadiusGraph) and kept.cutoff == cutoff and kept.is_of(batch.pos, index):
+            return kept
+        return RadiusGraph.of(batch.pos, cutoff, index)
 
     def _pays(self, edge_index: Tensor) -> bool:
         """Whether tabulating the filters is less work than evaluating them at every edge.
@@ -235,7 +232,7 @@ class DipoleModel(nn.Module):
         if any(layer.explain for layer in self.representation.interactions):
             return "an explainer looks at the messages, which the kernels never write down"
         if torch.compiler.is_compiling():
-            return "torch.compile does not see through PyG's EdgeIndex, which leads to the kernels"
+            return "torch.compile traces the plain message passing"
         weight = self.representation.embedding.weight
         return why_not_fused(weight.device, weight.dtype)
 

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dipolegnn._pyg import EdgeIndex, MessagePassing
-from dipolegnn.nn.basis import FilterRows, RadialFeatures, RadialLayer
+from dipolegnn._pyg import MessagePassing
+from dipolegnn.graph import RadiusGraph
+from dipolegnn.nn.basis import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
 from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
 from dipolegnn.nn.radial import radial_basis_layer
 from dipolegnn.ops import mixing_change, mixing_context, painn_message
@@ -77,28 +78,31 @@ class PaiNN(nn.Module):
         )
         self.mixings = nn.ModuleList(PaiNNMixing(hidden_channels) for _ in range(num_interactions))
 
-    def forward(self, z: Tensor, pos: Tensor, edge_index: Tensor) -> AtomFeatures:
+    def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
         """Describes every atom by its surroundings.
 
         Args:
             z: Atomic numbers ``[N]``.
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, as
-                :func:`dipolegnn.radius_graph` makes it.
+            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, of any graph without
+                self-loops; edges beyond the cutoff contribute nothing. A
+                :class:`~dipolegnn.graph.RadiusGraph` takes the fused kernels.
 
         Returns:
             ``s [N, F]`` and ``v [N, 3, F]``.
 
         Raises:
-            ValueError: If ``z`` holds an element outside the embedding.
+            ValueError: If ``z`` holds an element outside the embedding, or the graph does not fit
+                (self-loops, other positions, a larger cutoff).
         """
-        radial = self.radial(pos, edge_index)
+        edges = checked_edges(edge_index, pos, self.cutoff)
+        radial = self.radial(pos, edges)
         s = self.embedding(z)  # [N, F]
         v = s.new_zeros(s.size(0), 3, s.size(1))  # [N, 3, F]
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
-            ds, dv = interaction(s, v, pos, edge_index, radial)
+            ds, dv = interaction(s, v, pos, edges, radial)
             s, v = s + ds, v + dv
-            ds, dv = mixing(s, v, fused=isinstance(edge_index, EdgeIndex))
+            ds, dv = mixing(s, v, fused=isinstance(edges, RadiusGraph))
             s, v = s + ds, v + dv
         return AtomFeatures(s, v)
 
@@ -119,8 +123,6 @@ class PaiNNInteraction(MessagePassing):
         num_rbf: Number of radial basis functions R.
     """
 
-    SUPPORTS_FUSED_EDGE_INDEX = True
-
     def __init__(self, hidden_channels: int, num_rbf: int, cutoff: float) -> None:
         super().__init__(aggr="add", node_dim=0)
         self.cutoff = cutoff
@@ -133,7 +135,7 @@ class PaiNNInteraction(MessagePassing):
         self.filter = linear(num_rbf, 3 * hidden_channels)
 
     def forward(
-        self, s: Tensor, v: Tensor, pos: Tensor, edge_index: Tensor, radial: RadialFeatures
+        self, s: Tensor, v: Tensor, pos: Tensor, edges: Edges, radial: RadialFeatures
     ) -> tuple[Tensor, Tensor]:
         """Returns the changes ``[N, F]`` of ``s`` and ``[N, 3, F]`` of ``v``.
 
@@ -141,34 +143,21 @@ class PaiNNInteraction(MessagePassing):
             s: Scalar features ``[N, F]``.
             v: Vector features ``[N, 3, F]``.
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``, source and target.
+            edges: ``edge_index [2, E]``, or a radius graph for the fused kernel.
             radial: Expanded distances.
         """
         w = self.filter_rows(self.filter, radial)  # [E or T, 3F]
-        changes: tuple[Tensor, Tensor] = self.propagate(
-            edge_index, x=self.phi(s), v=v, w=w, unit=radial.unit, pos=pos
-        )
-        return changes
+        x = self.phi(s)  # [N, 3F]
+        if isinstance(edges, RadiusGraph):
+            return painn_message(x, v, w, pos, edges.rowptr, edges.col, self.cutoff)
+        ds, dv = self.propagate(edges, x=x, v=v, w=w, unit=radial.unit).split([1, 3], dim=1)
+        return ds.squeeze(1), dv
 
     def message(self, x_j: Tensor, v_j: Tensor, w: Tensor, unit: Tensor) -> Tensor:
         """Returns scalar and vector message of each edge, stacked: ``[E, 4, F]``."""
         a, b, c = (x_j * w).chunk(3, dim=1)  # [E, F] each
         vector = b.unsqueeze(1) * unit.unsqueeze(2) + c.unsqueeze(1) * v_j  # [E, 3, F]
         return torch.cat([a.unsqueeze(1), vector], dim=1)
-
-    def message_and_aggregate(
-        self, edge_index: EdgeIndex, x: Tensor, v: Tensor, w: Tensor, pos: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The sums by the fused kernel, ``w`` being the filter on the grid."""
-        (rowptr, col), _ = edge_index.get_csc()
-        return painn_message(x, v, w, pos, rowptr, col, self.cutoff)
-
-    def update(self, inputs: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The changes ``[N, F]`` and ``[N, 3, F]``, from the stacked sums of the messages."""
-        if isinstance(inputs, Tensor):
-            ds, dv = inputs.split([1, 3], dim=1)
-            return ds.squeeze(1), dv
-        return inputs
 
 
 class PaiNNMixing(nn.Module):

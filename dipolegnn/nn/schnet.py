@@ -11,8 +11,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from dipolegnn._pyg import EdgeIndex, MessagePassing
-from dipolegnn.nn.basis import FilterRows, RadialFeatures, RadialLayer
+from dipolegnn._pyg import MessagePassing
+from dipolegnn.graph import RadiusGraph
+from dipolegnn.nn.basis import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
 from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
 from dipolegnn.nn.radial import radial_basis_layer
 from dipolegnn.ops import cfconv
@@ -71,25 +72,28 @@ class SchNet(nn.Module):
             for _ in range(num_interactions)
         )
 
-    def forward(self, z: Tensor, pos: Tensor, edge_index: Tensor) -> AtomFeatures:
+    def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
         """Describes every atom by its surroundings.
 
         Args:
             z: Atomic numbers ``[N]``.
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, as
-                :func:`dipolegnn.radius_graph` makes it.
+            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, of any graph without
+                self-loops; edges beyond the cutoff contribute nothing. A
+                :class:`~dipolegnn.graph.RadiusGraph` takes the fused kernels.
 
         Returns:
             ``s [N, F]``; ``v`` is None.
 
         Raises:
-            ValueError: If ``z`` holds an element outside the embedding.
+            ValueError: If ``z`` holds an element outside the embedding, or the graph does not fit
+                (self-loops, other positions, a larger cutoff).
         """
-        radial = self.radial(pos, edge_index)
+        edges = checked_edges(edge_index, pos, self.cutoff)
+        radial = self.radial(pos, edges)
         s = self.embedding(z)  # [N, F]
         for interaction in self.interactions:
-            s = s + interaction(s, pos, edge_index, radial)
+            s = s + interaction(s, pos, edges, radial)
         return AtomFeatures(s, None)
 
 
@@ -107,8 +111,6 @@ class SchNetInteraction(MessagePassing):
         num_rbf: Number of radial basis functions R.
     """
 
-    SUPPORTS_FUSED_EDGE_INDEX = True
-
     def __init__(self, hidden_channels: int, num_rbf: int, cutoff: float) -> None:
         super().__init__(aggr="add", node_dim=0)
         self.cutoff = cutoff
@@ -125,25 +127,23 @@ class SchNetInteraction(MessagePassing):
             linear(hidden_channels, hidden_channels),
         )
 
-    def forward(self, s: Tensor, pos: Tensor, edge_index: Tensor, radial: RadialFeatures) -> Tensor:
+    def forward(self, s: Tensor, pos: Tensor, edges: Edges, radial: RadialFeatures) -> Tensor:
         """Returns the change ``[N, F]`` of ``s``.
 
         Args:
             s: Scalar features ``[N, F]``.
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``, source and target.
+            edges: ``edge_index [2, E]``, or a radius graph for the fused kernel.
             radial: Expanded distances.
         """
         w = self.filter_rows(self.filter, radial)  # [E or T, F]
-        return self.out_layers(self.propagate(edge_index, x=self.in_layer(s), w=w, pos=pos))
+        x = self.in_layer(s)  # [N, F]
+        if isinstance(edges, RadiusGraph):
+            sums = cfconv(x, w, pos, edges.rowptr, edges.col, self.cutoff)
+        else:
+            sums = self.propagate(edges, x=x, w=w)
+        return self.out_layers(sums)
 
     def message(self, x_j: Tensor, w: Tensor) -> Tensor:
         """Returns the message of each edge ``[E, F]``."""
         return x_j * w
-
-    def message_and_aggregate(
-        self, edge_index: EdgeIndex, x: Tensor, w: Tensor, pos: Tensor
-    ) -> Tensor:
-        """The same sums ``[N, F]`` by the fused kernel, ``w`` being the filter on the grid."""
-        (rowptr, col), _ = edge_index.get_csc()
-        return cfconv(x, w, pos, rowptr, col, self.cutoff)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
+from dipolegnn.graph import can_check_values
 from dipolegnn.nn import DipoleOutput
-from dipolegnn.nn.features import may_look_at
 
 
 def dipole_loss(output: DipoleOutput, batch: Data, config: TrainConfig) -> Tensor:
@@ -59,7 +59,7 @@ def molecule_losses(
         difference = output.dipole - batch.dipole.where(has_vector.unsqueeze(1), 0.0)
         squared = difference.square().sum(dim=1).where(has_vector, squared)
         labelled = labelled | has_vector
-    if may_look_at(labelled) and not bool(labelled.any()):
+    if can_check_values(labelled) and not bool(labelled.any()):
         kind = "magnitude" if output.dipole is None else "vector or magnitude"
         raise ValueError(
             f"No molecule of this batch has a dipole {kind} (mol_id {batch.mol_id.tolist()}). "

@@ -104,4 +104,5 @@ def test_graphs_that_are_kept_are_those_of_the_batch(
             expected = radius_graph(batch.pos, 1.2, batch.batch)
             assert batch.radius_graph.cutoff == 1.2
             assert torch.equal(batch.radius_graph.edge_index, expected)
+            assert batch.radius_graph.is_of(batch.pos, batch.batch)
             assert len(batch.to_data_list()) == len(positions)

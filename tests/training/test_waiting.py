@@ -55,8 +55,8 @@ class Waiting(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that look at numbers are made on the CPU alone."""
-    monkeypatch.setattr("dipolegnn.nn.features.may_look_at", lambda tensor: False)
-    monkeypatch.setattr("dipolegnn.training.loss.may_look_at", lambda tensor: False)
+    for module in ("graph", "nn.basis", "nn.features", "training.loss"):
+        monkeypatch.setattr(f"dipolegnn.{module}.can_check_values", lambda tensor: False)
 
 
 def test_the_check_finds_what_waits() -> None:
