@@ -9,9 +9,8 @@ import pytest
 import torch
 
 # Tests run in several processes at once; more threads than one each only get in each other's way.
-torch.set_num_threads(1)
-# And for the commands that tests start.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests and the programs that they start have the same number, on which the last bits depend.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 # Without a GPU its kernels run in Triton's interpreter, which has to be said before anything
 # imports Triton, as PyG does.
 if not torch.cuda.is_available():

@@ -23,9 +23,11 @@ def outputs(cell: Any) -> str:
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]\d+)?")
 
 
-def words(text: str) -> list[str]:
-    """What it says but for the numbers, and but for a sign or a blank that goes with them."""
-    return NUMBER.sub("#", text).replace("-#", "#").split()
+def words(text: str) -> str:
+    """The text with # for each number, without blanks: with the signs of its numbers and with the
+    version of NumPy an array is spaced differently.
+    """
+    return "".join(NUMBER.sub("#", text).split())
 
 
 @pytest.mark.parametrize("name", ["chemists", "researchers"])
