@@ -394,6 +394,9 @@ def test_external(
     assert "| experiment (from SMILES) | painn-qm9 (1 left out) | all | GFN2-xTB | 2 |" in text
     assert "| experiment (from SMILES) | painn-qm9 | Cl 1 | – |" in text
     assert "- `[Na+].[Cl-]`: 2 fragments" in text
+    labels = json.loads((out / "level_of_theory.json").read_text(encoding="utf-8"))
+    assert {row["method"] for row in labels} == {"B3LYP/6-31G(2df,p)", "painn-qm9", "GFN2-xTB"}
+    assert "| experiment |" in (out / "level_of_theory.md").read_text(encoding="utf-8")
 
 
 def test_level_of_theory(project_root: Path, molecules: list[Data], tmp_path: Path) -> None:
@@ -413,10 +416,8 @@ def test_level_of_theory(project_root: Path, molecules: list[Data], tmp_path: Pa
         "hydrogen cyanide,C#N,3.0\n",  # there twice, as if in two stereoisomers
         encoding="utf-8",
     )
-    out = tmp_path / "out"
-    module(project_root, "level_of_theory").main(["--data", str(tmp_path), "--output", str(out)])
+    rows, text = module(project_root, "external").compare_labels(tmp_path)
 
-    rows = json.loads((out / "level_of_theory.json").read_text(encoding="utf-8"))
     of_all = {(row["set"].split()[0], row["method"]): row for row in rows if row["part"] == "all"}
     labels = of_all["experiment", "B3LYP/6-31G(2df,p)"]
     assert (labels["molecules"], labels["left out"]) == (3, 2)
@@ -429,7 +430,6 @@ def test_level_of_theory(project_root: Path, molecules: list[Data], tmp_path: Pa
     for method in ("painn-qm9", "GFN2-xTB"):
         assert of_all["experiment", method]["molecules"] == 3
         assert of_all["QM9's", method]["mae_D"] > 0.01
-    text = (out / "level_of_theory.md").read_text(encoding="utf-8")
     assert "No B3LYP label for: butane, hydrogen cyanide" in text
 
 
@@ -530,65 +530,6 @@ def test_coverage(
     assert sum(by_size) == 60
     assert "Predicting with error bars takes" in capsys.readouterr().out
     assert (tmp_path / "out" / "coverage.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_learning_curves(
-    project_root: Path, qm9_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    curve = module(project_root, "learning_curve")
-    sizes = (1000, 20000, 108762)
-    assert [curve.epochs_of(size, 800_000) for size in sizes] == [100, 40, 7]
-    assert curve.epochs_of(108762, 100_000) == 4
-    run = tmp_path / "run"
-    words = ["--data", str(qm9_data), "--output", str(run), "--fast", "--sizes", "4", "2"]
-    words += ["--kinds", "painn-dipole", "schnet-atomwise"]
-    curve.main(words)
-    with (run / "learning_curve.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["molecules"], row["kind"]) for row in rows] == [
-        ("2", "painn-dipole"),
-        ("2", "schnet-atomwise"),
-        ("4", "painn-dipole"),
-        ("4", "schnet-atomwise"),
-    ]
-    assert all(float(row["test_mae"]) > 0 for row in rows)
-    table = (run / "learning_curve.md").read_text()
-    assert f"| 4 | {float(rows[2]['test_mae']):.4f} (1) |" in table
-    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
-    curve.main(words)  # nothing is trained twice
-    assert "molecules, 1 epochs" not in capsys.readouterr().out
-
-
-def test_error_bars_of_an_ensemble(project_root: Path, tmp_path: Path) -> None:
-    ensemble = module(project_root, "ensemble")
-    generator = np.random.default_rng(1)
-    scale = generator.uniform(0.5, 2.0, 4000)
-    error = np.abs(scale * generator.normal(size=4000))
-    row = ensemble.measured("its own scale", error, scale, 1.0)
-    flat = ensemble.measured("none", error, np.ones(4000), 1.0)
-    # Half a normal distribution lies below 1.645.
-    assert row.half_width == pytest.approx(1.645 * scale.mean(), rel=0.03)
-    assert (row.coverage, flat.coverage) == pytest.approx((0.9, 0.9), abs=0.01)
-    assert row.half_width < flat.half_width
-    assert row.correlation > 0.3
-    assert np.isnan(flat.correlation)
-
-    few = list(ConformerDataset(project_root / "datasets" / "small_molecules")[:40])
-    split = make_split(few, val=30, test=0, seed=0)
-    save_dataset(tmp_path / "data", Molecules(few, []), About(name="few"), split=split)
-    shipped = project_root / "dipolegnn" / "pretrained"
-    models = [shipped / f"{name}.safetensors" for name in ("painn-xtb", "painn-qm9")]
-    words = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--runs"]
-    ensemble.main([*words, *map(str, models)])
-    rows = json.loads((tmp_path / "out" / "ensemble.json").read_text())
-    assert [row["what"] for row in rows[:2]] == [
-        "network 1, last layer",
-        "network 1, one width for all",
-    ]
-    assert len(rows) == 7
-    assert rows[0]["mae"] < rows[2]["mae"]  # the data are GFN2-xTB's
-    assert "| average of 2, their spread |" in (tmp_path / "out" / "ensemble.md").read_text()
 
 
 def test_throughput(project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
