@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-import dipolegnn
+from dipolegnn import __version__
 from dipolegnn.config import ModelConfig
 from dipolegnn.files import replacing
 from dipolegnn.nn import Calibration, DipoleModel, build_model
@@ -62,7 +62,7 @@ def save_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JS
             **provenance,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {
-                "dipolegnn": dipolegnn.__version__,
+                "dipolegnn": __version__,
                 "torch": torch.__version__,
                 "torch_geometric": version("torch_geometric"),
             },
@@ -129,7 +129,7 @@ def _read_metadata(path: Path, text: str) -> tuple[ModelConfig, dict[str, JSON]]
         raise ModelFileError(f"The metadata of {path} are damaged ({error!r}).") from error
     if written_as != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has format version {written_as}, and dipolegnn {dipolegnn.__version__} reads "
+            f"{path} has format version {written_as}, and dipolegnn {__version__} reads "
             f"version {FORMAT_VERSION}. Install the dipolegnn that wrote it or a newer one."
         )
     try:
@@ -137,7 +137,7 @@ def _read_metadata(path: Path, text: str) -> tuple[ModelConfig, dict[str, JSON]]
         unknown = sorted(metadata["model"].keys() - known)
         if unknown:
             raise ModelFileError(
-                f"The model in {path} has settings that dipolegnn {dipolegnn.__version__} does "
+                f"The model in {path} has settings that dipolegnn {__version__} does "
                 f"not know: {', '.join(unknown)}. Install the dipolegnn that wrote it or a newer "
                 "one."
             )

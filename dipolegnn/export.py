@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-import dipolegnn
+from dipolegnn import __version__
 from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import JSON
 from dipolegnn.files import replacing
@@ -322,5 +322,5 @@ def _description(program: _Program, loaded: LoadedModel) -> dict[str, JSON]:
         "origin": "centre of mass (standard atomic weights); it matters for ions only",
         "model": asdict(model.config),
         "provenance": loaded.provenance,
-        "exported_by": {"dipolegnn": dipolegnn.__version__, "torch": torch.__version__},
+        "exported_by": {"dipolegnn": __version__, "torch": torch.__version__},
     }

@@ -126,6 +126,16 @@ def test_every_part_has_its_level() -> None:
     assert len([rank(part) for part in parts - {"__init__"}]) >= 10
 
 
+def test_no_module_reaches_all_others() -> None:
+    """``import dipolegnn`` gives access to every part, whatever its level."""
+    everything = [
+        str(found)
+        for found in ALL_IMPORTS
+        if found.module == "dipolegnn" and found.part not in ("__init__", "__main__")
+    ]
+    assert not everything, "\n".join(everything)
+
+
 def test_imports_point_downward() -> None:
     upward = [str(found) for found, target in within_package() if rank(target) >= rank(found.part)]
     assert not upward, "\n".join(upward)

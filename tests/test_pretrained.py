@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipolegnn import DipoleModel
+import dipolegnn
 from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.molecules import from_smiles, write_file
@@ -99,15 +99,15 @@ def test_the_smallest_molecules(name: str, smiles: str, b3lyp: float) -> None:
     assert found.magnitude == pytest.approx(b3lyp, abs=0.15)
 
 
-def test_from_pretrained() -> None:
-    model = DipoleModel.from_pretrained("painn-qm9")
+def test_load_pretrained() -> None:
+    model = dipolegnn.load_pretrained("painn-qm9")
     assert not model.training
     same = load_pretrained("painn-qm9").state_dict()
     assert all(torch.equal(weight, same[key]) for key, weight in model.state_dict().items())
     with pytest.raises(
         ValueError, match="no pretrained model 'painn'; there are painn-qm9, painn-qm9-m"
     ):
-        DipoleModel.from_pretrained("painn")
+        dipolegnn.load_pretrained("painn")
 
 
 def test_elements() -> None:

@@ -9,7 +9,6 @@ import torch
 from ase.data import atomic_masses
 from torch import Tensor, nn
 
-import dipolegnn
 from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig
 from dipolegnn.graph import RadiusGraph
@@ -87,19 +86,6 @@ class DipoleModel(nn.Module):
         self.kernels = kernels
         self.calibration = None
         self.register_buffer("masses", _standard_masses(), persistent=False)
-
-    @classmethod
-    def from_pretrained(cls, name: str) -> DipoleModel:
-        """Loads a model that comes with the package: ``DipoleModel.from_pretrained("painn-qm9")``.
-
-        Args:
-            name: Its name; ``dipolegnn.pretrained.pretrained_names()`` lists them.
-
-        Raises:
-            ValueError: If there is none of that name.
-        """
-        # By its public name: what reads files stands above the networks.
-        return dipolegnn.load_pretrained(name)
 
     def forward(self, batch: Data) -> DipoleOutput:
         """Predicts the dipole moments of a batch.
