@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dipolegnn.data.build import save_dataset
 from dipolegnn.data.card import About, Card, Counts, check_card, read_card, write_card
-from dipolegnn.data.dataset import ConformerDataset, save_dataset
+from dipolegnn.data.dataset import ConformerDataset
 from dipolegnn.data.splits import (
     Split,
+    SplitConfig,
     make_split,
     random_split,
     read_split,
@@ -27,6 +29,7 @@ __all__ = [
     "Counts",
     "DipoleDataModule",
     "Split",
+    "SplitConfig",
     "check_card",
     "make_split",
     "random_split",

@@ -25,6 +25,8 @@ MOLECULES_FILE = Path("raw") / "molecules.npz"
 CARD_FILE = "card.yaml"
 SPLIT_FILE = "split.csv"
 FAILURES_FILE = "failures.csv"
+INPUTS_FILE = "inputs.json"
+"""Inputs that a data set was made from by ``ConformerDataset.from_smiles`` or ``from_file``."""
 
 _PACKAGES = ("dipolegnn", "numpy", "rdkit", "torch", "torch-geometric")
 

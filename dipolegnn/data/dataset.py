@@ -5,12 +5,13 @@ folder/
   card.yaml           what they are (see card.py)
   split.csv           training, validation and test molecules
   failures.csv        what was meant to be in it, and is not, and why
+  inputs.json         inputs of from_smiles or from_file, by which they see a change
   processed/          made out of raw/ by PyG; may be deleted at any time
 """
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 
 from dipolegnn._pyg import Data, InMemoryDataset
+from dipolegnn.config import ConformerConfig
+from dipolegnn.data.build import Recipe, build_if_changed
 from dipolegnn.data.card import (
     CARD_FILE,
     FAILURES_FILE,
@@ -25,12 +28,9 @@ from dipolegnn.data.card import (
     SPLIT_FILE,
     About,
     Card,
-    make_card,
     read_card,
-    write_card,
 )
-from dipolegnn.data.fingerprint import describe
-from dipolegnn.data.splits import Split, read_split, write_split
+from dipolegnn.data.splits import Split, SplitConfig, read_split
 from dipolegnn.data.storage import (
     ATOM_FIELDS,
     FIELDS,
@@ -39,23 +39,25 @@ from dipolegnn.data.storage import (
     PackedMolecules,
     read_packed,
     unpack,
-    write_molecules,
 )
 from dipolegnn.files import replacing, sha256_of
-from dipolegnn.molecules import Molecules, write_failures
+from dipolegnn.labels import LabelMethod
+from dipolegnn.molecules import Failure, TableColumns, read_failures
 
 
 class ConformerDataset(InMemoryDataset):
-    """Molecules with coordinates and dipoles, out of a folder made by ``dipolegnn build``.
+    """Molecules with coordinates and dipoles, from a folder.
 
-    The processed file is made at first use and again by itself whenever ``raw/molecules.npz``,
-    ``pre_transform`` or ``pre_filter`` have changed; its name holds a fingerprint of the three.
+    The folder is made by :meth:`from_smiles`, :meth:`from_file`, ``dipolegnn build`` or
+    ``save_dataset``. PyG's processed file is made at first use, and again whenever
+    ``raw/molecules.npz`` has changed.
 
     Args:
         root: The folder.
         transform: Applied to a molecule at each access.
-        pre_transform: Applied to each molecule once.
-        pre_filter: Says which molecules stay.
+        pre_transform: Applied to each molecule once, when the data set is opened (the result is
+            kept in memory, not on disk).
+        pre_filter: True for the molecules to keep; applied before ``pre_transform``.
 
     Raises:
         FileNotFoundError: There are no molecules in the folder.
@@ -84,10 +86,130 @@ class ConformerDataset(InMemoryDataset):
             )
         sha256 = sha256_of(source)
         self.card = _card_of(self.folder, sha256)
-        made_from = (sha256, FORMAT_VERSION, describe(pre_transform), describe(pre_filter))
-        self._fingerprint = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+        self._processed_name = f"molecules_{FORMAT_VERSION}_{sha256[:16]}.pt"
         super().__init__(str(self.folder), transform, pre_transform, pre_filter, log=False)
         self.load(self.processed_paths[0])
+        if pre_transform is not None or pre_filter is not None:
+            self._apply(pre_transform, pre_filter)
+
+    @classmethod
+    def from_smiles(
+        cls,
+        smiles: Sequence[str],
+        root: str | Path,
+        *,
+        label: LabelMethod | None = None,
+        conformers: ConformerConfig | None = None,
+        split: SplitConfig | None = None,
+        about: About | None = None,
+        workers: int = 1,
+        progress: bool = False,
+    ) -> ConformerDataset:
+        """Make a data set from SMILES, or open it if it was made from the same inputs before.
+
+        Molecules that cannot be embedded or labelled are left out with a warning and listed in
+        ``failures``.
+
+        Args:
+            smiles: The molecules; ``mol_id`` is the position in this list.
+            root: Folder of the data set. It is made again when the inputs have changed.
+            label: Method of the reference dipoles: ``XTBConfig()``, ``DFTConfig()`` or an
+                ``ASEConfig`` of any ASE calculator; None: no labels.
+            conformers: Number of conformers and seed of the embedding.
+            split: Split; None: at random with 10 % each for validation and test, or no split if
+                there are fewer than 3 molecules.
+            about: Statements for the card; those left at their default are filled in.
+            workers: Processes that embed and label; the result does not depend on it.
+            progress: Show progress bars on standard error.
+
+        Raises:
+            FileExistsError: The folder holds a data set that was made in another way.
+            ImportError: The program that computes the labels is not installed.
+            ValueError: Every molecule failed, or the split leaves no training molecules.
+
+        Example:
+            >>> import tempfile
+            >>> folder = tempfile.TemporaryDirectory()
+            >>> dataset = ConformerDataset.from_smiles(["CCO", "O", "N"], root=folder.name)
+            >>> dataset[1].z.tolist()
+            [8, 1, 1]
+            >>> folder.cleanup()
+        """
+        if isinstance(smiles, str):
+            raise TypeError(f"smiles must be a list of SMILES, got the text {smiles!r}.")
+        recipe = Recipe(
+            source=tuple(smiles),
+            label=label,
+            conformers=conformers or ConformerConfig(),
+            split=split,
+            about=about,
+        )
+        return cls._made(root, recipe, workers, progress)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        root: str | Path,
+        *,
+        columns: TableColumns | None = None,
+        label: LabelMethod | None = None,
+        conformers: ConformerConfig | None = None,
+        split: SplitConfig | None = None,
+        about: About | None = None,
+        workers: int = 1,
+        progress: bool = False,
+    ) -> ConformerDataset:
+        """Make a data set from a file, or open it if it was made from the same inputs before.
+
+        Args:
+            path: Table of SMILES (.smi, .csv, .parquet) or structures (.sdf, .xyz, .extxyz).
+            root: Folder of the data set. It is made again when the inputs have changed.
+            columns: Columns of a table; ``TableColumns(magnitude="mu")`` for reference dipoles.
+            label: As in :meth:`from_smiles`; None: the labels of the file, if any.
+            conformers: As in :meth:`from_smiles`; structures keep their coordinates.
+            split: As in :meth:`from_smiles`.
+            about: As in :meth:`from_smiles`.
+            workers: As in :meth:`from_smiles`.
+            progress: As in :meth:`from_smiles`.
+
+        Raises:
+            FileExistsError: The folder holds a data set that was made in another way.
+            FileNotFoundError: There is no such file.
+            ImportError: The program that computes the labels, or pyarrow, is not installed.
+            ValueError: An unknown suffix, a missing column, labels both in a column and to be
+                computed, every molecule failed, or the split leaves no training molecules.
+        """
+        recipe = Recipe(
+            source=Path(path),
+            columns=columns or TableColumns(),
+            label=label,
+            conformers=conformers or ConformerConfig(),
+            split=split,
+            about=about,
+        )
+        return cls._made(root, recipe, workers, progress)
+
+    @classmethod
+    def _made(
+        cls, root: str | Path, recipe: Recipe, workers: int, progress: bool
+    ) -> ConformerDataset:
+        folder = Path(root).expanduser()
+        made = build_if_changed(folder, recipe, workers=workers, progress=progress)
+        if made.failures:
+            warnings.warn(
+                f"{len(made.failures)} molecules failed and are not in the data set, the first "
+                f"with: {made.failures[0].problem}. See dataset.failures or "
+                f"{folder / FAILURES_FILE}.",
+                stacklevel=3,
+            )
+        return cls(folder)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The molecules that could not be read, embedded or labelled, with reason and remedy."""
+        path = self.folder / FAILURES_FILE
+        return read_failures(path) if path.is_file() else []
 
     @property
     def raw_file_names(self) -> str:
@@ -96,37 +218,39 @@ class ConformerDataset(InMemoryDataset):
 
     @property
     def processed_file_names(self) -> str:
-        """The file in ``processed/`` that belongs to these molecules and transforms."""
-        return f"molecules_{self._fingerprint}.pt"
+        """The file in ``processed/`` that belongs to these molecules."""
+        return self._processed_name
 
     def _process(self) -> None:
-        # PyG's own goes by the repr of the transforms, and only warns where they have changed.
-        # Here the name of the processed file says what it was made from.
+        # PyG's own also writes the repr of the transforms, and warns if they have changed; here
+        # they are not part of the processed file, whose name has the hash of the molecules.
         if not Path(self.processed_paths[0]).is_file():
             self.process()
 
     def process(self) -> None:
         """Make the processed file out of the raw one."""
-        packed = read_packed(self.folder / MOLECULES_FILE)
-        if self.pre_transform is None and self.pre_filter is None:
-            data, slices = to_pyg(packed)
-        else:
-            molecules = unpack(packed)
-            if self.pre_filter is not None:
-                molecules = [data for data in molecules if self.pre_filter(data)]
-            if self.pre_transform is not None:
-                molecules = [self.pre_transform(data) for data in molecules]
-            if not molecules:
-                raise ValueError(
-                    f"pre_filter leaves none of the {len(packed.n)} structures of {self.folder}."
-                )
-            data, slices = self.collate(molecules)
+        data, slices = to_pyg(read_packed(self.folder / MOLECULES_FILE))
         target = Path(self.processed_paths[0])
         with replacing(target) as temporary:
             torch.save((data.to_dict(), slices, type(data)), temporary)
         for other in target.parent.glob("molecules_*.pt"):
-            if other != target:  # made from raw data or by transforms that are no more
+            if other != target:  # made from earlier molecules
                 other.unlink(missing_ok=True)
+
+    def _apply(
+        self,
+        pre_transform: Callable[[Data], Data] | None,
+        pre_filter: Callable[[Data], bool] | None,
+    ) -> None:
+        molecules = unpack(read_packed(self.folder / MOLECULES_FILE))
+        total = len(molecules)
+        if pre_filter is not None:
+            molecules = [data for data in molecules if pre_filter(data)]
+        if pre_transform is not None:
+            molecules = [pre_transform(data) for data in molecules]
+        if not molecules:
+            raise ValueError(f"pre_filter leaves none of the {total} structures of {self.folder}.")
+        self._data, self.slices = self.collate(molecules)
 
     def split(self) -> Split:
         """The split that comes with the data set.
@@ -168,51 +292,6 @@ def to_pyg(packed: PackedMolecules) -> tuple[Data, dict[str, torch.Tensor] | Non
         data[field] = packed.texts[field] if is_text else torch.from_numpy(packed.arrays[field])
         slices[field] = per_atom if field in ATOM_FIELDS else per_molecule
     return data, slices
-
-
-def save_dataset(
-    root: str | Path,
-    molecules: Molecules,
-    about: About,
-    *,
-    split: Split | None = None,
-    packages: Sequence[str] = (),
-) -> Card:
-    """Write the folder of a data set.
-
-    The card is written last: it holds the SHA-256 of the molecules, so a folder whose writing was
-    cut short is not taken for whole.
-
-    Args:
-        root: The folder; what is in it already is replaced.
-        molecules: The molecules, and what failed.
-        about: What to say on the card.
-        split: Training, validation and test structures.
-        packages: Installed packages whose version belongs on the card, beside the usual ones.
-
-    Returns:
-        The card.
-
-    Raises:
-        ValueError: There are no molecules, or the split is not one of them.
-    """
-    folder = Path(root)
-    for stale in (CARD_FILE, SPLIT_FILE, FAILURES_FILE):
-        (folder / stale).unlink(missing_ok=True)
-    write_molecules(folder / MOLECULES_FILE, molecules.data)
-    packed = read_packed(folder / MOLECULES_FILE)
-    write_failures(folder / FAILURES_FILE, molecules.failures)
-    if split is not None:
-        write_split(folder / SPLIT_FILE, split, packed.arrays["mol_id"])
-    card = make_card(
-        about,
-        packed,
-        failures=len(molecules.failures),
-        sha256=sha256_of(folder / MOLECULES_FILE),
-        packages=packages,
-    )
-    write_card(folder / CARD_FILE, card)
-    return card
 
 
 def _card_of(folder: Path, sha256: str) -> Card | None:

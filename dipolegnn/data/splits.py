@@ -26,6 +26,20 @@ SplitKind = Literal["random", "size", "scaffold"]
 
 
 @dataclass(frozen=True)
+class SplitConfig:
+    """How a data set is split."""
+
+    kind: SplitKind = "random"
+    """At random, by size (the largest molecules for testing) or by scaffold."""
+    val: float | int = 0.1
+    """Validation molecules: a fraction (float) or a count (int)."""
+    test: float | int = 0.1
+    """Test molecules: a fraction (float) or a count (int)."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
+@dataclass(frozen=True)
 class Split:
     """Which structures of a data set belong to which part.
 

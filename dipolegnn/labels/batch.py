@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import DFTConfig, XTBConfig
-from dipolegnn.labels.calculators import engine_version, make_calculator
+from dipolegnn.config import XTBConfig
+from dipolegnn.labels.calculators import ASEConfig, LabelMethod, engine_version, make_calculator
 from dipolegnn.labels.journal import Journal, Label, fingerprint, label_of, with_label
 from dipolegnn.labels.run import label
 from dipolegnn.molecules import Failure, MoleculeError, Molecules
@@ -26,14 +27,14 @@ DFT_TIME_LIMIT_S = 24 * 3600.0
 
 def label_many(
     data: Sequence[Data],
-    method: XTBConfig | DFTConfig,
+    method: LabelMethod,
     *,
     workers: int = 1,
     progress: bool = False,
     journal: Path | None = None,
     source: str = "",
 ) -> Molecules:
-    """Label molecules with GFN2-xTB or DFT; the order is kept.
+    """Label molecules with GFN2-xTB, DFT or an ASE calculator; the order is kept.
 
     With several workers a molecule that crashes or hangs its process costs only itself. With a
     journal a run that was killed goes on where it was: every molecule that was done, or failed, is
@@ -53,10 +54,13 @@ def label_many(
 
     Raises:
         ImportError: The program that calculates is not installed.
-        ValueError: ``workers`` below 1, or the journal is not one.
+        ValueError: ``workers`` below 1, the journal is not one, or the calculator's function cannot
+            be sent to workers.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
+    if workers > 1 and isinstance(method, ASEConfig):
+        _require_importable(method)
     engine_version(method)  # a missing program is one error, not a failure of every molecule
     labelled: list[Data] = []
     failures: list[Failure] = []
@@ -91,7 +95,7 @@ def label_many(
 
 
 def _results(
-    data: list[Data], method: XTBConfig | DFTConfig, workers: int
+    data: list[Data], method: LabelMethod, workers: int
 ) -> Iterator[tuple[int, Label | MoleculeError | Lost]]:
     task = partial(label_one, method=method)
     if workers == 1:
@@ -99,7 +103,17 @@ def _results(
     return run_tasks(task, data, workers=workers, time_limit=label_time_limit(method))
 
 
-def label_time_limit(method: XTBConfig | DFTConfig) -> float:
+def _require_importable(method: ASEConfig) -> None:
+    try:
+        pickle.dumps(method)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The calculator of {method.name!r} cannot be sent to worker processes ({error}). "
+            f"Define its function at the top level of a module, or take workers=1."
+        ) from None
+
+
+def label_time_limit(method: LabelMethod) -> float:
     """Seconds after which a molecule is given up that a worker labels."""
     return XTB_TIME_LIMIT_S if isinstance(method, XTBConfig) else DFT_TIME_LIMIT_S
 
@@ -112,7 +126,7 @@ def lost_label(lost: Lost) -> MoleculeError:
     )
 
 
-def label_one(data: Data, *, method: XTBConfig | DFTConfig) -> Label | MoleculeError:
+def label_one(data: Data, *, method: LabelMethod) -> Label | MoleculeError:
     """The label of one molecule, or why there is none.
 
     Args:

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from types import ModuleType
+from typing import TypeAlias
 
 from ase.calculators.calculator import BaseCalculator
 
 from dipolegnn.config import DFTConfig, XTBConfig
 
 
-def make_calculator(method: XTBConfig | DFTConfig, charge: int = 0) -> BaseCalculator:
+@dataclass(frozen=True)
+class ASEConfig:
+    """Labels from any ASE calculator that has a dipole and an energy.
+
+    Example:
+        >>> from ase.calculators.emt import EMT
+        >>> ASEConfig(lambda charge: EMT(), name="EMT").optimize
+        False
+    """
+
+    calculator: Callable[[int], BaseCalculator]
+    """Makes the calculator of a molecule, given its total charge in e. With several workers it must
+    be a function at the top level of a module, not a lambda."""
+    name: str
+    """Level of theory, for the card. Finished labels are identified by it: give another name when
+    the calculator changes."""
+    optimize: bool = False
+    """Relax the geometry first, with the same calculator."""
+    fmax: float = 0.02
+    """Largest remaining force of the relaxation, in eV/angstrom."""
+    max_steps: int = 500
+    """Steps of the relaxation at most; not converged by then counts as a failure."""
+
+
+LabelMethod: TypeAlias = XTBConfig | DFTConfig | ASEConfig
+"""A method of computing labels."""
+
+
+def make_calculator(method: LabelMethod, charge: int = 0) -> BaseCalculator:
     """The calculator of a level of theory.
 
     Args:
@@ -23,7 +54,16 @@ def make_calculator(method: XTBConfig | DFTConfig, charge: int = 0) -> BaseCalcu
     """
     if isinstance(method, XTBConfig):
         return xtb_calculator(method, charge)
-    return dft_calculator(method, charge)
+    if isinstance(method, DFTConfig):
+        return dft_calculator(method, charge)
+    return method.calculator(charge)
+
+
+def method_settings(method: LabelMethod) -> dict[str, object]:
+    """The settings that identify a method, without the function of ``ASEConfig``."""
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
+    settings.pop("calculator", None)
+    return {"method": type(method).__name__, **settings}
 
 
 def xtb_calculator(config: XTBConfig, charge: int = 0) -> BaseCalculator:
@@ -68,12 +108,14 @@ def dft_calculator(config: DFTConfig, charge: int = 0) -> BaseCalculator:
     return PySCFCalculator(config, charge)
 
 
-def engine_version(method: XTBConfig | DFTConfig) -> str:
+def engine_version(method: LabelMethod) -> str:
     """Name and version of the program that calculates.
 
     Raises:
         ImportError: It is not installed.
     """
+    if isinstance(method, ASEConfig):
+        return f"ase {version('ase')}"
     name, extra = ("tblite", "xtb") if isinstance(method, XTBConfig) else ("pyscf", "dft")
     _import(name, extra=extra)
     return f"{name} {version(name)}"

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import DFTConfig, XTBConfig
-from dipolegnn.labels.calculators import engine_version
+from dipolegnn.labels.calculators import LabelMethod, engine_version, method_settings
 from dipolegnn.molecules import MoleculeError, make_data
 
 HEADER = '{"file": "dipolegnn labels", "version": 1}\n'
@@ -59,9 +57,9 @@ def with_label(data: Data, found: Label) -> Data:
     return labelled
 
 
-def fingerprint(data: Data, method: XTBConfig | DFTConfig) -> str:
+def fingerprint(data: Data, method: LabelMethod) -> str:
     """Hash of all that a calculation depends on: atoms, charge, method, version of the program."""
-    what = {"method": type(method).__name__, **asdict(method), "engine": engine_version(method)}
+    what = {**method_settings(method), "engine": engine_version(method)}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for array in (data.z, data.pos, data.charge):
         digest.update(array.detach().cpu().numpy().tobytes())

@@ -81,7 +81,7 @@ def test_build_interrupted_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dipolegnn.cli.build.label_many", interrupt)
+    monkeypatch.setattr("dipolegnn.data.build.label_many", interrupt)
     assert build(table, tmp_path) == 130
     assert "The same command goes on" in capsys.readouterr().err
 
