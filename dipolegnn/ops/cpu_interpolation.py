@@ -4,22 +4,13 @@ Weights and positions of the stencil are worked out once per pair of atoms. Chan
 by unsigned numbers: numba would make every signed index wrap around at 0, which keeps LLVM from
 seeing unit stride. Arrays are indexed as they are, because a view of a row costs as much as 20
 channels.
-
-Numba looks whether the file of a kernel has changed before it takes the kernel from its cache, not
-whether what it calls has: after a change here, remove ``dipolegnn/ops/__pycache__``.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
-"""nogil: threads run side by side; fastmath: sums may be reordered, which vectorizing needs;
-cache: compiled once per machine, kept on disk."""
-
-shared_out = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True, parallel=True)
-"""The same for a loop over shares by ``prange``, one thread each; see threads.py."""
+from dipolegnn.ops.cpu_compile import compiled
 
 
 @compiled

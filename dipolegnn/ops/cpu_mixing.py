@@ -11,7 +11,7 @@ import math
 
 import numba
 
-from dipolegnn.ops.cpu_interpolation import shared_out
+from dipolegnn.ops.cpu_compile import shared_out
 
 
 @shared_out

@@ -12,14 +12,13 @@ import math
 import numba
 import numpy as np
 
+from dipolegnn.ops.cpu_compile import compiled, shared_out
 from dipolegnn.ops.cpu_interpolation import (
     combine_rows,
-    compiled,
     dot,
     lagrange_scales,
     lagrange_slopes,
     lagrange_weights,
-    shared_out,
     spread_rows,
     stencil_start,
 )
