@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dipolegnn.checkpoint import load_model, save_model
-    from dipolegnn.config import ModelConfig, TrainConfig
+    from dipolegnn.config import DFTConfig, ModelConfig, TrainConfig, XTBConfig
     from dipolegnn.data import ConformerDataset, DipoleDataModule
+    from dipolegnn.evaluation import evaluate
     from dipolegnn.export import export_model
     from dipolegnn.graph import radius_graph
+    from dipolegnn.labels import ASEConfig
+    from dipolegnn.molecules import from_smiles
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
     from dipolegnn.predict import predict_smiles
     from dipolegnn.pretrained import load_pretrained
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASEConfig",
     "AtomwiseHead",
     "ConformerDataset",
+    "DFTConfig",
     "DipoleDataModule",
     "DipoleHead",
     "DipoleModel",
@@ -33,9 +38,12 @@ __all__ = [
     "PaiNN",
     "SchNet",
     "TrainConfig",
+    "XTBConfig",
     "__version__",
+    "evaluate",
     "export_model",
     "fit",
+    "from_smiles",
     "load_model",
     "load_pretrained",
     "predict_smiles",
@@ -44,8 +52,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "ASEConfig": "dipolegnn.labels",
     "AtomwiseHead": "dipolegnn.nn",
     "ConformerDataset": "dipolegnn.data",
+    "DFTConfig": "dipolegnn.config",
     "DipoleDataModule": "dipolegnn.data",
     "DipoleHead": "dipolegnn.nn",
     "DipoleModel": "dipolegnn.nn",
@@ -54,8 +64,11 @@ _HOME = {
     "PaiNN": "dipolegnn.nn",
     "SchNet": "dipolegnn.nn",
     "TrainConfig": "dipolegnn.config",
+    "XTBConfig": "dipolegnn.config",
+    "evaluate": "dipolegnn.evaluation",
     "export_model": "dipolegnn.export",
     "fit": "dipolegnn.training",
+    "from_smiles": "dipolegnn.molecules",
     "load_model": "dipolegnn.checkpoint",
     "load_pretrained": "dipolegnn.pretrained",
     "predict_smiles": "dipolegnn.predict",

@@ -114,7 +114,7 @@ class ConformerDataset(InMemoryDataset):
             smiles: The molecules; ``mol_id`` is the position in this list.
             root: Folder of the data set. It is made again when the inputs have changed.
             label: Method of the reference dipoles: ``XTBConfig()``, ``DFTConfig()`` or an
-                ``ASEConfig`` of any ASE calculator; None: no labels.
+                ``ASEConfig`` of any ASE calculator (all in ``dipolegnn``); None: no labels.
             conformers: Number of conformers and seed of the embedding.
             split: Split; None: at random with 10 % each for validation and test, or no split if
                 there are fewer than 3 molecules.
