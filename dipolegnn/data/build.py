@@ -92,7 +92,12 @@ class Recipe:
 
 
 def build_dataset(
-    root: str | Path, recipe: Recipe, *, workers: int = 1, progress: bool = False
+    root: str | Path,
+    recipe: Recipe,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    inputs: str | None = None,
 ) -> tuple[Card, Molecules]:
     """Make a data set from a recipe; what is in the folder already is replaced.
 
@@ -104,6 +109,7 @@ def build_dataset(
         recipe: What to build.
         workers: Processes that embed and label; the result does not depend on it.
         progress: Show progress bars on standard error.
+        inputs: Content of ``inputs.json``; None: no such file.
 
     Returns:
         The card; the molecules and the failures.
@@ -136,6 +142,7 @@ def build_dataset(
         _about(recipe, folder),
         split=_split(found, recipe.split),
         packages={XTBConfig: ("tblite",), DFTConfig: ("pyscf",)}.get(type(method), ()),
+        inputs=inputs,
     )
     return card, found
 
@@ -147,6 +154,7 @@ def save_dataset(
     *,
     split: Split | None = None,
     packages: Sequence[str] = (),
+    inputs: str | None = None,
 ) -> Card:
     """Write the folder of a data set.
 
@@ -156,9 +164,10 @@ def save_dataset(
     Args:
         root: The folder; what is in it already is replaced.
         molecules: The molecules, and what failed.
-        about: What to say on the card.
+        about: Statements for the card.
         split: Training, validation and test structures.
         packages: Installed packages whose version belongs on the card, beside the usual ones.
+        inputs: Content of ``inputs.json``; None: no such file.
 
     Returns:
         The card.
@@ -174,6 +183,9 @@ def save_dataset(
     write_failures(folder / FAILURES_FILE, molecules.failures)
     if split is not None:
         write_split(folder / SPLIT_FILE, split, packed.arrays["mol_id"])
+    if inputs is not None:
+        with replacing(folder / INPUTS_FILE) as temporary:
+            temporary.write_text(inputs, encoding="utf-8")
     card = make_card(
         about,
         packed,
@@ -204,10 +216,7 @@ def build_if_changed(root: Path, recipe: Recipe, *, workers: int, progress: bool
             )
         if made_from.read_text(encoding="utf-8") == inputs:
             return Molecules([], [])
-    _, molecules = build_dataset(root, recipe, workers=workers, progress=progress)
-    with replacing(made_from) as temporary:
-        temporary.write_text(inputs, encoding="utf-8")
-    return molecules
+    return build_dataset(root, recipe, workers=workers, progress=progress, inputs=inputs)[1]
 
 
 def _molecules(recipe: Recipe, workers: int, progress: bool) -> Molecules:

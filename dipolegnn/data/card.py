@@ -1,4 +1,4 @@
-"""The card of a data set, ``card.yaml``: what it is, how it was made, and how to know it again."""
+"""The card of a data set, ``card.yaml``: content, origin and checksum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dipolegnn.molecules import read_failures
 from dipolegnn.units import FIELD_UNITS
 
 MOLECULES_FILE = Path("raw") / "molecules.npz"
-"""The molecules, seen from the folder of a data set."""
+"""The molecules; path relative to the folder of the data set."""
 CARD_FILE = "card.yaml"
 SPLIT_FILE = "split.csv"
 FAILURES_FILE = "failures.csv"
@@ -33,41 +33,41 @@ _PACKAGES = ("dipolegnn", "numpy", "rdkit", "torch", "torch-geometric")
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What only its maker knows about a data set."""
+    """Statements about a data set that cannot be computed from its molecules."""
 
     name: str
     """Short name."""
     description: str = ""
-    """What is in it, in a sentence or two."""
+    """Description of the content in one or two sentences."""
     licence: str = "not stated"
     """Licence of the data."""
     citation: str = ""
-    """What to cite."""
+    """Reference to cite."""
     level_of_theory: str = "not stated"
-    """Method that the labels come from."""
+    """Method of the reference dipoles."""
     geometry: str = "not stated"
-    """Where the coordinates come from."""
+    """Method or file of the coordinates."""
     seed: int | None = None
-    """Seed of whatever was drawn at random."""
+    """Seed of the random numbers that were used."""
     created_by: str = ""
     """Command that makes the data set again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How much there is."""
+    """Numbers of molecules, structures and failures."""
 
     molecules: Annotated[int, Field(ge=0)]
-    """Different molecules (values of ``mol_id``)."""
+    """Distinct molecules (values of ``mol_id``)."""
     structures: Annotated[int, Field(ge=0)]
-    """Structures: conformers count singly."""
+    """Structures; each conformer counts."""
     failures: Annotated[int, Field(ge=0)]
-    """Lines of the failures table: what was meant to be in, and is not."""
+    """Molecules that could not be read, embedded or labelled (lines of ``failures.csv``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card(About):
-    """The whole card: what its maker says, and what was counted in the data."""
+    """The complete card: the statements, and what is computed from the molecules."""
 
     # An unknown key is a typing mistake, not something to be passed over.
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -75,11 +75,11 @@ class Card(About):
     units: dict[str, str]
     """Unit of each field that at least one structure has."""
     counts: Counts
-    """How much there is."""
+    """Numbers of molecules, structures and failures."""
     elements: tuple[str, ...]
-    """Elements that occur, by atomic number."""
+    """Symbols of the elements, by atomic number."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Programs that the data was made with."""
+    """Versions of the programs that made the data set."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of ``raw/molecules.npz``; none on the card of a data set that is yet to be built."""
 
@@ -92,10 +92,10 @@ def make_card(
     sha256: str,
     packages: Sequence[str] = (),
 ) -> Card:
-    """Complete a card by what is counted in the data.
+    """Complete a card with what is computed from the molecules.
 
     Args:
-        about: What its maker says.
+        about: The statements.
         packed: The molecules.
         failures: Lines of the failures table.
         sha256: SHA-256 of the file of the molecules.
@@ -147,7 +147,7 @@ def write_card(path: str | Path, card: Card) -> None:
 
 
 def check_card(folder: str | Path) -> Card:
-    """Hold the card of a data set against its data.
+    """Compare the card of a data set with its data.
 
     Args:
         folder: Folder of the data set.

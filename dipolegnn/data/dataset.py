@@ -2,11 +2,11 @@
 
 folder/
   raw/molecules.npz   the molecules (see storage.py)
-  card.yaml           what they are (see card.py)
+  card.yaml           content, origin and checksum (see card.py)
   split.csv           training, validation and test molecules
-  failures.csv        what was meant to be in it, and is not, and why
-  inputs.json         inputs of from_smiles or from_file, by which they see a change
-  processed/          made out of raw/ by PyG; may be deleted at any time
+  failures.csv        molecules that could not be read, embedded or labelled, with reason
+  inputs.json         inputs of from_smiles or from_file; if they change, the data set is made again
+  processed/          made from raw/ by PyG; may be deleted at any time
 """
 
 from __future__ import annotations

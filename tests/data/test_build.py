@@ -14,7 +14,7 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from dipolegnn import ConformerDataset
 from dipolegnn._pyg import DataLoader
 from dipolegnn.config import ConformerConfig, XTBConfig
-from dipolegnn.data import About, SplitConfig, check_card, save_dataset
+from dipolegnn.data import About, Card, SplitConfig, check_card, save_dataset, write_card
 from dipolegnn.labels import ASEConfig, label_many
 from dipolegnn.molecules import Molecules, TableColumns, from_smiles, write_file
 from tests.data.samples import sample_molecules
@@ -164,6 +164,21 @@ def test_a_build_that_was_cut_short_is_not_taken_for_whole(
             ConformerDataset.from_smiles(SMILES[:3], tmp_path)
     assert len(ConformerDataset.from_smiles(SMILES, tmp_path)) == 4
     assert builds == [4, 3, 4]
+
+
+def test_a_kill_right_after_the_card_was_written_costs_nothing(
+    tmp_path: Path, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, card: Card) -> None:
+        write_card(path, card)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dipolegnn.data.build.write_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ConformerDataset.from_smiles(SMILES, tmp_path)
+    assert len(ConformerDataset.from_smiles(SMILES, tmp_path)) == 4
+    assert builds == [4]
 
 
 def test_a_data_set_made_in_another_way_is_not_replaced(tmp_path: Path) -> None:
