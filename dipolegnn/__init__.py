@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from dipolegnn.evaluation import evaluate
     from dipolegnn.export import export_model
     from dipolegnn.graph import radius_graph
+    from dipolegnn.inference.structures import predict_smiles
     from dipolegnn.labels import ASEConfig
     from dipolegnn.molecules import from_smiles
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
-    from dipolegnn.predict import predict_smiles
     from dipolegnn.pretrained import load_pretrained
     from dipolegnn.training.fit import fit
 
@@ -71,7 +71,7 @@ _HOME = {
     "from_smiles": "dipolegnn.molecules",
     "load_model": "dipolegnn.checkpoint",
     "load_pretrained": "dipolegnn.pretrained",
-    "predict_smiles": "dipolegnn.predict",
+    "predict_smiles": "dipolegnn.inference.structures",
     "radius_graph": "dipolegnn.graph",
     "save_model": "dipolegnn.checkpoint",
 }

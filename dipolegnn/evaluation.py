@@ -12,10 +12,10 @@ import torch
 
 from dipolegnn._pyg import Data
 from dipolegnn.breakdown import Group, breakdown
+from dipolegnn.inference.result import Prediction
+from dipolegnn.inference.structures import predict
 from dipolegnn.metrics import DipoleMetrics
 from dipolegnn.nn import DipoleModel
-from dipolegnn.predict import predict
-from dipolegnn.predictions import Prediction
 
 METRIC_UNITS = {
     "dipole_mae": "debye",

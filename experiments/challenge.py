@@ -27,10 +27,10 @@ from common import data_folder, read_npz
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, make_split, save_dataset
 from dipolegnn.evaluation import describe_metrics, score
+from dipolegnn.inference.result import Prediction
+from dipolegnn.inference.structures import predict
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import error_bars, learning_curve, parity_plot
-from dipolegnn.predict import predict
-from dipolegnn.predictions import Prediction
 from dipolegnn.training import RunFolder, fit, read_history
 
 TRAIN_FILE = "challenge_train.npz"

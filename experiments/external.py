@@ -36,10 +36,10 @@ from dipolegnn._pyg import Data
 from dipolegnn.breakdown import groupings
 from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.data import ConformerDataset
+from dipolegnn.inference.result import MoleculePrediction, Prediction, average
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, make_data
-from dipolegnn.predict import predict
-from dipolegnn.predictions import MoleculePrediction, Prediction, average
 from dipolegnn.pretrained import elements_of, load_pretrained, pretrained_names
 
 MP2_SET = "QM9's test part, RI-MP2/def2-TZVP"

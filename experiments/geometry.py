@@ -31,10 +31,10 @@ from rich.progress import track
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig, XTBConfig
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, from_smiles
 from dipolegnn.molecules.workers import Lost, run_tasks, usable_cores
-from dipolegnn.predict import predict
 from dipolegnn.pretrained import load_pretrained
 
 FILE = "qm9_dipole.npz"

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from dipolegnn.config import XTBConfig
-from dipolegnn.derivatives import polar_tensors
+from dipolegnn.inference.derivatives import polar_tensors
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError, from_ase, from_smiles, to_ase
 from dipolegnn.pretrained import load_pretrained, pretrained_names, unknown_elements

@@ -29,10 +29,10 @@ from dipolegnn._pyg import Data
 from dipolegnn.breakdown import groupings
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
+from dipolegnn.inference.result import Prediction
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError, can_turn
-from dipolegnn.predict import predict
-from dipolegnn.predictions import Prediction
 from dipolegnn.pretrained import load_pretrained, pretrained_names
 
 QM9, QM7B = "qm9_dipole.npz", "qm7b_ccsd.npz"

@@ -25,10 +25,10 @@ from dipolegnn.calibrate import calibrate
 from dipolegnn.checkpoint import JSON, load_model, save_model
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import can_turn
 from dipolegnn.nn import DipoleHead, DipoleModel
-from dipolegnn.predict import predict
 
 FILE = "qm9_dipole.npz"
 

@@ -22,11 +22,11 @@ from rich.table import Table
 from dipolegnn.config import ConformerConfig, ModelConfig, TrainConfig, XTBConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
 from dipolegnn.evaluation import describe_metrics, evaluate, write_predictions
+from dipolegnn.inference.result import MoleculePrediction
+from dipolegnn.inference.structures import predict_smiles
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import draw_molecule, learning_curve, parity_plot
-from dipolegnn.predict import predict_smiles
-from dipolegnn.predictions import MoleculePrediction
 from dipolegnn.training import RunFolder, fit, read_history
 
 # The recipe: chosen so that everything takes less than 6 minutes on 2 CPU cores.

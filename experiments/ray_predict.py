@@ -1,7 +1,7 @@
 """Dipole moments of a data set of SMILES on a cluster of machines, with Ray Data.
 
 It reads Parquet and writes a folder of Parquet files: the rows with the columns that
-``dipolegnn.bulk.ray_data.predict_dataset`` adds. Every machine has dipolegnn[ray] installed, and
+``dipolegnn.inference.ray.predict_dataset`` adds. Every machine has dipolegnn[ray] installed, and
 sees input and output under the same path or address (a shared disk, ``s3://...``). The head is
 started with ``ray start --head``, the others with ``ray start --address=HEAD:6379``, and then, on
 any of them: ``experiments/ray_predict.py --input FOLDER --output FOLDER --address auto``. Without
@@ -20,8 +20,8 @@ from typing import Annotated
 import ray
 import tyro
 
-from dipolegnn.bulk.ray_data import ROWS_PER_TASK, predict_dataset, write_rows
 from dipolegnn.config import ConformerConfig
+from dipolegnn.inference.ray import ROWS_PER_TASK, predict_dataset, write_rows
 from dipolegnn.models import ModelChoice
 from dipolegnn.units import duration
 

@@ -26,8 +26,8 @@ import tyro
 from common import markdown_table
 from matplotlib.figure import Figure
 
-from dipolegnn.bulk import BulkResult, predict_files
 from dipolegnn.config import ConformerConfig
+from dipolegnn.inference import BulkResult, predict_files
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import write_file
 from dipolegnn.molecules.embedding import structures
@@ -44,8 +44,8 @@ STEPS = {
     "embed in 3D (ETKDG)": ("molecules/conformers.py", "_make_conformers"),
     "relax (MMFF94s)": ("molecules/conformers.py", "_minimize"),
     "read the structure": ("molecules/embedding.py", "structures"),
-    "predict": ("dipolegnn/predict.py", "predict"),
-    "write": ("bulk/parts.py", "write"),
+    "predict": ("inference/structures.py", "predict"),
+    "write": ("inference/output.py", "write"),
 }
 """Functions whose time is that of a step; for SMILES "read the structure" is what is left of it."""
 

@@ -23,12 +23,10 @@ LEVELS = [
     {"checkpoint", "calibrate"},
     {"pretrained"},
     {"training"},
-    {"predictions"},
-    {"predict"},
-    {"evaluation", "derivatives", "calculator", "models"},
-    {"report", "export"},
-    {"answer"},
-    {"app", "bulk"},
+    {"models"},
+    {"inference"},
+    {"evaluation", "export"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,7 +39,7 @@ ONLY_IN = {
     "tblite": "labels/",
     "pyscf": "labels/",
     "pyarrow": "molecules/tables.py",
-    "ray": "bulk/ray_data.py",
+    "ray": "inference/ray.py",
 }
 """Where in the package a library may be imported."""
 
@@ -206,8 +204,8 @@ def test_import_is_silent_and_light() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_bulk_does_without_ray() -> None:
-    code = "import dipolegnn.bulk, sys; assert 'ray' not in sys.modules"
+def test_inference_does_without_ray() -> None:
+    code = "import dipolegnn.inference, sys; assert 'ray' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

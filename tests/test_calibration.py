@@ -13,10 +13,10 @@ from dipolegnn._pyg import Batch, Data
 from dipolegnn.calibrate import calibrate
 from dipolegnn.checkpoint import ModelFileError, load_model, save_model
 from dipolegnn.config import ModelConfig
+from dipolegnn.inference.result import average
+from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import from_smiles, make_data
 from dipolegnn.nn import Calibration, DipoleModel, build_model
-from dipolegnn.predict import predict
-from dipolegnn.predictions import average
 
 CONFIGS = [
     ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5),

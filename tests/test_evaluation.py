@@ -10,9 +10,9 @@ import torch
 from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig
 from dipolegnn.evaluation import evaluate, write_predictions
+from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import from_smiles
 from dipolegnn.nn import DipoleModel, build_model
-from dipolegnn.predict import predict
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import load_model, save_model
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
+from dipolegnn.inference.result import Prediction
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import Molecules, from_smiles, to_ase
 from dipolegnn.nn import DipoleHead
-from dipolegnn.predict import predict
-from dipolegnn.predictions import Prediction
 
 SMILES = ("O", "N", "C", "CO", "CC", "C=O", "CCO", "C#N", "CC#N", "CN", "CCC", "COC")
 

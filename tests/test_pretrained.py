@@ -11,8 +11,8 @@ import torch
 import dipolegnn
 from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
+from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import from_smiles, write_file
-from dipolegnn.predict import predict
 from dipolegnn.pretrained import (
     FOLDER,
     elements_of,

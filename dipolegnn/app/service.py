@@ -12,9 +12,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from dipolegnn.answer import Source, answer
 from dipolegnn.config import ConformerConfig
 from dipolegnn.files import READABLE_TEXT, MoleculeFormat, molecule_format
+from dipolegnn.inference.pipeline import Source, answer
+from dipolegnn.inference.table import as_csv, as_json, structures_text
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     MoleculeError,
@@ -27,7 +28,6 @@ from dipolegnn.molecules import (
 from dipolegnn.molecules.records import Record, text_records
 from dipolegnn.molecules.workers import Lost, Worker
 from dipolegnn.pretrained import pretrained_names
-from dipolegnn.report import as_csv, as_json, structures_text
 
 MAX_CHARACTERS = 1_000_000
 """Longest text or file."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from dipolegnn.answer import Source, answer
-from dipolegnn.bulk import STREAMED, failures_path, predict_files, require_apart, write_report
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
 from dipolegnn.files import READABLE, is_molecule_file, molecule_format
+from dipolegnn.inference import STREAMED, failures_path, predict_files, require_apart, write_report
+from dipolegnn.inference.pipeline import Source, answer
+from dipolegnn.inference.table import Report, as_json, print_tables
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     Failure,
@@ -21,7 +22,6 @@ from dipolegnn.molecules import (
     read_file,
     read_text,
 )
-from dipolegnn.report import Report, as_json, print_tables
 from dipolegnn.units import duration
 
 OUTPUTS = (*STREAMED, ".json")

@@ -46,7 +46,7 @@ def load_pretrained(name: str) -> DipoleModel:
 
     Example:
         >>> from dipolegnn.molecules import from_smiles
-        >>> from dipolegnn.predict import predict
+        >>> from dipolegnn.inference.structures import predict
         >>> acetone = predict(load_pretrained("painn-qm9"), from_smiles("CC(C)=O"))[0]
         >>> round(acetone.magnitude, 1)  # experiment: 2.88 D
         2.7

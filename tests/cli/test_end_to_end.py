@@ -16,9 +16,9 @@ from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule
 from dipolegnn.evaluation import evaluate
+from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import from_smiles, read_failures
 from dipolegnn.nn import build_model
-from dipolegnn.predict import predict
 from dipolegnn.training import fit
 from tests.cli.helpers import assert_message, predictions
 

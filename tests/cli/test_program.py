@@ -86,7 +86,7 @@ def test_a_bug_keeps_its_traceback(trained: Path, monkeypatch: pytest.MonkeyPatc
     def bug(*_: object, **__: object) -> None:
         raise AssertionError("cannot happen")
 
-    monkeypatch.setattr("dipolegnn.answer.predict", bug)
+    monkeypatch.setattr("dipolegnn.inference.pipeline.predict", bug)
     with pytest.raises(AssertionError, match="cannot happen"):
         main(["predict", "O", "--model", str(trained)])
 

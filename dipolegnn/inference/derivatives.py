@@ -8,8 +8,8 @@ from ase.data import atomic_masses
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
+from dipolegnn.inference.structures import unsupported
 from dipolegnn.nn import DipoleModel
-from dipolegnn.predict import unsupported
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 

@@ -1,7 +1,7 @@
 """What is done to blocks of rows that may lie on any machine: Arrow table in, more columns out.
 
 Three steps: SMILES to structures, and structures to predictions or to labels. Whatever runs them
-(:mod:`dipolegnn.bulk.ray_data`) need know nothing about molecules. A molecule that fails keeps its
+(:mod:`dipolegnn.inference.ray`) need know nothing about molecules. A molecule that fails keeps its
 row, with the reason in ``stage``, ``problem`` and ``remedy``, and nothing in the other columns.
 
 Columns have their types even where a whole block has nothing in them: blocks of a data set that
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from ase.data import chemical_symbols
 
 from dipolegnn._pyg import Data
-from dipolegnn.answer import Source, answer
-from dipolegnn.bulk.formats import arrow_schema
 from dipolegnn.config import ConformerConfig, DFTConfig, XTBConfig
+from dipolegnn.inference.pipeline import Source, answer
+from dipolegnn.inference.table import Line, arrow_schema, lines
 from dipolegnn.labels.batch import label_one, label_time_limit, lost_label
 from dipolegnn.labels.calculators import engine_version
 from dipolegnn.labels.journal import Label, with_label
@@ -32,7 +32,6 @@ from dipolegnn.molecules.molecule import from_arrays, to_arrays
 from dipolegnn.molecules.records import Record
 from dipolegnn.molecules.tables import import_pyarrow
 from dipolegnn.molecules.workers import Lost, Pool, Result, Task
-from dipolegnn.report import Line, lines
 
 STRUCTURES = "dipolegnn_structures"
 """Column between two steps: the conformers of a molecule; null where there are none."""
@@ -43,7 +42,7 @@ FAILURE_COLUMNS = ("stage", "problem", "remedy")
 PREDICTION_COLUMNS = tuple(
     name for name in Line._fields if name not in ("source", "row", "name", "smiles")
 )
-"""Columns of a prediction: those of :class:`~dipolegnn.report.Line` that the rows lack."""
+"""Columns of a prediction: those of :class:`~dipolegnn.inference.table.Line` that the rows lack."""
 
 
 class LabelCells(NamedTuple):

@@ -15,18 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipolegnn.answer import Source, answer
-from dipolegnn.bulk import (
+from dipolegnn.checkpoint import save_model
+from dipolegnn.config import ConformerConfig, ModelConfig
+from dipolegnn.inference import (
     JobMismatch,
     OutputInUse,
     failures_path,
     predict_files,
     write_report,
 )
-from dipolegnn.bulk.parts import Parts
-from dipolegnn.bulk.progress import Progress
-from dipolegnn.checkpoint import save_model
-from dipolegnn.config import ConformerConfig, ModelConfig
+from dipolegnn.inference.output import Parts
+from dipolegnn.inference.pipeline import Source, answer
+from dipolegnn.inference.progress import Progress
+from dipolegnn.inference.table import Line, as_csv
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import (
     MoleculeError,
@@ -38,7 +39,6 @@ from dipolegnn.molecules import (
 )
 from dipolegnn.molecules.records import RecordFile
 from dipolegnn.nn import build_model
-from dipolegnn.report import Line, as_csv
 from tests.tolerances import assert_close
 
 SMILES = ["C", "N", "O", "CO", "C1CC", "CN", "CC", "C=O", "CCO", "N#N", "C#N", "CC=O", "[Na]"]
@@ -255,7 +255,7 @@ def test_smiles_come_from_parquet_files(models: ModelChoice, tmp_path: Path) -> 
 KILLED = """
 import sys
 from pathlib import Path
-from dipolegnn.bulk import predict_files
+from dipolegnn.inference import predict_files
 from dipolegnn.models import ModelChoice
 smi, output, model = map(Path, sys.argv[1:])
 predict_files([smi], output, ModelChoice(model), workers=2, part_records=4)
@@ -333,7 +333,7 @@ def test_a_run_that_is_killed_while_it_removes_its_parts(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("dipolegnn.bulk.parts.shutil.rmtree", killed)
+        patched.setattr("dipolegnn.inference.output.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             predict_files([smi], output, models, part_records=4, workers=0)
     whole = output.read_bytes()
@@ -403,7 +403,7 @@ def test_a_file_is_read_with_little_memory(tmp_path: Path) -> None:
 def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter((0.0, 30.0, 100.0, 110.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dipolegnn.bulk.progress.time.monotonic", lambda: next(clock))
+        patch.setattr("dipolegnn.inference.progress.time.monotonic", lambda: next(clock))
         with Progress(True, earlier=0) as shown:
             shown.advance(1000, 0.1)
             shown.advance(4000, 0.5)

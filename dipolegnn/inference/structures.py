@@ -14,10 +14,10 @@ from rich.progress import Progress
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
+from dipolegnn.inference.result import ErrorBar, MoleculePrediction, Prediction, average
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles
 from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.features import MAX_Z
-from dipolegnn.predictions import ErrorBar, MoleculePrediction, Prediction, average
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 BATCH_ATOMS = 2000

@@ -9,11 +9,11 @@ import torch
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE
+from dipolegnn.inference.result import average
+from dipolegnn.inference.structures import predict, unsupported
+from dipolegnn.inference.table import Answer, Report
 from dipolegnn.models import LoadedModel, ModelChoice, unknown_elements
 from dipolegnn.molecules import Failure, Molecules
-from dipolegnn.predict import predict, unsupported
-from dipolegnn.predictions import average
-from dipolegnn.report import Answer, Report
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 KERNELS_FROM_ATOMS = 2000

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from dipolegnn import __version__
-from dipolegnn.answer import Source, answer
-from dipolegnn.bulk.parts import Parts, require_apart
-from dipolegnn.bulk.progress import Progress
 from dipolegnn.config import COVERAGE, ConformerConfig
 from dipolegnn.files import sha256_of
+from dipolegnn.inference.output import Parts, require_apart
+from dipolegnn.inference.pipeline import Source, answer
+from dipolegnn.inference.progress import Progress
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, Molecules, TableColumns
 from dipolegnn.molecules.embedding import Outcome, embed_records

@@ -20,9 +20,9 @@ from typing import IO, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from dipolegnn.bulk.formats import format_of, join_csv
+from dipolegnn.inference.formats import format_of, join_csv
+from dipolegnn.inference.table import Report
 from dipolegnn.molecules import Failure, failures_text, read_failures, write_failures
-from dipolegnn.report import Report
 
 LOCK = "lock"
 """File among the parts that the run at work has locked."""

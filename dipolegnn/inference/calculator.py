@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 
+from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import from_ase
 from dipolegnn.nn import DipoleModel
-from dipolegnn.predict import predict
 from dipolegnn.pretrained import load_pretrained, unknown_elements
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 

@@ -6,12 +6,19 @@ import gzip
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Protocol, cast
 
 from dipolegnn.files import WRITABLE
+from dipolegnn.inference.table import (
+    Line,
+    Report,
+    arrow_schema,
+    csv_text,
+    lines,
+    structures_text,
+)
 from dipolegnn.molecules import Failure, MoleculeError
 from dipolegnn.molecules.tables import import_pyarrow
-from dipolegnn.report import Line, Report, csv_text, lines, structures_text
 
 STREAMED = (".csv", ".csv.gz", ".parquet", *WRITABLE, *(f"{suffix}.gz" for suffix in WRITABLE))
 """Suffixes of outputs that can be written part by part."""
@@ -111,20 +118,6 @@ class _Parquet:
         with self._parquet.ParquetWriter(file, self._schema) as writer:
             for part in parts:
                 writer.write_table(self._parquet.read_table(part, schema=self._schema))
-
-
-def arrow_schema(names: Sequence[str]) -> Any:
-    """The Arrow schema of columns, whose names say what they hold.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-    """
-    arrow, _ = import_pyarrow()
-    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
-    kinds = dict.fromkeys(("row", "charge_e", "conformer", "conformers"), whole)
-    kinds |= dict.fromkeys(("positions_angstrom", "atomic_charges_e"), arrow.list_(number))
-    kinds |= {name: number for name in names if name.endswith(("_D", "_kcal_per_mol"))}
-    return arrow.schema((name, kinds.get(name, text)) for name in names)
 
 
 def join_csv(file: IO[bytes], parts: Sequence[Path]) -> None:

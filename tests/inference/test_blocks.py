@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from dipolegnn.bulk.blocks import (
+from dipolegnn.checkpoint import save_model
+from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
+from dipolegnn.inference.blocks import (
     FAILURE_COLUMNS,
     LABEL_COLUMNS,
     PREDICTION_COLUMNS,
@@ -18,8 +20,6 @@ from dipolegnn.bulk.blocks import (
     embed_block,
     label_block,
 )
-from dipolegnn.checkpoint import save_model
-from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
 from dipolegnn.models import ModelChoice
 from dipolegnn.nn import build_model
 

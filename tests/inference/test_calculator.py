@@ -12,13 +12,13 @@ from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.calculator import DipoleCalculator
 from dipolegnn.config import ModelConfig, XTBConfig
-from dipolegnn.derivatives import polar_tensors
+from dipolegnn.inference.calculator import DipoleCalculator
+from dipolegnn.inference.derivatives import polar_tensors
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.molecules import MoleculeError, from_ase, from_smiles, to_ase
 from dipolegnn.nn import DipoleModel, build_model
-from dipolegnn.predict import predict
 from dipolegnn.pretrained import load_pretrained
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 

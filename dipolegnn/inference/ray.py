@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dipolegnn.bulk.blocks import (
+from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, XTBConfig
+from dipolegnn.inference.blocks import (
     FAILURE_COLUMNS,
     LABEL_COLUMNS,
     PREDICTION_COLUMNS,
@@ -23,8 +24,7 @@ from dipolegnn.bulk.blocks import (
     embed_block,
     label_block,
 )
-from dipolegnn.bulk.parts import Counts
-from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, XTBConfig
+from dipolegnn.inference.output import Counts
 from dipolegnn.labels.calculators import engine_version
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules.tables import find_column
@@ -63,10 +63,11 @@ def predict_dataset(
 ) -> ray.data.Dataset:
     """Adds the predicted dipole moments to rows of SMILES; nothing is computed yet.
 
-    The columns are those of the table of :func:`dipolegnn.bulk.predict_files`, without those that
-    repeat the row: ``charge_e``, ``magnitude_D``, ``half_width_D``, ``smallest_D``, ``largest_D``,
-    ``dipole_x_D``, ``dipole_y_D``, ``dipole_z_D``, ``conformers``, ``symbols`` (with blanks between
-    them), ``positions_angstrom`` ``[3N]``, ``atomic_charges_e`` ``[N]``, ``model`` and ``notes``.
+    The columns are those of the table of :func:`dipolegnn.inference.predict_files`, except those
+    that repeat the row: ``charge_e``, ``magnitude_D``, ``half_width_D``, ``smallest_D``,
+    ``largest_D``, ``dipole_x_D``, ``dipole_y_D``, ``dipole_z_D``, ``conformers``, ``symbols``
+    (separated by spaces), ``positions_angstrom`` ``[3N]``, ``atomic_charges_e`` ``[N]``, ``model``
+    and ``notes``.
     Where a molecule failed they are null, and ``stage``, ``problem`` and ``remedy`` say why.
 
     A cluster needs two cores at least: one for a model, one for conformers.

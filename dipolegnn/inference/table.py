@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dipolegnn.inference.result import MoleculePrediction, Prediction
 from dipolegnn.models import LoadedModel
 from dipolegnn.molecules import Failure, can_turn, text_of
-from dipolegnn.predictions import MoleculePrediction, Prediction
+from dipolegnn.molecules.tables import import_pyarrow
 
 MAX_GEOMETRIES = 10
 """With more molecules than this their geometries are not printed."""
@@ -200,6 +201,20 @@ def csv_text(table: Sequence[Line]) -> str:
     writer.writerow(Line._fields)
     writer.writerows(line.cells() for line in table)
     return text.getvalue()
+
+
+def arrow_schema(names: Sequence[str]) -> Any:
+    """The Arrow schema of columns, whose names say what they hold.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow, _ = import_pyarrow()
+    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
+    kinds = dict.fromkeys(("row", "charge_e", "conformer", "conformers"), whole)
+    kinds |= dict.fromkeys(("positions_angstrom", "atomic_charges_e"), arrow.list_(number))
+    kinds |= {name: number for name in names if name.endswith(("_D", "_kcal_per_mol"))}
+    return arrow.schema((name, kinds.get(name, text)) for name in names)
 
 
 def structures_text(report: Report, answer: Answer, suffix: str) -> str:

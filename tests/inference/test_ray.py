@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from dipolegnn.bulk import failures_path, predict_files
-from dipolegnn.bulk.blocks import PREDICTION_COLUMNS
 from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
+from dipolegnn.inference import failures_path, predict_files
+from dipolegnn.inference.blocks import PREDICTION_COLUMNS
 from dipolegnn.labels import label_many
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import SmilesRow, embed_smiles, read_failures
@@ -28,7 +28,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 # Before Ray is imported: it tells nobody that it is used.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
-ray_data = pytest.importorskip("dipolegnn.bulk.ray_data", reason="needs ray[data]")
+ray_data = pytest.importorskip("dipolegnn.inference.ray", reason="needs ray[data]")
 
 pytestmark = [
     # Ray's own defaults are among what it deprecates.
