@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dipolegnn.evaluation import evaluate
     from dipolegnn.export import export_model
     from dipolegnn.graph import radius_graph
-    from dipolegnn.inference.structures import predict_smiles
+    from dipolegnn.inference.calculator import DipoleCalculator
+    from dipolegnn.inference.structures import predict, predict_smiles
     from dipolegnn.labels import ASEConfig
     from dipolegnn.molecules import from_smiles
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
@@ -30,6 +31,7 @@ __all__ = [
     "AtomwiseHead",
     "ConformerDataset",
     "DFTConfig",
+    "DipoleCalculator",
     "DipoleDataModule",
     "DipoleHead",
     "DipoleModel",
@@ -46,6 +48,7 @@ __all__ = [
     "from_smiles",
     "load_model",
     "load_pretrained",
+    "predict",
     "predict_smiles",
     "radius_graph",
     "save_model",
@@ -56,6 +59,7 @@ _HOME = {
     "AtomwiseHead": "dipolegnn.nn",
     "ConformerDataset": "dipolegnn.data",
     "DFTConfig": "dipolegnn.config",
+    "DipoleCalculator": "dipolegnn.inference.calculator",
     "DipoleDataModule": "dipolegnn.data",
     "DipoleHead": "dipolegnn.nn",
     "DipoleModel": "dipolegnn.nn",
@@ -71,6 +75,7 @@ _HOME = {
     "from_smiles": "dipolegnn.molecules",
     "load_model": "dipolegnn.checkpoint",
     "load_pretrained": "dipolegnn.pretrained",
+    "predict": "dipolegnn.inference.structures",
     "predict_smiles": "dipolegnn.inference.structures",
     "radius_graph": "dipolegnn.graph",
     "save_model": "dipolegnn.checkpoint",
