@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,10 @@ from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 PART_RECORDS = 1000
-"""Records per part: some seconds of work on one core, and several full batches for the model."""
+"""Structures per part: some seconds of work on one core, and several full batches."""
+
+PART_CONFORMERS = 500
+"""Conformers to embed per part: less than a minute of work on one core, at about 0.05 s each."""
 
 FEW_RECORDS = 200
 """A file with fewer is done before worker processes would have started."""
@@ -65,7 +68,7 @@ def predict_files(
     coverage: float = COVERAGE,
     workers: int | None = None,
     device: torch.device | str | None = None,
-    part_records: int = PART_RECORDS,
+    part_records: int | None = None,
     progress: bool = False,
 ) -> BulkResult:
     """Predicts the dipole moments of all molecules of files, of any size, into one file.
@@ -90,7 +93,8 @@ def predict_files(
         workers: Processes that read and embed; 0: it is done here, where a molecule that crashes
             RDKit ends the run; None: one per core, none for a small file.
         device: Where the model computes; None: on a CUDA device if there is one.
-        part_records: Records that are kept together in memory and on disk.
+        part_records: Records that are kept together in memory and on disk, and are done again
+            after a crash; None: 1000 structures, or as many SMILES as have 500 conformers.
         progress: Show on standard error how far it is.
 
     Returns:
@@ -106,7 +110,10 @@ def predict_files(
         ValueError: An unknown suffix, an output in the place of one of the files, ``workers`` below
             0, ``part_records`` below 1, or a temperature or coverage that is none.
     """
-    for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
+    for name, value, least in (
+        ("workers", workers or 0, 0),
+        ("part_records", 1 if part_records is None else part_records, 1),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     if not 0 < coverage < 1:
@@ -120,6 +127,10 @@ def predict_files(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with ExitStack() as stack:
         files = [stack.enter_context(RecordFile(path, columns)) for path in paths]
+        if part_records is None:
+            embedded = any(file.embedded for file in files)
+            wanted = max(1, PART_CONFORMERS // config.conformers)
+            part_records = wanted if embedded else PART_RECORDS
         job = {
             "version": __version__,
             "files": [_known_by(file.path) for file in files],
@@ -133,11 +144,11 @@ def predict_files(
         parts = stack.enter_context(Parts(Path(output), job))
         done = parts.done()
         earlier = sum(map(sum, done.values()))
-        every = _parts(files, part_records)
-        todo: Iterator[Part] = (part for part in every if part.number not in done)
+        shown = stack.enter_context(Progress(progress, earlier))
+        todo = _unfinished(_parts(files, part_records), done, shown)
         if workers is None:
             todo, workers = _enough_workers(todo)
-        with Progress(progress, earlier) as shown, _threads_beside(workers):
+        with _threads_beside(workers):
             for part, molecules in _complete(todo, config, workers):
                 asked = config.conformers if part.embedded else 0
                 source = Source(part.records[0].source, asked, molecules)
@@ -145,7 +156,7 @@ def predict_files(
                     [source], models, temperature=temperature, coverage=coverage, device=device
                 )
                 written = parts.write(part.number, report)
-                shown.advance(sum(written), part.position)
+                shown.advance(sum(written), len(part.records))
         first = parts.first_failures(SHOWN_FAILURES)
         total = parts.assemble()
     return BulkResult(*total, first, earlier, time.monotonic() - start)
@@ -203,6 +214,16 @@ def _parts(files: Sequence[RecordFile], size: int) -> Iterator[Part]:
             number += 1
             rows = offset + part.records[-1].row
         offset = rows
+
+
+def _unfinished(parts: Iterator[Part], done: Container[int], shown: Progress) -> Iterator[Part]:
+    """The parts that are not done."""
+    for part in parts:
+        if part.number in done:
+            shown.skip(len(part.records), part.position)
+        else:
+            shown.read(len(part.records), part.position)
+            yield part
 
 
 def _enough_workers(parts: Iterator[Part]) -> tuple[Iterator[Part], int]:

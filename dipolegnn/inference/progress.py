@@ -27,7 +27,8 @@ class Progress:
         self._console = Console(file=sys.stderr)
         self._wanted = wanted
         self._start = self._said = time.monotonic()
-        self._first: float | None = None
+        self._first = self._position = 0.0
+        self._read = self._done = 0
         self._bar = rich.Progress(
             rich.TextColumn("Predicting"),
             rich.BarColumn(),
@@ -46,17 +47,34 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, molecules: int, position: float) -> None:
-        """So many more molecules are done, and all files are read up to there (0 to 1)."""
-        if self._first is None:  # what was done before this run, at least
-            self._first = position if self.earlier else 0.0
+    def skip(self, records: int, position: float) -> None:
+        """Records of an earlier run, after which all files are read up to there (0 to 1)."""
+        if not self._read:
+            self._first = self._position = position
+        else:
+            self.read(records, position)
+            self._done += records
+
+    def read(self, records: int, position: float) -> None:
+        """So many more records are read, and all files up to there (0 to 1)."""
+        self._read += records
+        self._position = position
+
+    def advance(self, molecules: int, records: int) -> None:
+        """So many more molecules and failures are written, which so many records came to."""
         self.count += molecules
+        self._done += records
         now = time.monotonic()
         rate = self.count / (now - self._start)
-        share = position - self._first
+        # Files are read ahead, at times to the end: the position alone would promise too much.
+        share = (self._position - self._first) * self._done / self._read
+        position = self._first + share
         shown = ""
         if share > 0:
-            shown = f"{duration((1 - position) / share * (now - self._start))} left"
+            seconds = (1 - position) / share * (now - self._start)
+            shown = f"{duration(max(1.0, seconds))} left"
+        if position >= 1:
+            shown = "finishing"
         self._bar.update(
             self._task, completed=position, count=self.earlier + self.count, rate=rate, left=shown
         )

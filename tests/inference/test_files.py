@@ -405,11 +405,27 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dipolegnn.inference.progress.time.monotonic", lambda: next(clock))
         with Progress(True, earlier=0) as shown:
-            shown.advance(1000, 0.1)
-            shown.advance(4000, 0.5)
-            shown.advance(100, 0.6)
+            shown.read(1000, 0.1)
+            shown.advance(1000, 1000)
+            shown.read(9000, 1.0)
+            shown.advance(4000, 4000)  # all is read, but half is not done
+            shown.advance(100, 100)
     err = capsys.readouterr().err
     assert err.splitlines() == ["5,000 molecules (50 %), 50/s, 1 min 40 s left"]
+
+
+def test_no_progress_says_that_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter((0.0, 100.0, 200.0, 300.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dipolegnn.inference.progress.time.monotonic", lambda: next(clock))
+        with Progress(True, earlier=500) as shown:
+            shown.skip(500, 0.5)
+            shown.read(10_000, 1.0)
+            shown.advance(9_999, 9_999)
+            shown.advance(0, 0)
+            shown.advance(1, 1)
+    remarks = [line.rsplit(", ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert remarks == ["1 s left", "1 s left", "finishing"]
 
 
 def test_numbers_that_cannot_be(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
