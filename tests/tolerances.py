@@ -27,6 +27,11 @@ TOLERANCES = {
 """By the precision that the compared numbers were computed in."""
 
 
+PRINTED_D, PRINTED_E = 1.01e-4, 1.01e-5
+"""Difference between two numbers in text files, in debye and in e, whose last digit differs by 1
+(and the rounding to binary): a number may lie in the middle between two that are printed."""
+
+
 def rounding(count: int, dtype: torch.dtype) -> float:
     """Relative error of a number that took ``count`` roundings.
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dipolegnn._pyg import Data
 from dipolegnn.inference.result import MoleculePrediction, Prediction
 from dipolegnn.models import LoadedModel
 from dipolegnn.molecules import Failure, can_turn, text_of
@@ -25,6 +26,13 @@ MAX_GEOMETRIES = 10
 
 NAMES_PER_NOTE = 5
 """More molecules about which the same is said are counted, not named."""
+
+DECIMALS_D = 4
+"""Decimals of debye in text files. Predictions in single precision are reproducible to about
+1e-5 D: the order of a sum depends on the batch, the number of threads and the processor."""
+
+DECIMALS_E_OR_ANGSTROM = 5
+"""Decimals of e and angstrom: at 5 angstrom and 1 e, half of the last one is 1e-4 D at most."""
 
 UNITS = {
     "magnitude": "debye",
@@ -143,7 +151,7 @@ class Line(NamedTuple):
     notes: str
 
     def cells(self) -> list[str]:
-        """As text, numbers with six decimals."""
+        """As text, with the decimals that do not depend on the batch or the machine."""
         return [_cell(value) for value in self]
 
 
@@ -183,9 +191,9 @@ def _cell(value: str | float | list[float] | None) -> str:
         case None:
             return ""
         case float():
-            return f"{value:.6f}"
+            return f"{value:.{DECIMALS_D}f}"
         case list():
-            return " ".join(f"{number:.6f}" for number in value)
+            return " ".join(f"{number:.{DECIMALS_E_OR_ANGSTROM}f}" for number in value)
     return str(value)
 
 
@@ -233,12 +241,23 @@ def structures_text(report: Report, answer: Answer, suffix: str) -> str:
         said: dict[str, str | float] = {"model": answer.model.name}
         width = conformer.half_width(report.coverage)
         if width is not None and np.isfinite(width):
-            said |= {"half_width_D": width, "coverage": report.coverage}
+            said |= {"half_width_D": round(width, DECIMALS_D), "coverage": report.coverage}
         if said_of_all:
             said["notes"] = said_of_all
         further.append(said)
-    labels = [conformer.as_labels() for conformer in answer.molecule.conformers]
+    labels = [_rounded(conformer.as_labels()) for conformer in answer.molecule.conformers]
     return text_of(labels, suffix, further)
+
+
+def _rounded(labels: Data) -> Data:
+    """The same with the decimals that are printed."""
+    for name, decimals in (
+        ("dipole", DECIMALS_D),
+        ("dipole_magnitude", DECIMALS_D),
+        ("atomic_charges", DECIMALS_E_OR_ANGSTROM),
+    ):
+        labels[name] = labels[name].double().round(decimals=decimals).float()
+    return labels
 
 
 def print_tables(report: Report) -> None:

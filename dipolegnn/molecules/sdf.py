@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from rdkit import Chem
 
 from dipolegnn._pyg import Data
@@ -144,6 +145,6 @@ def _fields(data: Data) -> dict[str, str | float]:
     ):
         numbers = values.flatten().tolist()
         if not any(map(math.isnan, numbers)):
-            # Nine digits hold a single-precision number exactly.
-            fields[name] = " ".join(f"{number:.9g}" for number in numbers)
+            # The fewest digits that hold a single-precision number exactly.
+            fields[name] = " ".join(str(np.float32(number)) for number in numbers)
     return fields

@@ -17,6 +17,7 @@ from dipolegnn.config import ModelConfig
 from dipolegnn.molecules import from_smiles, read_failures, read_file, write_file
 from dipolegnn.nn import build_model
 from tests.cli.helpers import TABLE, assert_message, predictions
+from tests.tolerances import PRINTED_D, PRINTED_E
 
 
 def test_one_broken_molecule_does_not_stop_the_others(
@@ -116,13 +117,14 @@ def test_predictions_in_a_file(
     elif suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             row = list(csv.DictReader(file))[1]
-        assert float(row["magnitude_D"]) == pytest.approx(ethanol["magnitude"], abs=1e-6)
-        assert [float(row[f"dipole_{x}_D"]) for x in "xyz"] == pytest.approx(dipole, abs=1e-6)
+        assert float(row["magnitude_D"]) == pytest.approx(ethanol["magnitude"], abs=PRINTED_D)
+        vector = [float(row[f"dipole_{x}_D"]) for x in "xyz"]
+        assert vector == pytest.approx(dipole, abs=PRINTED_D)
     else:
         _, read = read_file(path).data
-        assert read.dipole.flatten().tolist() == pytest.approx(dipole, abs=1e-5)
+        assert read.dipole.flatten().tolist() == pytest.approx(dipole, abs=PRINTED_D)
         charges = ethanol["conformers"][0]["charges"]
-        assert read.atomic_charges.tolist() == pytest.approx(charges, abs=1e-5)
+        assert read.atomic_charges.tolist() == pytest.approx(charges, abs=PRINTED_E)
     assert not path.with_name(f"{path.name}.failures.csv").exists()
 
 
@@ -147,7 +149,7 @@ def test_structures_carry_their_error_bars(
         weights = [conformer["weight"] for conformer in propanol["conformers"]]
         widths = [data["half_width_D"] for data in conformers]
         mean = sum(w * x for w, x in zip(weights, widths, strict=True))
-        assert mean == pytest.approx(propanol["half_width"], abs=1e-6)
+        assert mean == pytest.approx(propanol["half_width"], abs=PRINTED_D)
 
 
 def test_smiles_from_standard_input(
