@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from dipolegnn.data import ConformerDataset, DipoleDataModule
     from dipolegnn.evaluation import evaluate
     from dipolegnn.export import export_model
-    from dipolegnn.graph import radius_graph
     from dipolegnn.inference.calculator import DipoleCalculator
     from dipolegnn.inference.structures import predict, predict_smiles
     from dipolegnn.labels import ASEConfig
     from dipolegnn.molecules import from_smiles
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
+    from dipolegnn.nn.graph import radius_graph
     from dipolegnn.pretrained import load_pretrained
     from dipolegnn.training.fit import fit
 
@@ -77,7 +77,7 @@ _HOME = {
     "load_pretrained": "dipolegnn.pretrained",
     "predict": "dipolegnn.inference.structures",
     "predict_smiles": "dipolegnn.inference.structures",
-    "radius_graph": "dipolegnn.graph",
+    "radius_graph": "dipolegnn.nn.graph",
     "save_model": "dipolegnn.checkpoint",
 }
 

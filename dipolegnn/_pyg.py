@@ -2,7 +2,7 @@
 
 PyG 2.8 warns at import when torch-cluster or torch-scatter is installed, and
 tells the user to install pyg-lib, which is not on PyPI. dipolegnn calls torch-cluster itself
-(see ``graph.py``), so that advice would be noise at every start. The filter holds only while
+(see ``nn/graph.py``), so that advice would be noise at every start. The filter holds only while
 the import runs; the caller's warning filters are left as they were.
 """
 

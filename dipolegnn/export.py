@@ -32,9 +32,9 @@ from dipolegnn import __version__
 from dipolegnn._pyg import Data
 from dipolegnn.checkpoint import JSON
 from dipolegnn.files import replacing
-from dipolegnn.graph import RadiusGraph
 from dipolegnn.models import LoadedModel
 from dipolegnn.nn import AtomwiseHead, DipoleModel, DipoleOutput
+from dipolegnn.nn.graph import RadiusGraph
 
 FORMAT_VERSION = 1
 """Version of inputs, outputs and description; raised when one of them changes its meaning."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
-from dipolegnn.graph import radius_graph
 from dipolegnn.nn import AtomwiseHead, DipoleModel, SchNet
+from dipolegnn.nn.graph import radius_graph
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 

@@ -20,7 +20,7 @@ MODULES = sorted(
 
 
 def test_the_interfaces_have_examples() -> None:
-    assert {"dipolegnn.graph", "dipolegnn.nn.model", "dipolegnn.nn.painn"} <= set(MODULES)
+    assert {"dipolegnn.nn.graph", "dipolegnn.nn.model", "dipolegnn.nn.painn"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dipolegnn._pyg import Batch, InMemoryDataset
-from dipolegnn.graph import MoleculeGraphs
+from dipolegnn.nn.graph import MoleculeGraphs
 
 _PerWhat = Literal["atom", "molecule"]
 

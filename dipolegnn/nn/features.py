@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dipolegnn.graph import can_check_values
+from dipolegnn.nn.graph import can_check_values
 
 MAX_Z = 100
 """Elements 1 to 100 have an embedding."""

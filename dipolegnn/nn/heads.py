@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dipolegnn.nn.features import AtomFeatures, linear
-from dipolegnn.segments import segment, spread
+from dipolegnn.nn.scatter import segment, spread
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 

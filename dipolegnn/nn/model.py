@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig
-from dipolegnn.graph import RadiusGraph
 from dipolegnn.nn.calibration import Calibration
 from dipolegnn.nn.features import MAX_Z, AtomFeatures
+from dipolegnn.nn.graph import RadiusGraph
 from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.painn import PaiNN
+from dipolegnn.nn.scatter import segment, spread
 from dipolegnn.nn.schnet import SchNet
 from dipolegnn.ops import why_not_fused
-from dipolegnn.segments import segment, spread
 
 
 class HeadInput(NamedTuple):
@@ -92,7 +92,7 @@ class DipoleModel(nn.Module):
 
         Args:
             batch: A PyG ``Batch`` or one ``Data`` with ``z [N]`` and ``pos [N, 3]`` in angstrom;
-                ``charge [B]`` in e if there are ions. A :class:`~dipolegnn.graph.RadiusGraph` in
+                ``charge [B]`` in e if there are ions. A :class:`~dipolegnn.nn.graph.RadiusGraph` in
                 ``radius_graph`` is used if it has the cutoff of the model and belongs to these
                 positions; otherwise the graph is built here.
 

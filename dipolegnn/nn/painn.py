@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dipolegnn._pyg import MessagePassing
-from dipolegnn.graph import RadiusGraph
-from dipolegnn.nn.basis import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
 from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
+from dipolegnn.nn.filters import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
+from dipolegnn.nn.graph import RadiusGraph
 from dipolegnn.nn.radial import radial_basis_layer
 from dipolegnn.ops import mixing_change, mixing_context, painn_message
 
@@ -86,7 +86,7 @@ class PaiNN(nn.Module):
             pos: Positions ``[N, 3]`` in angstrom.
             edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, of any graph without
                 self-loops; edges beyond the cutoff contribute nothing. A
-                :class:`~dipolegnn.graph.RadiusGraph` takes the fused kernels.
+                :class:`~dipolegnn.nn.graph.RadiusGraph` takes the fused kernels.
 
         Returns:
             ``s [N, F]`` and ``v [N, 3, F]``.

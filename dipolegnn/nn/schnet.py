@@ -12,9 +12,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dipolegnn._pyg import MessagePassing
-from dipolegnn.graph import RadiusGraph
-from dipolegnn.nn.basis import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
 from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
+from dipolegnn.nn.filters import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
+from dipolegnn.nn.graph import RadiusGraph
 from dipolegnn.nn.radial import radial_basis_layer
 from dipolegnn.ops import cfconv
 
@@ -80,7 +80,7 @@ class SchNet(nn.Module):
             pos: Positions ``[N, 3]`` in angstrom.
             edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, of any graph without
                 self-loops; edges beyond the cutoff contribute nothing. A
-                :class:`~dipolegnn.graph.RadiusGraph` takes the fused kernels.
+                :class:`~dipolegnn.nn.graph.RadiusGraph` takes the fused kernels.
 
         Returns:
             ``s [N, F]``; ``v`` is None.

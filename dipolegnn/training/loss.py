@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.graph import can_check_values
 from dipolegnn.nn import DipoleOutput
+from dipolegnn.nn.graph import can_check_values
 
 
 def dipole_loss(output: DipoleOutput, batch: Data, config: TrainConfig) -> Tensor:

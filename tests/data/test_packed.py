@@ -10,8 +10,8 @@ import torch
 from dipolegnn._pyg import Batch, Data, InMemoryDataset
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, random_split, save_dataset
 from dipolegnn.data.packed import PackedBatches, why_not_packed
-from dipolegnn.graph import radius_graph
 from dipolegnn.molecules import Molecules
+from dipolegnn.nn.graph import radius_graph
 from tests.data.samples import equal, sample_molecules
 
 

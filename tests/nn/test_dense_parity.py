@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from dipolegnn._pyg import Data
-from dipolegnn.graph import radius_graph
 from dipolegnn.nn import DipoleModel
+from dipolegnn.nn.graph import radius_graph
 from tests.nn import dense
 from tests.nn.models import CUTOFF, HEADS_OF, Kernels, make_model
 from tests.nn.structures import molecule, random_molecule

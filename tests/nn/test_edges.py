@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dipolegnn._pyg import Batch, EdgeIndex
-from dipolegnn.graph import RadiusGraph, radius_graph
 from dipolegnn.nn import PaiNN, SchNet
+from dipolegnn.nn.graph import RadiusGraph, radius_graph
 from tests.nn.models import CUTOFF, make_model
 from tests.nn.structures import random_molecule
 from tests.tolerances import assert_close
@@ -173,7 +173,7 @@ def test_a_graph_survives_copies(network: PaiNN | SchNet) -> None:
 def test_no_comparison_by_value_where_it_would_synchronize(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dipolegnn.graph.can_check_values", lambda tensor: False)
+    monkeypatch.setattr("dipolegnn.nn.graph.can_check_values", lambda tensor: False)
     pos = DATA.pos.clone()
     graph = RadiusGraph.of(pos, CUTOFF)
     with monkeypatch.context() as on_gpu:

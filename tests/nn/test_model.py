@@ -11,7 +11,6 @@ from ase import Atoms
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ModelConfig
-from dipolegnn.graph import radius_graph
 from dipolegnn.nn import (
     AtomFeatures,
     AtomwiseHead,
@@ -22,6 +21,7 @@ from dipolegnn.nn import (
     build_model,
 )
 from dipolegnn.nn.features import MAX_Z
+from dipolegnn.nn.graph import radius_graph
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import make_model
 from tests.nn.structures import methane, molecule, random_molecule

@@ -17,8 +17,8 @@ import torch
 from peers import schnetpack_weights
 
 from dipolegnn._pyg import Batch
-from dipolegnn.graph import radius_graph
 from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, PaiNN
+from dipolegnn.nn.graph import radius_graph
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import randomize
 from tests.nn.structures import chiral, molecule, random_molecule

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dipolegnn._pyg import Batch, Data
-from dipolegnn.graph import radius_graph
 from dipolegnn.nn import DipoleHead, DipoleModel, DipoleOutput
+from dipolegnn.nn.graph import radius_graph
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import CUTOFF, VARIANTS, Variant, make_model
 from tests.nn.structures import (

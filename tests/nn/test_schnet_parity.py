@@ -9,8 +9,8 @@ from peers import PyGSchNetPeer
 from torch import Tensor
 
 from dipolegnn._pyg import Batch
-from dipolegnn.graph import radius_graph
 from dipolegnn.nn import AtomwiseHead, DipoleModel, SchNet
+from dipolegnn.nn.graph import radius_graph
 from tests.nn.models import randomize
 from tests.nn.structures import molecule, random_molecule
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dipolegnn.graph import radius_graph
+from dipolegnn.nn.graph import radius_graph
 from dipolegnn.ops import distance_grid
 
 CUTOFF = 4.0

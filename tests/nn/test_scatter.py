@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import torch
 
-from dipolegnn.segments import segment, segment_index, spread
+from dipolegnn.nn.scatter import segment, segment_index, spread
 from tests.tolerances import assert_close
 
 PTR = torch.tensor([0, 3, 4, 4, 9, 9])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dipolegnn._pyg import EdgeIndex
-from dipolegnn.graph import RadiusGraph, can_check_values
+from dipolegnn.nn.graph import RadiusGraph, can_check_values
 from dipolegnn.nn.radial import BesselRBF, CosineCutoff, GaussianRBF
 from dipolegnn.ops import distance_grid, why_not_fused
 

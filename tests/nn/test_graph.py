@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dipolegnn import graph
-from dipolegnn.graph import radius_graph
+from dipolegnn.nn import graph
+from dipolegnn.nn.graph import radius_graph
 
 PRECISIONS = (torch.float32, torch.float64)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dipolegnn._pyg import index2ptr
-from dipolegnn.segments import segment_index
+from dipolegnn.nn.scatter import segment_index
 
 _SLACK = 1.0 + 1e-5
 """torch-cluster searches this much further than the cutoff. The edges kept are decided here,
