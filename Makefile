@@ -4,10 +4,10 @@ VENV := .venv/bin
 
 # Variables given on the command line (TORCH, MAX_JOBS) reach the set-up as environment variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format peers clean
+.PHONY: help setup demo test portable portable-fast lint format peers clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
 	@echo
 	@echo 'Set-up options: PYTHON=python3.12 (which Python), TORCH=2.13.0 (which torch), MAX_JOBS=1 (compilers at once)'
 
@@ -19,6 +19,12 @@ demo: setup  ## Train PaiNN on the data set that comes along and predict some di
 
 test: lint  ## Lint, types and the whole test suite
 	$(VENV)/python -m pytest -n auto --maxprocesses 8
+
+portable: setup  ## The numerical tests as other processors and numbers of threads compute
+	@.ci/portable
+
+portable-fast: setup  ## A selection of them
+	@.ci/portable --fast
 
 lint: setup  ## Lint and types alone
 	$(VENV)/python -m ruff check
