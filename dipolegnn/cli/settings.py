@@ -25,8 +25,9 @@ def read_settings(path: Path) -> tuple[ModelConfig, TrainConfig]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
-    # "data" and "devices" describe the data set and the machine of the run that the file is from.
-    if not isinstance(content, dict) or content.keys() - {"model", "train", "data", "devices"}:
+    # The others describe the data set and the machine of the run that the file is from.
+    known = {"model", "train", "data", "devices", "threads"}
+    if not isinstance(content, dict) or content.keys() - known:
         raise ValueError(f'{path}: expected {{"model": {{...}}, "train": {{...}}}}.')
     model = _read(path, "model", ModelConfig, content.get("model", {}))
     return model, _read(path, "train", TrainConfig, content.get("train", {}))
