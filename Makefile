@@ -4,7 +4,7 @@ VENV := .venv/bin
 
 # Variables given on the command line (TORCH, MAX_JOBS) reach the set-up as environment variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test portable portable-fast lint format peers clean
+.PHONY: help setup demo test check-data portable portable-fast lint format peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -17,8 +17,11 @@ setup:  ## Make .venv with everything in it; can be interrupted and run again
 demo: setup  ## Train PaiNN on the data set that comes along and predict some dipoles (6 minutes)
 	@$(VENV)/python experiments/quickstart.py
 
-test: lint  ## Lint, types and the whole test suite
-	$(VENV)/python -m pytest -n auto --maxprocesses 8
+test: lint  ## Lint, types and the tests of the code
+	$(VENV)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup -m 'not committed_data'
+
+check-data: setup  ## Check the data sets in the repository
+	$(VENV)/python -m pytest -m committed_data
 
 portable: setup  ## The numerical tests as other processors and numbers of threads compute
 	@.ci/portable

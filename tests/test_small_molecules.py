@@ -61,6 +61,14 @@ def heavy_atoms(data: Data) -> int:
     return int((data.z > 1).sum())
 
 
+@pytest.fixture(scope="module")
+def mols(molecules: list[Data]) -> list[Chem.Mol]:
+    """RDKit's molecules of the SMILES, parsed once."""
+    return [Chem.MolFromSmiles(data.smiles) for data in molecules]
+
+
+@pytest.mark.committed_data
+@pytest.mark.xdist_group("small_molecules")  # parses them once
 class TestData:
     def test_card_is_that_of_the_data(self, folder: Path) -> None:
         check_card(folder)
@@ -89,14 +97,18 @@ class TestData:
             )
             assert data.dipole_magnitude.item() < 20, data.name
 
-    def test_every_molecule_is_there_once(self, molecules: list[Data]) -> None:
-        canonical = Counter(Chem.CanonSmiles(data.smiles) for data in molecules)
+    def test_every_molecule_is_there_once(
+        self, molecules: list[Data], mols: list[Chem.Mol]
+    ) -> None:
+        canonical = Counter(Chem.MolToSmiles(mol) for mol in mols)
         assert canonical.most_common(1)[0][1] == 1
         assert len({int(data.mol_id) for data in molecules}) == len(molecules)
 
-    def test_structures_are_those_of_the_smiles(self, molecules: list[Data]) -> None:
-        for data in molecules:
-            mol = Chem.AddHs(Chem.MolFromSmiles(data.smiles))
+    def test_structures_are_those_of_the_smiles(
+        self, molecules: list[Data], mols: list[Chem.Mol]
+    ) -> None:
+        for data, heavy in zip(molecules, mols, strict=True):
+            mol = Chem.AddHs(heavy)
             assert [a.GetAtomicNum() for a in mol.GetAtoms()] == data.z.tolist(), data.name
             assert not any(a.GetNumRadicalElectrons() for a in mol.GetAtoms()), data.name
 
@@ -126,10 +138,9 @@ class TestData:
             ("s1cccc1", 20),
         ],
     )
-    def test_functional_groups(self, molecules: list[Data], group: str, least: int) -> None:
+    def test_functional_groups(self, mols: list[Chem.Mol], group: str, least: int) -> None:
         pattern = Chem.MolFromSmarts(group)
-        found = sum(Chem.MolFromSmiles(d.smiles).HasSubstructMatch(pattern) for d in molecules)
-        assert found >= least
+        assert sum(mol.HasSubstructMatch(pattern) for mol in mols) >= least
 
     def test_well_known_molecules_are_there(self, molecules: list[Data]) -> None:
         known = (

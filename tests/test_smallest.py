@@ -32,6 +32,7 @@ def build(folder: Path) -> ModuleType:
     return loaded
 
 
+@pytest.mark.committed_data
 def test_it_is_what_the_script_says(folder: Path, build: ModuleType, project_root: Path) -> None:
     card = check_card(folder)
     source = build.smallest(list(ConformerDataset(project_root / "datasets" / "small_molecules")))
@@ -43,6 +44,7 @@ def test_it_is_what_the_script_says(folder: Path, build: ModuleType, project_roo
     assert all(data.dipole.isfinite().all() for data in molecules)
 
 
+@pytest.mark.committed_data
 @pytest.mark.parametrize(
     ("smiles", "experiment"), [("O", 1.85), ("C=O", 2.33), ("C=C=O", 1.42), ("C#N", 2.98)]
 )

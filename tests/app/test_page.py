@@ -47,6 +47,9 @@ PATIENCE_MS = 120_000
 
 expect.set_options(timeout=PATIENCE_MS)
 
+# One browser and one server: all tests in one process.
+pytestmark = pytest.mark.xdist_group("page")
+
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 

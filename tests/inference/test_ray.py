@@ -31,6 +31,8 @@ ray = pytest.importorskip("ray")
 ray_data = pytest.importorskip("dipolegnn.inference.ray", reason="needs ray[data]")
 
 pytestmark = [
+    # One cluster: all tests in one process.
+    pytest.mark.xdist_group("ray"),
     # Ray's own defaults are among what it deprecates.
     pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning:ray.data.context"),
     # Sockets and log files that Ray leaves for the end of the process.

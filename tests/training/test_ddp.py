@@ -36,6 +36,10 @@ class Both(NamedTuple):
     output: str
 
 
+# One training on two devices and one on one, which all tests look at: in one process.
+pytestmark = pytest.mark.xdist_group("ddp")
+
+
 def environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
