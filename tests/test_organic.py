@@ -14,7 +14,7 @@ import pytest
 from rdkit import Chem
 
 from dipolegnn.config import DFTConfig
-from dipolegnn.data import ConformerDataset
+from dipolegnn.data import ConformerDataset, check_card
 
 FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "organic"
 
@@ -116,3 +116,16 @@ class TestBuild:
         assert relaxed == pytest.approx([0.959, 0.959], abs=2e-3)  # GFN2-xTB
         assert abs(displaced[0] - displaced[1]) > 0.01
         assert bonds(4) == displaced
+
+
+@pytest.mark.committed_data
+def test_committed_labels_belong_to_the_list() -> None:
+    card = check_card(FOLDER)
+    rows = load("build").read_rows(FOLDER / "molecules.csv")
+    dataset = ConformerDataset(FOLDER)
+    assert card.level_of_theory.startswith("B3LYP/def2-TZVPD")
+    assert len(dataset) == card.counts.structures > 0
+    for data in dataset:
+        assert data.smiles == rows[int(data.mol_id)].smiles
+        assert data.dipole.isfinite().all()
+        assert data.atomic_charges.sum().item() == pytest.approx(data.charge.item(), abs=1e-3)
