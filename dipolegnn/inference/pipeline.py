@@ -72,7 +72,9 @@ def answer(
     for loaded, structures in jobs:
         loaded.model.kernels = "plain" if few else "auto"
         shown = progress and len(structures) > PROGRESS_FROM_STRUCTURES
-        predictions = predict(loaded.model, structures, device=device, progress=shown)
+        if device is not None:
+            loaded.model.to(device)  # Once, and not a copy for each block of a large file.
+        predictions = predict(loaded.model, structures, progress=shown)
         for molecule in average(predictions, temperature):
             # Of the file's order, whichever conformer has the lowest energy.
             place = min(places[id(conformer.data)] for conformer in molecule.conformers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -47,7 +48,8 @@ def predict(
         molecules: The structures: ``z [N]``, ``pos [N, 3]`` in angstrom and, of ions, ``charge``
             in e. Nothing else of them plays a part.
         batch_atoms: Atoms per batch at most; a larger molecule is a batch of its own.
-        device: Where to compute, and the model is moved there; None: where the model is.
+        device: Where to compute; elsewhere than on the model's device, a copy of the model does.
+            None: the model's device.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -73,7 +75,9 @@ def predict(
         if problem is not None:
             raise problem.located(row=number)
     if device is not None:
-        model.to(device)
+        wanted, here = torch.device(device), next(model.parameters()).device
+        if wanted.type != here.type or wanted.index not in (None, here.index):
+            model = copy.deepcopy(model).to(wanted)
     was_training = model.training
     model.eval()
     predictions: list[Prediction] = []

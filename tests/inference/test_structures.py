@@ -79,6 +79,16 @@ def test_leaves_the_model_and_the_molecules_as_they_were(
         assert torch.equal(data.dipole.isnan(), copy.dipole.isnan())
 
 
+def test_another_device_leaves_the_model_where_it_was(
+    model: DipoleModel, molecules: list[Data]
+) -> None:
+    assert predict(model, [], device="meta") == []
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    # "cpu:0" differs from "cpu" by name, so that a copy of the model computes.
+    copied, own = predict(model, molecules, device="cpu:0"), predict(model, molecules)
+    assert [p.magnitude for p in copied] == [p.magnitude for p in own]
+
+
 def test_coordinates_follow_the_precision_of_the_model(
     model: DipoleModel, molecules: list[Data]
 ) -> None:
