@@ -4,7 +4,7 @@ VENV := .venv/bin
 
 # Variables given on the command line (TORCH, MAX_JOBS) reach the set-up as environment variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check-data portable portable-fast lint format peers clean
+.PHONY: help setup demo test check-data portable portable-fast lint format docs peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -38,6 +38,9 @@ format: setup  ## Sort imports, put right what the linter can, format
 	$(VENV)/python -m ruff check --fix
 	$(VENV)/python -m ruff format
 
+docs: setup  ## Build the documentation in site/; needs no network
+	NO_MKDOCS_2_WARNING=1 $(VENV)/python -m mkdocs build --strict
+
 # An environment of its own on top of .venv, whose torch and package it sees through a .pth file.
 # Without dependencies, because schnetpack asks for a sympy that torch cannot use; those that
 # importing it needs and .venv lacks are named.
@@ -56,6 +59,6 @@ peers: setup  ## Install schnetpack, which the parity tests compare with, in .ve
 	@echo 'peers: .venv-peers is complete'
 
 clean:  ## Remove both environments, caches and what PyG made out of the data sets
-	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache dipolegnn.egg-info
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache dipolegnn.egg-info site
 	rm -rf datasets/*/processed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 COVERAGE = 0.9
-"""How often the truth lies within an error bar, if nothing else is said."""
+"""Default coverage of an error bar: the fraction of references inside."""
 
 
 def _require(condition: bool, name: str, got: object, expected: str) -> None:
@@ -25,7 +25,7 @@ class ModelConfig:
     """Architecture of a dipole model."""
 
     representation: Literal["painn", "schnet"] = "painn"
-    """Message passing network that describes each atom by its surroundings."""
+    """Message passing network."""
     hidden_channels: int = 128
     """Width F of the atom features."""
     num_interactions: int = 3
@@ -33,14 +33,14 @@ class ModelConfig:
     num_rbf: int = 20
     """Number of radial basis functions."""
     cutoff: float = 5.0
-    """Atoms closer than this see each other, in angstrom."""
+    """Cutoff radius of the graph, in angstrom."""
     radial_basis: Literal["gaussian", "bessel"] = "gaussian"
-    """Functions that the distances are expanded in."""
+    """Radial basis functions."""
     head: Literal["dipole", "charges", "atomwise"] = "dipole"
     """dipole: charges, and atomic dipoles where the representation has vectors; charges: charges
     alone; atomwise: a sum of atomic scalars, as in the original recipe."""
     atomwise_aggregation: Literal["sum", "mean"] = "sum"
-    """How the atomwise head combines the atoms (the dipole head ignores it)."""
+    """Aggregation over atoms in the atomwise head; other heads ignore it."""
 
     def __post_init__(self) -> None:
         _require(self.hidden_channels >= 2, "hidden_channels", self.hidden_channels, "at least 2")
@@ -58,9 +58,9 @@ class TrainConfig:
     """The training recipe."""
 
     max_epochs: int = 200
-    """Passes over the training molecules at most."""
+    """Maximum number of epochs."""
     batch_size: int = 64
-    """Molecules per optimizer step, of each device."""
+    """Molecules per optimizer step and device."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2
@@ -68,28 +68,28 @@ class TrainConfig:
     loss: Literal["huber", "l1", "mse"] = "huber"
     """Loss on the vector where a molecule has one, else on the magnitude."""
     huber_beta: float = 0.1
-    """Where the Huber loss turns from quadratic to linear, in debye."""
+    """Error at which the Huber loss changes from quadratic to linear, in debye."""
     scheduler: Literal["plateau", "cosine", "onecycle"] = "onecycle"
-    """Learning-rate schedule: by the validation loss, or fixed in advance."""
+    """Learning-rate schedule: plateau follows the validation loss, the others are fixed."""
     plateau_factor: float = 0.5
-    """Plateau: the rate is multiplied by this."""
+    """Plateau: factor of the learning rate."""
     plateau_patience: int = 11
-    """Plateau: epochs without improvement before that."""
+    """Plateau: epochs without improvement before the learning rate is reduced."""
     plateau_cooldown: int = 5
-    """Plateau: epochs after it in which nothing is counted."""
+    """Plateau: epochs after a reduction that are not counted."""
     early_stopping_patience: int | None = None
-    """Stop after so many epochs without a better validation loss; None: never. With the plateau
+    """Stop after this many epochs without a better validation loss; None: never. With the plateau
     schedule, less than plateau_patience + plateau_cooldown + 1 halves the rate at most once."""
     ema_decay: float | None = 0.999
-    """Decay of the moving average of the weights, per step; None: no average."""
+    """Decay per step of the exponential moving average of the weights; None: no average."""
     gradient_clip: float | None = 5.0
-    """Largest norm of the gradient; None: no clipping."""
+    """Maximum norm of the gradient; None: no clipping."""
     precision: Literal[32, 64] = 32
-    """Bits of a floating point number."""
+    """Floating-point precision in bits."""
     seed: int = 0
     """Seed of the weights and of the order of the batches."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train."""
+    """Device for training."""
 
     def __post_init__(self) -> None:
         _require(self.max_epochs >= 1, "max_epochs", self.max_epochs, "at least 1")
@@ -114,7 +114,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """From a SMILES to a 3D structure: ETKDGv3, then MMFF94s (UFF where that has no parameters)."""
+    """Embedding of SMILES in 3D: ETKDGv3, then MMFF94s (UFF where it has no parameters)."""
 
     conformers: int = 1
     """Conformers kept per molecule, lowest energy first."""
@@ -130,11 +130,11 @@ class XTBConfig:
     """Labels from GFN2-xTB (tblite)."""
 
     optimize: bool = False
-    """Relax the geometry first, with the same method."""
+    """Optimize the geometry with the same method before labelling."""
     fmax: float = 0.02
-    """Largest remaining force of the relaxation, in eV/angstrom."""
+    """Convergence threshold of the forces, in eV/angstrom."""
     max_steps: int = 500
-    """Steps of the relaxation at most; not converged by then counts as a failure."""
+    """Maximum number of optimization steps; a molecule that does not converge fails."""
     electronic_temperature: float = 300.0
     """Electronic temperature, in kelvin."""
 
@@ -144,18 +144,18 @@ class DFTConfig:
     """Labels from density functional theory (PySCF)."""
 
     xc: str = "b3lypg"
-    """Functional; b3lypg is B3LYP as Gaussian (and so QM9) defines it."""
+    """Functional; b3lypg is B3LYP as defined in Gaussian, used for QM9."""
     basis: str = "6-31g(2df,p)"
-    """Basis set; the default is QM9's, with the exponents of 6-31G."""
+    """Basis set; the default is that of QM9, with the exponents of 6-31G."""
     density_fit: bool = True
-    """Density fitting: much faster, dipoles change by about 0.001 D."""
+    """Density fitting: much faster; changes dipoles by about 0.001 D."""
     grid_level: int = 3
     """Integration grid of PySCF, 0 (coarse) to 9; 1 changes dipoles by about 0.001 D."""
     scf_tolerance: float = 1e-9
-    """The SCF has converged when the energy changes by less, in hartree."""
+    """Convergence threshold of the SCF energy, in hartree."""
     optimize: bool = False
-    """Relax the geometry first, with the same method."""
+    """Optimize the geometry with the same method before labelling."""
     fmax: float = 0.02
-    """Largest remaining force of the relaxation, in eV/angstrom."""
+    """Convergence threshold of the forces, in eV/angstrom."""
     max_steps: int = 200
-    """Steps of the relaxation at most; not converged by then counts as a failure."""
+    """Maximum number of optimization steps; a molecule that does not converge fails."""

@@ -1,13 +1,20 @@
-"""What the README shows is run as it stands there, on a data set of few molecules."""
+"""The examples of the README and of docs/ are run as they stand there, on a few molecules.
+
+``<!-- run -->`` before a block marks it as runnable. The blocks of a page run in order, in one
+folder and, where they are Python, in one namespace. ``<!-- output -->`` marks what the block before
+prints: these words in this order, and the numbers to the accuracy that is stated here.
+"""
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,24 +23,56 @@ from dipolegnn.data import About, random_split, save_dataset
 from dipolegnn.molecules import Molecules, make_data
 
 SMILES = ["C", "O", "N", "CO", "CN", "CF", "CCl", "CS", "C=O", "CC", "CCO", "C#N"]
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] + [
+    page
+    for folder in ("howto", "explanation")
+    for page in sorted((ROOT / "docs" / folder).glob("*"))
+]
+NEEDS = {
+    "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    "parquet": ["pyarrow"],
+    "tblite": ["tblite"],
+    "XTBConfig": ["tblite"],
+    "--label xtb": ["tblite"],
+}
+"""What a page needs, by a word that occurs in its runnable blocks."""
+
+ATOL = 0.02
+"""Debye. Geometries of a force field differ between versions of RDKit: 0.01 D was seen."""
+
+BLOCK = re.compile(
+    r"^<!-- (run|output|ray) -->\n```(bash|python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
+NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?![\w.])")
 
 
-def blocks(project_root: Path, language: str) -> list[str]:
-    text = (project_root / "README.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+class Block(NamedTuple):
+    """One marked block of a page."""
+
+    mark: str
+    language: str
+    text: str
 
 
-@pytest.fixture(autouse=True)
+def blocks(page: Path) -> list[Block]:
+    return [Block(*found) for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+RUNNABLE = [page for page in PAGES if any(block.mark == "run" for block in blocks(page))]
+
+
+@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the examples run."""
+    """Where the examples run, with the files that they read."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_python_example(
-    project_root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    molecules = [
+    (tmp_path / "molecules.csv").write_text("smiles\n" + "\n".join(SMILES) + "\n")
+    (tmp_path / "molecules.smi.gz").write_bytes(gzip.compress("\n".join(SMILES[:4]).encode()))
+    stretched = [
         make_data(
             [9, 1],
             [[0.0, 0.0, 0.0], [0.0, 0.0, 0.9 + 0.01 * k]],
@@ -42,97 +81,105 @@ def test_python_example(
         )
         for k in range(20)
     ]
-    about = About(
-        name="few",
-        description="Stretched HF",
-        licence="CC0-1.0",
-        citation="none",
-        level_of_theory="made up",
-        geometry="made up",
-        seed=0,
-        created_by="a test",
-    )
+    about = About(name="few", description="Stretched HF", level_of_theory="made up")
     save_dataset(
-        folder / "datasets" / "small_molecules",
-        Molecules(molecules, []),
+        tmp_path / "datasets" / "small_molecules",
+        Molecules(stretched, []),
         about,
         split=random_split(range(20)),
     )
-    (code,) = blocks(project_root, "python")
-    assert len([line for line in code.splitlines() if line]) <= 10
-    exec(compile(code, "README.md", "exec"), {})
-    error, water = capsys.readouterr().out.strip().splitlines()[-2:]
-    assert re.fullmatch(r"\d+\.\d+ D", error)
-    assert re.match(r"\d+\.\d+ D \[.*\] \[.*\]$", water)
-    assert (folder / "runs" / "example" / "model.safetensors").is_file()
+    return tmp_path
 
 
-def test_commands(project_root: Path, folder: Path) -> None:
-    (folder / "molecules.csv").write_text("smiles\n" + "\n".join(SMILES) + "\n")
-    (block,) = (block for block in blocks(project_root, "sh") if "dipolegnn" in block)
-    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
-    assert [command[:2] for command in commands] == [
-        ["dipolegnn", name] for name in ("build", "train", "evaluate", "predict")
-    ]
-    for command in commands:
-        assert main(command[1:]) == 0, command
-    assert (folder / "runs" / "mine" / "test" / "parity.png").is_file()
+def words(text: str) -> list[str]:
+    """The words of a text without the frames of tables and with # for each decimal number."""
+    return NUMBER.sub("#", re.sub(r"[│┃━─┏┳┓┡╇┩└┴┘]", " ", text)).split()
 
 
-def test_large_files_and_other_programs(
-    project_root: Path, folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for module in ("onnx", "onnxruntime", "onnxscript", "pyarrow"):
-        pytest.importorskip(module)
-    (folder / "molecules.smi.gz").write_bytes(gzip.compress("\n".join(SMILES[:4]).encode()))
-    commands = [
-        shlex.split(line)
-        for block in blocks(project_root, "bash")
-        for line in block.splitlines()
-        if line.startswith(("dipolegnn predict", "dipolegnn export"))
-    ]
-    kinds = [".png", ".parquet", ".pt2", ".onnx"]
-    assert [Path(command[-1]).suffix for command in commands] == kinds
-    for command in commands:
-        assert main(command[1:]) == 0, command
-        assert Path(command[-1]).stat().st_size > 100
-    assert "±" in capfd.readouterr().out
-    for code in blocks(project_root, "py"):
-        if "torch" in code or "onnxruntime" in code:
-            run = [sys.executable, "-c", code]
-            assert subprocess.run(run, check=False).returncode == 0, code
-    in_torch, in_onnx = capfd.readouterr().out.split("tensor", maxsplit=1)[1].split("\n[")
-    water = float(in_torch.strip("([").split(",")[0])
-    assert water == pytest.approx(1.9, abs=0.3)
-    assert float(in_onnx.split("]")[0]) == pytest.approx(water, abs=1e-4)
+def check_output(expected: str, printed: str) -> None:
+    """Every line of ``expected`` begins a line of ``printed``, in this order."""
+    lines = [line for line in printed.splitlines() if words(line)]
+    for line in filter(words, expected.splitlines()):
+        wanted = words(line)
+        while lines and words(lines[0])[: len(wanted)] != wanted:
+            lines.pop(0)
+        assert lines, f"not printed: {line}\nprinted:\n{printed}"
+        numbers = [float(number) for number in NUMBER.findall(line)]
+        found = [float(number) for number in NUMBER.findall(lines.pop(0))]
+        assert found[: len(numbers)] == pytest.approx(numbers, abs=ATOL), line
 
 
-def test_in_ase(project_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = (block for block in blocks(project_root, "py") if "from ase" in block)
-    exec(compile(code, "README.md", "exec"), {})
-    found = re.fullmatch(r"\[(.*)\] e·Å", capsys.readouterr().out.strip())
-    assert found
-    length = sum(float(word) ** 2 for word in found[1].split()) ** 0.5
-    assert 4.803 * length == pytest.approx(2.75, abs=0.3)  # B3LYP, and experiment
+@pytest.mark.parametrize("page", RUNNABLE, ids=named)
+def test_examples(page: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    marked = blocks(page)
+    text = "\n".join(block.text for block in marked if block.mark == "run")
+    for word, modules in NEEDS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if word in text and missing:
+            pytest.skip(f"{', '.join(missing)} is not installed")
+    namespace: dict[str, Any] = {}
+    printed = ""
+    for block in marked:
+        if block.mark == "output":
+            check_output(block.text, printed)
+        elif block.language == "bash":
+            for line in block.text.splitlines():
+                program, *arguments = shlex.split(line, comments=True)
+                assert program == "dipolegnn", line
+                assert main(arguments) == 0, line
+            printed = capfd.readouterr().out
+        elif block.mark == "run":
+            exec(compile(block.text, str(page), "exec"), namespace)
+            printed = capfd.readouterr().out
 
 
-def test_several_machines(
-    project_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readme_has_an_example_and_the_commands() -> None:
+    readme = blocks(ROOT / "README.md")
+    (example,) = (block.text for block in readme if block.language == "python")
+    assert len([line for line in example.splitlines() if line]) <= 10
+    (commands,) = (block.text for block in readme if "dipolegnn build" in block.text)
+    # Run once, shown twice.
+    assert commands in (ROOT / "docs" / "howto" / "own_data.md").read_text(encoding="utf-8")
+    assert {"tutorial_chemists", "tutorial_pyg"} <= {page.stem for page in RUNNABLE}
+
+
+def test_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    (code,) = (block for block in blocks(project_root, "py") if "import ray" in block)
-    code = f"import ray\nray.init(num_cpus=2, include_dashboard=False)\n{code}"
+    (block,) = (b for b in blocks(ROOT / "docs" / "howto" / "clusters.md") if b.mark == "ray")
+    code = f"import ray\nray.init(num_cpus=2, include_dashboard=False)\n{block.text}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Counts(molecules=2, failures=1)" in done.stdout
     assert list((folder / "predicted").glob("*.parquet"))
 
 
-def test_named_files_and_targets_are_there(project_root: Path) -> None:
-    text = (project_root / "README.md").read_text()
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 8 * 1024
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_named_files_targets_and_links_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:dipolegnn|datasets|experiments)/[\w/.]*)`", text):
-        assert (project_root / name).exists(), name
-    makefile = (project_root / "Makefile").read_text()
+        assert (ROOT / name).exists(), name
+    makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`make (\w+)`", text)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
+        target = page.parent / link
+        # The pages of the reference are made from the docstrings when the site is built.
+        assert target.exists() or target.parent.name == "reference", link
+
+
+def test_the_site_builds(project_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "class=" in (tmp_path / "reference" / "nn.html").read_text()
+    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
+    loaded = [
+        re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="https?://[^"]*"', p) for p in pages
+    ]
+    assert not any(loaded), loaded

@@ -62,16 +62,16 @@ def _form(service: Service) -> html.Div:
     return html.Div(
         className="form",
         children=[
-            html.Label("SMILES, one per line, a name behind it if you like", htmlFor="smiles"),
+            html.Label("SMILES, one per line, optionally followed by a name", htmlFor="smiles"),
             dcc.Textarea(id="smiles", value=EXAMPLE, spellCheck=False, rows=6),
             dcc.Upload(
                 id="upload",
                 className="upload",
                 children=html.Div(
                     [
-                        "Drop a file here, or click: ",
+                        "Drop or select a file: ",
                         html.B(", ".join(READABLE_TEXT)),
-                        ", 1 MB at most",
+                        " (maximum 1 MB)",
                     ],
                     id="upload-text",
                 ),
@@ -82,7 +82,7 @@ def _form(service: Service) -> html.Div:
             dcc.Dropdown(
                 id="model",
                 options=[
-                    {"label": service.model or "the one for the input", "value": AS_STARTED},
+                    {"label": service.model or "automatic (by type of input)", "value": AS_STARTED},
                     *pretrained_names(),
                 ],
                 value=AS_STARTED,
@@ -90,8 +90,8 @@ def _form(service: Service) -> html.Div:
             ),
             html.Button("Predict", id="predict", n_clicks=0, className="go"),
             html.P(
-                f"At most {MAX_MOLECULES} molecules. Everything is computed on this machine, and "
-                "nothing is kept.",
+                f"Maximum {MAX_MOLECULES} molecules. All computation is on this machine; "
+                "no data is stored.",
                 className="small",
             ),
         ],
@@ -118,7 +118,10 @@ def _result() -> dcc.Loading:
                                 dcc.Dropdown(id="conformer", clearable=False),
                                 dcc.RadioItems(
                                     id="colour",
-                                    options={"element": "by element", "charge": "by charge"},
+                                    options={
+                                        "element": "colour by element",
+                                        "charge": "colour by charge",
+                                    },
                                     value="element",
                                     inline=True,
                                 ),
@@ -212,7 +215,7 @@ def _connect(page: Dash, service: Service) -> None:
             )
             problem = response.refusal
         except UnicodeDecodeError:
-            response, problem = None, f"{file['name']} is no text file."
+            response, problem = None, f"{file['name']} is not a text file."
         if response is None or problem:
             return None, None, problem, None, True, [], None, None
         molecules = response.report["molecules"]
@@ -319,8 +322,8 @@ def _connect_download(page: Dash, suffix: str) -> None:
             ""
             if not without_bonds
             else (
-                f"Not in the {DOWNLOADS[suffix]}, because their bonds cannot be perceived: "
-                f"{', '.join(without_bonds)}. The other formats need none."
+                f"Missing in the {DOWNLOADS[suffix]}, because their bonds cannot be determined: "
+                f"{', '.join(without_bonds)}. The other formats do not need bonds."
             )
         )
         if not content:

@@ -32,7 +32,7 @@ def details(conformer: Mapping[str, Any]) -> html.Div:
     """The vector of a conformer."""
     vector = conformer["dipole"]
     if vector is None:
-        return html.Div("The model has a magnitude only.")
+        return html.Div("The model predicts the magnitude only.")
     x, y, z = vector
     length = float(np.linalg.norm(vector))
     return html.Div(
@@ -96,4 +96,4 @@ def failures(failed: Sequence[Mapping[str, Any]]) -> html.Div | None:
         )
         for failure in failed
     ]
-    return html.Div([html.H2("Could not be predicted"), html.Ul(lines)], className="failed")
+    return html.Div([html.H2("Failed molecules"), html.Ul(lines)], className="failed")

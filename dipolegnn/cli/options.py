@@ -1,7 +1,7 @@
-"""What each command can be told: the schema that tyro turns into a command line.
+"""The options of each command: the schema that tyro turns into a command line.
 
-Only the standard library, tyro and the configuration are imported here, so that ``--help`` comes
-up at once. The text under a field is its help.
+Only the standard library, tyro and the configuration are imported here, so that ``--help`` is fast.
+The docstring of a field is its help text.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dipolegnn.units import ROOM_TEMPERATURE_K
 
 _Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Part = Literal["test", "val", "train", "all"]
-"""What of a data set to look at."""
+"""Part of a data set."""
 
-# Their helps say what leaving them out means, better than "(default: None)" or "(default: False)".
+# Their help texts state the default, instead of "(default: None)" or "(default: False)".
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 _Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
@@ -34,7 +34,7 @@ _Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint
 
 @dataclass(frozen=True, kw_only=True)
 class Debug:
-    """Finding out more."""
+    """Debugging."""
 
     debug: _Flag = False
     """Show the Python traceback of an error (also: DIPOLEGNN_DEBUG=1)."""
@@ -42,38 +42,38 @@ class Debug:
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Columns of a .csv; upper and lower case do not matter."""
+    """Columns of a .csv file; names are case-insensitive."""
 
     smiles_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "smiles"
-    """Column of the SMILES."""
+    """Column with the SMILES."""
     name_column: _Column = None
-    """Column of the names; left out: "name" if there is such a column, else the SMILES."""
+    """Column with the names. Default: "name" if that column exists, else the SMILES."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """Where the reference dipoles come from."""
+    """Source of the reference dipoles."""
 
     label: Literal["xtb", "dft", "none"] = "xtb"
-    """xtb: GFN2-xTB (fast). dft: PySCF (minutes a molecule). none: what the file says."""
+    """xtb: GFN2-xTB (fast). dft: PySCF (minutes per molecule). none: labels in the file."""
     optimize: _Flag = False
-    """Relax each geometry first, with the method of the label."""
+    """Optimize each geometry with the method of the label before labelling."""
     fmax: float = XTBConfig.fmax
-    """Relaxation: largest remaining force, in eV/angstrom."""
+    """Geometry optimization: convergence threshold of the forces, in eV/angstrom."""
     max_steps: int = XTBConfig.max_steps
-    """Relaxation: steps at most; not converged by then is a failure."""
+    """Geometry optimization: maximum number of steps; a molecule that does not converge fails."""
     electronic_temperature: float = XTBConfig.electronic_temperature
     """xtb: electronic temperature, in kelvin."""
     xc: str = DFTConfig.xc
-    """dft: functional; b3lypg is B3LYP as Gaussian (and so QM9) defines it."""
+    """dft: functional; b3lypg is B3LYP as defined in Gaussian, used for QM9."""
     basis: str = DFTConfig.basis
-    """dft: basis set; the default is QM9's."""
+    """dft: basis set; the default is that of QM9."""
     grid_level: int = DFTConfig.grid_level
     """dft: integration grid of PySCF, 0 (coarse) to 9."""
     scf_tolerance: float = DFTConfig.scf_tolerance
     """dft: the SCF has converged when the energy changes by less, in hartree."""
     exact_integrals: _Flag = not DFTConfig.density_fit
-    """dft: no density fitting. Much slower, and dipoles change by about 0.001 D."""
+    """dft: no density fitting. Much slower; changes dipoles by about 0.001 D."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,36 +81,36 @@ class SplitOptions:
     """Training, validation and test molecules; all conformers of a molecule stay together."""
 
     split: Literal["random", "size", "scaffold"] = "random"
-    """At random; the largest molecules for testing; or scaffolds (rings) that were never seen."""
+    """random; size: the largest molecules are for testing; scaffold: no shared ring scaffolds."""
     val: float = 0.1
     """Fraction of the molecules for validation."""
     test: float = 0.1
     """Fraction of the molecules for testing."""
     split_seed: int = 0
-    """Seed of the draw."""
+    """Random seed of the split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build(Debug):
-    """Make a data set: read molecules, embed them, label them with dipoles, split them.
+    """Build a data set: read molecules, embed them in 3D, label them with dipoles, split them.
 
     INPUT is .smi, .csv or .parquet (SMILES, embedded in 3D), .sdf, .xyz or .extxyz (structures),
-    all but .parquet also as .gz. Interrupted, the same command goes on where it stopped.
+    all but .parquet also as .gz. If interrupted, repeat the same command to resume.
 
-    Exit status: 0 all molecules are in the data set; 1 some failed, and are listed in
-    DIR/failures.csv; 2 nothing was built.
+    Exit status: 0 all molecules are in the data set; 1 some failed and are listed in
+    DIR/failures.csv; 2 error, no data set.
     """
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-    """File of molecules."""
+    """Input file of molecules."""
     output: _Folder
     """Folder of the data set."""
     overwrite: _Flag = False
-    """Replace the data set that is in DIR. Labels that it has are not computed again."""
+    """Replace the data set in DIR. Labels that are already computed are reused."""
     magnitude_column: _Column = None
-    """Column of a .csv with reference dipole magnitudes in debye (with --label none)."""
+    """Column of a .csv file with reference dipole magnitudes in debye (with --label none)."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Processes; left out: one per core."""
+    """Number of processes. Default: one per core."""
     csv: TableOptions = TableOptions()
     conformer: ConformerConfig = field(default_factory=ConformerConfig)
     label: LabelOptions = LabelOptions()
@@ -121,10 +121,10 @@ class Build(Debug):
 class Train(Debug):
     """Train a model on a data set.
 
-    RUN gets model.safetensors (the model), history.csv (every epoch), metrics.json, config.json,
-    checkpoints and TensorBoard logs. The test molecules are looked at once, at the end.
+    Writes to RUN: model.safetensors (the model), history.csv (metrics per epoch), metrics.json,
+    config.json, checkpoints and TensorBoard logs. The test set is evaluated once, at the end.
 
-    Exit status: 0 trained; 2 an error; 130 interrupted (Ctrl-C), and --resume goes on.
+    Exit status: 0 trained; 2 error; 130 interrupted (Ctrl-C), --resume continues.
     """
 
     data: _Folder
@@ -132,41 +132,41 @@ class Train(Debug):
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     resume: _Flag = False
-    """Go on with the run in RUN, with its own settings; start it if there is none. The result is
-    equal to the last bit on the same CPU with the same number of threads, which is taken up from
-    RUN; elsewhere it differs by rounding."""
+    """Continue the run in RUN with its own settings; start it if RUN does not exist. The result is
+    equal to the last bit on the same CPU with the same number of threads, which is read from RUN;
+    elsewhere it differs by rounding."""
     start: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
-    """Start from the weights of a model, and with its architecture: the name of one that comes
-    along, a model file, or the folder of a run. For few molecules, or another level of theory."""
+    """Initialize from the weights and the architecture of a model: the name of a pretrained model,
+    a model file, or the folder of a run. Useful for few molecules or another level of theory."""
     config: _File = None
-    """Take the defaults of all settings below from a config.json; flags override them."""
+    """Read the defaults of all settings below from a config.json; options override them."""
     time_limit: Annotated[float | None, tyro.conf.arg(metavar="MINUTES", help_behavior_hint="")] = (
         None
     )
-    """Stop after the last epoch that ends in time; with --scheduler plateau it costs least."""
+    """Stop after the last epoch that ends within this time; affects --scheduler plateau least."""
     quiet: _Flag = False
-    """Show no progress."""
+    """Do not show progress."""
     devices: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
-    """Devices per node that train together (GPUs, or processes on a CPU). Each adds a batch of
-    --batch-size to an optimizer step. torchrun and srun must start one process for each."""
+    """Devices per node for data-parallel training (GPUs, or processes on a CPU). Each contributes a
+    batch of --batch-size to an optimizer step. torchrun and srun start one process per device."""
     num_nodes: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
-    """Nodes with that many devices each."""
+    """Number of nodes with that many devices each."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Debug):
-    """Measure a model on a part of a data set.
+    """Evaluate a model on a part of a data set.
 
-    DIR gets metrics.json, predictions.csv (one line per structure, in debye), parity.png, and
-    errors.png: the error by size, element and magnitude.
+    Writes to DIR: metrics.json, predictions.csv (one line per structure, in debye), parity.png, and
+    errors.png (errors by size, element and magnitude).
 
-    Exit status: 0 measured; 2 an error.
+    Exit status: 0 evaluated; 2 error.
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Name of a model that comes along, a model file, or the folder of a run."""
+    """Name of a pretrained model, a model file, or the folder of a run."""
     data: _Folder
     """Folder of a data set."""
     output: _Folder
@@ -180,21 +180,21 @@ class Predict(Debug):
     """Predict dipole moments, in debye, from SMILES or from files of molecules.
 
     An argument that ends in .smi, .csv, .sdf, .xyz or .extxyz (or one of these and .gz) or in
-    .parquet is a file, - is SMILES from standard input, one per line as in a .smi, any other a
-    SMILES. SMILES are embedded in 3D; structures are taken as they are. The magnitude is the
-    Boltzmann average over the conformers, by their force-field energies. The vector is that of the
-    lowest conformer, in the frame of the geometry that is printed or written; an ion's refers to
-    its centre of mass (in .extxyz, as in ASE, to the origin of the coordinates). Arguments after --
-    are never options.
+    .parquet is a file; - reads SMILES from standard input, one per line as in a .smi file; any
+    other argument is a SMILES. SMILES are embedded in 3D; structures are used as they are. The
+    magnitude is the Boltzmann average over the conformers, by their force-field energies. The
+    vector is that of the lowest conformer, in the frame of the geometry that is printed or written;
+    an ion's refers to its centre of mass (in .extxyz, as in ASE, to the origin of the coordinates).
+    Arguments after -- are never options.
 
-    Without --model it is $DIPOLEGNN_MODEL, else one that comes with the package: for SMILES
-    painn-qm9-mmff94s, which expects the geometries that they are given here, for structures
-    painn-qm9. Such a model refuses elements that it was not trained on.
+    The default model is $DIPOLEGNN_MODEL if set, else a pretrained one: painn-qm9-mmff94s for
+    SMILES, which was trained at force-field geometries, and painn-qm9 for structures. Pretrained
+    models refuse elements that they were not trained on.
 
-    Files of any size become one file (--output; all suffixes but .json) with little memory, and
-    nothing is printed then. If such a run is killed, the same command goes on where it stopped.
+    Files of any size are streamed to one file with --output (all suffixes but .json); nothing is
+    printed then. If such a run is killed, repeat the same command to resume.
 
-    Exit status: 0 all predicted; 1 some molecules failed, and are listed; 2 an error.
+    Exit status: 0 all predicted; 1 some molecules failed and are listed; 2 error.
     """
 
     molecules: Annotated[
@@ -202,25 +202,24 @@ class Predict(Debug):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="SMILES_OR_FILE ...", help_behavior_hint="(required)"),
     ]
-    """SMILES (in quotes, because of the shell) and files."""
+    """SMILES (quoted for the shell) and files."""
     model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
-    """Name of a model that comes along, a model file, or the folder of a run; left out: see
-    above."""
+    """Name of a pretrained model, a model file, or the folder of a run. Default: see above."""
     json: _Flag = False
     """Write JSON to standard output instead of tables."""
     output: _File = None
-    """Write to a file as well: .csv, .parquet, .json, or structures (all conformers) as .sdf,
-    .extxyz or .xyz; .csv and structures also with .gz behind it."""
+    """Write to a file: .csv, .parquet, .json, or structures (all conformers) as .sdf, .extxyz or
+    .xyz; .csv and structures also compressed (.gz)."""
     picture: _File = None
     """Draw the lowest conformers with their dipole moments: .png, .svg (one file per molecule) or
-    .html (to be turned with the mouse; needs the extra app)."""
+    .html (interactive; requires the extra app)."""
     temperature: float = ROOM_TEMPERATURE_K
     """Temperature of the Boltzmann average, in kelvin."""
     coverage: float = COVERAGE
-    """How often the error bars hold, between 0 and 1."""
+    """Coverage of the error bars, between 0 and 1."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Processes that embed SMILES, worth it for hundreds of molecules; left out: one per core where
-    files become a file, else 1."""
+    """Processes that embed SMILES; useful for hundreds of molecules. Default: one per core with
+    files and --output, else 1."""
     csv: TableOptions = TableOptions()
     conformer: ConformerConfig = field(default_factory=ConformerConfig)
 
@@ -230,31 +229,31 @@ class Export(Debug):
     """Write a model as a program that runs without dipolegnn.
 
     FILE.pt2 is for PyTorch (torch.export), FILE.onnx for ONNX Runtime and others (extra onnx). The
-    program takes z [N], pos [N, 3] in angstrom, num_atoms [B] and charge [B] in e, for any numbers
-    of atoms N and molecules B, and gives dipole [B, 3] and magnitude [B] in debye and charges [N]
-    in e. Error bars are not in it, and it does not refuse any elements.
+    inputs are z [N], pos [N, 3] in angstrom, num_atoms [B] and charge [B] in e, for any numbers of
+    atoms N and molecules B; the outputs are dipole [B, 3] and magnitude [B] in debye and charges
+    [N] in e. The program has no error bars and does not check elements.
 
-    Exit status: 0 written; 2 an error.
+    Exit status: 0 written; 2 error.
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Name of a model that comes along, a model file, or the folder of a run."""
+    """Name of a pretrained model, a model file, or the folder of a run."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """File of the program: .pt2 or .onnx."""
+    """Output file: .pt2 or .onnx."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(Debug):
-    """Show a page in the browser: SMILES or a file in, molecule and dipole moment out.
+    """Serve a web page that predicts dipole moments of SMILES and files.
 
-    For this machine only, unless --host says otherwise; there is no password. Nothing is kept, and
-    the page asks no other machine for anything. Needs the extra app.
+    The page is reachable from this machine only, unless --host is given; there is no password. No
+    data is stored, and the page loads nothing from other machines. Requires the extra app.
     """
 
     host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
-    """Address to listen at."""
+    """Address to listen on."""
     port: Annotated[int, tyro.conf.arg(metavar="INT")] = 8050
-    """Port; 0: any that is free."""
+    """Port; 0 selects a free port."""
     model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
-    """Name of a model that comes along, a model file, or the folder of a run; left out: as for
-    predict."""
+    """Name of a pretrained model, a model file, or the folder of a run. Default: as for
+    `dipolegnn predict`."""

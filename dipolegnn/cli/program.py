@@ -27,14 +27,14 @@ usage: dipolegnn [-h] [--version] {{build,train,evaluate,predict,export,serve}} 
 
 Dipole moments of molecules, by graph neural networks (dipolegnn {__version__}).
 
-  build      make a data set: molecules of a file, embedded, labelled with dipoles and split
+  build      build a data set: read molecules, embed, label with dipoles, split
   train      train a model on a data set
-  evaluate   measure a model on a part of a data set
+  evaluate   evaluate a model on a part of a data set
   predict    predict dipole moments, in debye, from SMILES or from files of molecules
   export     write a model as a program that runs without dipolegnn (.pt2, .onnx)
-  serve      predict as a page in the browser, with the molecule to turn around
+  serve      serve a web page that predicts dipole moments
 
-`dipolegnn COMMAND --help` explains a command.
+`dipolegnn COMMAND --help` lists the options of a command.
 """
 
 _Options = TypeVar("_Options", Build, Train, Evaluate, Predict, Export, Serve)

@@ -186,7 +186,9 @@ def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     assert float(row["magnitude_D"]) == pytest.approx(2.2, abs=0.4)
     (data,) = read_text(download("#get-sdf").decode("utf-8"), "x.sdf").data
     assert float(data.dipole.norm()) == pytest.approx(float(row["magnitude_D"]), abs=1e-3)
-    expect(page.locator("#problem")).to_contain_text("Not in the SDF, because their bonds cannot")
+    expect(page.locator("#problem")).to_contain_text(
+        "Missing in the SDF, because their bonds cannot"
+    )
     expect(page.locator("#problem")).to_contain_text("no bonds")
     assert len(read_text(download("#get-extxyz").decode("utf-8"), "x.extxyz").data) == 2
     expect(page.locator("#problem")).to_be_empty()
@@ -196,7 +198,7 @@ def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "wrong.sdf"
     path.write_bytes(b"\xff\xfe\x00\x01")
     page.set_input_files("#upload input[type=file]", str(path))
-    expect(page.locator("#problem")).to_contain_text("wrong.sdf is no text file")
+    expect(page.locator("#problem")).to_contain_text("wrong.sdf is not a text file")
 
 
 @needs_browser
