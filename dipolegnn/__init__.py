@@ -77,7 +77,7 @@ _HOME = {
     "load_pretrained": "dipolegnn.pretrained",
     "predict": "dipolegnn.inference.structures",
     "predict_smiles": "dipolegnn.inference.structures",
-    "radius_graph": "dipolegnn.nn.graph",
+    "radius_graph": "dipolegnn.nn",
     "save_model": "dipolegnn.checkpoint",
 }
 

@@ -1,7 +1,8 @@
-"""Representations (PaiNN, SchNet), heads, and the model made of one of each."""
+"""Radius graphs, representations (PaiNN, SchNet), heads, and models of one of each."""
 
 from dipolegnn.nn.calibration import Calibration
 from dipolegnn.nn.features import AtomFeatures
+from dipolegnn.nn.graph import RadiusGraph, radius_graph
 from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.model import DipoleModel, build_model
 from dipolegnn.nn.painn import PaiNN
@@ -19,6 +20,8 @@ __all__ = [
     "DipoleOutput",
     "GaussianRBF",
     "PaiNN",
+    "RadiusGraph",
     "SchNet",
     "build_model",
+    "radius_graph",
 ]
