@@ -280,8 +280,8 @@ def can_turn(smiles: str) -> bool:
         MoleculeError: As :func:`parse_smiles`.
 
     Example:
-        >>> [smiles for smiles in ("CO", "CCO", "CCC", "CCCC", "c1ccccc1C") if can_turn(smiles)]
-        ['CCO', 'CCCC']
+        >>> can_turn("CO"), can_turn("CCO"), can_turn("CCC"), can_turn("CCCC")
+        (False, True, False, True)
     """
     return bool(parse_smiles(smiles).HasSubstructMatch(_turning_bond()))
 

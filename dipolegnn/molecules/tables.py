@@ -25,7 +25,7 @@ _REMEDY = "Check the quotation marks: each is closed, and those inside a cell ar
 class SmilesRow(NamedTuple):
     """One molecule of a list.
 
-    Args:
+    Attributes:
         row: 1-based row in its source.
         smiles: SMILES.
         name: Name, or ``""``.
