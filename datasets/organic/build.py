@@ -27,6 +27,7 @@ from rich.progress import track
 from dipolegnn._pyg import Data
 from dipolegnn.config import DFTConfig, XTBConfig
 from dipolegnn.data import About, ConformerDataset, Split, save_dataset
+from dipolegnn.data.card import CARD_FILE, FAILURES_FILE
 from dipolegnn.labels import dft_calculator, label, xtb_calculator
 from dipolegnn.molecules import (
     Failure,
@@ -49,8 +50,6 @@ SIGMA = 0.05
 
 SAVE_EVERY_S = 180.0
 """Seconds between two times that the data set is written."""
-
-FAILURES_FILE = "failures.csv"
 
 ABOUT = About(
     name="organic",
@@ -115,7 +114,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def existing(folder: Path) -> Molecules:
     """What the data set holds already."""
-    if not (folder / "card.yaml").exists():
+    if not (folder / CARD_FILE).exists():
         return Molecules([], [])
     return Molecules(list(ConformerDataset(folder)), read_failures(folder / FAILURES_FILE))
 
