@@ -147,8 +147,9 @@ class Train(Debug):
     quiet: _Flag = False
     """Do not show progress."""
     devices: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
-    """Devices per node for data-parallel training (GPUs, or processes on a CPU). Each contributes a
-    batch of --batch-size to an optimizer step. torchrun and srun start one process per device."""
+    """Devices per node for data-parallel training (GPUs, or processes on a CPU). torchrun or srun
+    starts one process for each: torchrun --nproc-per-node 2 -m dipolegnn train ... --devices 2.
+    Each contributes a batch of --batch-size to an optimizer step."""
     num_nodes: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Number of nodes with that many devices each."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -46,7 +46,7 @@ from dipolegnn.training.result import (
     read_summary,
 )
 from dipolegnn.training.run_folder import AtomicCheckpointIO, RunFolder, write_json
-from dipolegnn.training.stops import Stops, ending_together
+from dipolegnn.training.stops import Stops, sigterm_interrupts
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -76,16 +76,14 @@ def fit(
     in which numbers are added. The number of threads is kept in ``run_dir`` and used again; where
     there are fewer cores, a warning states both numbers.
 
-    Several devices share the work through Lightning's DDP, one process for each. Under torchrun
-    and SLURM's srun, the processes are there already; else Lightning starts the script once more
-    for each further device, so that everything in it happens in each process (give it an
-    ``if __name__ == "__main__":``). The first process alone writes and shows progress, all return
-    the same, and ``run_dir`` must be on a file system that they share. An optimizer step is one
-    over ``config.batch_size`` molecules of each device: two devices train as one does with twice
-    the batch size, but for the order in which numbers are added, and for up to one molecule per
-    further device that is seen twice in an epoch, so that all get equally many. What comes after
-    ``fit`` also happens in each process. The metrics of this package are then, as all of
-    torchmetrics, those of all processes together: compute them in all, or they wait for ever.
+    Several devices share the work through Lightning's DDP, one process for each, which torchrun or
+    SLURM's srun start; everything in the script then happens in each process. The first process
+    alone writes and shows progress, all return the same, and ``run_dir`` must be on a file system
+    that they share. An optimizer step is one over ``config.batch_size`` molecules of each device:
+    two devices train as one does with twice the batch size, but for the order in which numbers are
+    added, and for up to one molecule per further device that is seen twice in an epoch, so that all
+    get equally many. The metrics of this package are then, as all of torchmetrics, those of all
+    processes together: compute them in all, or they wait for ever.
 
     Args:
         model: The model with its initial weights. It is not changed; ``config.seed`` does not
@@ -114,7 +112,7 @@ def fit(
         ValueError: If the run to be resumed was made with another configuration, other data or
             another number of devices in all (and so with other optimizer steps), if ``config`` and
             ``datamodule`` disagree, if a batch has no label at all, if there are not so many
-            devices, or too few molecules for them.
+            devices, not one process for each, or too few molecules for them.
         FirstProcessFailed: In the other processes, if the first could not begin or end the run.
         TrainingDiverged: If the loss is no longer finite.
         TrainingInterrupted: On SIGINT and SIGTERM.
@@ -171,7 +169,7 @@ def fit(
             enable_model_summary=False,
             plugins=[AtomicCheckpointIO()],
         )
-        with ending_together(trainer), _saying_how_to_go_on(folder):
+        with sigterm_interrupts(), _saying_how_to_go_on(folder, stops):
             finished, last, threads = from_first(
                 trainer, lambda: _begin(folder, model.config, config, data, processes, resume, test)
             )
@@ -354,12 +352,14 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
-    """Makes an interrupt, and what Lightning makes of one, say what there is."""
+def _saying_how_to_go_on(folder: RunFolder, stops: Stops) -> Iterator[None]:
+    """Turns an interrupt, and its consequences in other processes, into TrainingInterrupted."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        raise TrainingInterrupted(_how_to_go_on(folder)) from stop
+    except BaseException as stop:
+        if stops.told or isinstance(stop, (KeyboardInterrupt, SystemExit)):
+            raise TrainingInterrupted(_how_to_go_on(folder)) from stop
+        raise
 
 
 def _how_to_go_on(folder: RunFolder) -> str:

@@ -101,7 +101,11 @@ def test_train_on_two_devices(table: Path, tmp_path: Path, project_root: Path) -
     build(table, data, "--label", "none", "--magnitude-column", "mu", *parts)
     words = ["--data", str(data), "--output", str(run), "--devices", "2", "--accelerator", "cpu"]
     done = subprocess.run(
-        [sys.executable, "-m", "dipolegnn", "train", *words, *SMALL, "--max-epochs", "2"],
+        [
+            *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
+            *["--nproc-per-node", "2", "-m", "dipolegnn"],
+            *["train", *words, *SMALL, "--max-epochs", "2"],
+        ],
         env={**os.environ, "PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -113,6 +117,14 @@ def test_train_on_two_devices(table: Path, tmp_path: Path, project_root: Path) -
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
     assert len(read_history(RunFolder(run).history)) == 2
     assert load_model(RunFolder(run).model)[1]["devices"] == 2
+
+
+def test_two_devices_without_torchrun(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(built), "--output", str(tmp_path / "run"), "--devices", "2", "--quiet"]
+    assert main(["train", *words, "--accelerator", "cpu"]) == 2
+    assert_message(capsys, "Run: torchrun --nproc-per-node 2 -m dipolegnn train ...")
 
 
 def test_a_run_on_no_device(

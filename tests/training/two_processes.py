@@ -1,4 +1,4 @@
-"""What two processes do for test_ddp.py, started by torchrun, by Lightning or as if by SLURM.
+"""What two processes do for test_ddp.py, started by torchrun or as if by SLURM.
 
 Each writes what it has seen to ``rank0.json`` or ``rank1.json`` in the folder that it is given.
 """
@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback
 
 from dipolegnn.config import TrainConfig
 from dipolegnn.data import DipoleDataModule, Split
-from dipolegnn.training import fit
+from dipolegnn.training import TrainingInterrupted, fit
 from tests.training.toy import ToyDataset, toy_model
 
 TWO = TrainConfig(max_epochs=3, batch_size=4, lr=5e-3, accelerator="cpu", precision=64)
@@ -116,9 +116,13 @@ def on_two_nodes(folder: Path) -> None:
 
 
 def endless(folder: Path) -> None:
-    """Trains until it is stopped."""
+    """Trains until it is stopped, and prints why."""
     config = replace(TWO, max_epochs=100_000)
-    fit(toy_model(), data(config), config, folder / "endless", progress=False, devices=2)
+    try:
+        fit(toy_model(), data(config), config, folder / "endless", progress=False, devices=2)
+    except TrainingInterrupted as interrupt:
+        print(f"process {os.environ['RANK']}: {interrupt}", flush=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
