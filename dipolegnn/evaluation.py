@@ -16,6 +16,7 @@ from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
 from dipolegnn.metrics import DipoleMetrics
 from dipolegnn.nn import DipoleModel
+from dipolegnn.units import DECIMALS_D
 
 METRIC_UNITS = {
     "dipole_mae": "debye",
@@ -148,5 +149,5 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 *data.dipole.flatten().tolist(),
                 *vector,
             )
-            cells = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
+            cells = ["" if math.isnan(number) else f"{number:.{DECIMALS_D}f}" for number in numbers]
             writer.writerow((int(data.mol_id), data.name, data.smiles, *cells))

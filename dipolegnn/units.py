@@ -27,6 +27,13 @@ DEBYE_PER_E_BOHR = DEBYE_PER_E_ANGSTROM * BOHR_IN_ANGSTROM
 KCAL_PER_MOL_PER_EV = 23.060547830619026
 """1 eV per particle in kcal/mol (CODATA 2018)."""
 
+DECIMALS_D = 4
+"""Decimals of debye in text files. Predictions in single precision are reproducible to about
+1e-5 D: the order of a sum depends on the batch, the number of threads and the processor."""
+
+DECIMALS_E_OR_ANGSTROM = 5
+"""Decimals of e and angstrom: at 5 angstrom and 1 e, half of the last one is 1e-4 D at most."""
+
 BOLTZMANN_KCAL_PER_MOL_K = 1.987204258640832e-3
 """Boltzmann's constant (gas constant) in kcal/(mol K)."""
 

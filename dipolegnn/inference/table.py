@@ -20,19 +20,13 @@ from dipolegnn.inference.result import MoleculePrediction, Prediction
 from dipolegnn.models import LoadedModel
 from dipolegnn.molecules import Failure, can_turn, text_of
 from dipolegnn.molecules.tables import import_pyarrow
+from dipolegnn.units import DECIMALS_D, DECIMALS_E_OR_ANGSTROM
 
 MAX_GEOMETRIES = 10
 """With more molecules than this their geometries are not printed."""
 
 NAMES_PER_NOTE = 5
 """More molecules about which the same is said are counted, not named."""
-
-DECIMALS_D = 4
-"""Decimals of debye in text files. Predictions in single precision are reproducible to about
-1e-5 D: the order of a sum depends on the batch, the number of threads and the processor."""
-
-DECIMALS_E_OR_ANGSTROM = 5
-"""Decimals of e and angstrom: at 5 angstrom and 1 e, half of the last one is 1e-4 D at most."""
 
 UNITS = {
     "magnitude": "debye",

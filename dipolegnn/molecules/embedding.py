@@ -48,7 +48,7 @@ EmbeddingPool = Pool[list[Record], _Packed]
 def structures(record: Record, config: ConformerConfig) -> Outcome:
     """The conformers of a SMILES, or the structure that a record holds.
 
-    ``mol_id`` is the number of the record from 0, unless the record states its own.
+    ``mol_id`` is that of the record, else what its text states, else ``row - 1``.
 
     Args:
         record: The record.
@@ -65,7 +65,11 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
             found = read_frame(
                 frame, record.row, source=record.source, extended=record.suffix == ".extxyz"
             )
-    return found if isinstance(found, Failure) else [found]
+    if isinstance(found, Failure):
+        return found
+    if record.mol_id is not None:
+        found.mol_id.fill_(record.mol_id)
+    return [found]
 
 
 def embed_records(
@@ -163,7 +167,7 @@ def embed_smiles(
         progress: Show a progress bar on standard error.
         source: Name of the file that the rows are from, for the failures.
     """
-    records = [Record(row.row, row, source=source) for row in rows]
+    records = [Record(row.row, row, source=source, mol_id=place) for place, row in enumerate(rows)]
     return molecules_of(records, config, workers=workers, progress=progress)
 
 
@@ -175,8 +179,6 @@ def molecules_of(
     progress: bool = False,
 ) -> Molecules:
     """The structures of all records, in order, with a failure for each record that has none.
-
-    ``mol_id`` of a SMILES is its position among the rows that are legible, from 0.
 
     Args:
         records: The records.
@@ -203,17 +205,12 @@ def molecules_of(
         )
     )
     found = Molecules([], [], [])
-    number = 0
     for place, record in enumerate(records):
         outcome = outcomes[place]
         if isinstance(outcome, Failure):
             found.failures.append(outcome)
         else:
             found.add(outcome, record.row)
-        if isinstance(record.content, SmilesRow):
-            for data in [] if isinstance(outcome, Failure) else outcome:
-                data.mol_id.fill_(number)
-            number += 1
     return found
 
 
@@ -252,7 +249,7 @@ def _embedded(row: SmilesRow, record: Record, config: ConformerConfig) -> Outcom
             config.conformers,
             config.conformer_seed,
             row.name,
-            record.row - 1,
+            record.row - 1 if record.mol_id is None else record.mol_id,
         )
     except MoleculeError as error:
         located = error.located(

@@ -36,12 +36,14 @@ class Record(NamedTuple):
     """What a file says about one structure.
 
     Args:
-        row: Its number in the file, from 1.
+        row: Its number in the file, from 1; of a ``.smi`` file the number of the line.
         content: A row of a table; the text of an SDF record; a frame; or why it is none of these.
         group: Number of the molecule that it states; neighbours with the same are its conformers.
             Empty if it states none.
         source: Name of the file, for failures.
         suffix: Suffix of the file.
+        mol_id: Number of the molecule, from 0; None: the one that the record states, else
+            ``row - 1``.
     """
 
     row: int
@@ -49,6 +51,7 @@ class Record(NamedTuple):
     group: str = ""
     source: str = ""
     suffix: str = ""
+    mol_id: int | None = None
 
 
 class RecordFile:
@@ -189,4 +192,4 @@ def _records(
 
 
 def _numbered(rows: Iterable[SmilesRow | Failure]) -> Iterator[Record]:
-    return (Record(row.row or 0, row) for row in rows)
+    return (Record(row.row or 0, row, mol_id=number) for number, row in enumerate(rows))

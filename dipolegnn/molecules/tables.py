@@ -26,7 +26,7 @@ class SmilesRow(NamedTuple):
     """One molecule of a list.
 
     Attributes:
-        row: 1-based row in its source.
+        row: 1-based row in its source; of a ``.smi`` file the number of the line.
         smiles: SMILES.
         name: Name, or ``""``.
         dipole_magnitude: Reference dipole in debye, or ``None``; given to every conformer.
@@ -53,16 +53,18 @@ class TableColumns:
 def smi_rows(lines: Iterable[str]) -> Iterator[SmilesRow]:
     """A SMILES and its name on each line; the name may have spaces, and ends at a tab.
 
-    Blank lines, lines that start with ``#``, and a header line (``SMILES ...``) are no rows.
+    ``row`` is the number of the line. Blank lines, lines that start with ``#``, and a header line
+    (``SMILES ...``) give no row, and are counted.
     """
-    stripped = (line.strip() for line in lines)
-    filled: Iterator[str] = (line for line in stripped if line and not line.startswith("#"))
-    first = next(filled, "")
-    if first and first.split()[0].lower() not in ("smiles", "canonical_smiles"):
-        filled = itertools.chain([first], filled)
-    for row, line in enumerate(filled, start=1):
-        smiles, *rest = line.split(maxsplit=1)
-        yield _smi_row(row, smiles, rest[0] if rest else "")
+    first = True
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        smiles, *rest = text.split(maxsplit=1)
+        if not first or smiles.lower() not in ("smiles", "canonical_smiles"):
+            yield _smi_row(number, smiles, rest[0] if rest else "")
+        first = False
 
 
 def parquet_rows(

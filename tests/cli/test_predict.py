@@ -162,7 +162,7 @@ def test_smiles_from_standard_input(
     content = predictions(capsys, "N", "-", "--model", str(trained))
     assert [molecule["name"] for molecule in content["molecules"]] == ["N", "water", "ethanol"]
     rows = [(failure["source"], failure["row"]) for failure in content["failures"]]
-    assert rows == [("stdin.smi", 2), ("stdin.smi", 3)]
+    assert rows == [("stdin.smi", 3), ("stdin.smi", 4)]
 
     given(b"")
     assert main(["predict", "-", "--model", str(trained)]) == 2

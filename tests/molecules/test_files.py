@@ -48,8 +48,10 @@ def test_smi(tmp_path: Path) -> None:
         "trans",
     ]
     (failure,) = found.failures
-    assert (failure.source, failure.row, failure.molecule) == ("list.smi", 3, "broken ring")
+    assert (failure.source, failure.row, failure.molecule) == ("list.smi", 5, "broken ring")
     assert failure.stage == "read"
+    assert found.rows == [2, 3, 6, 7]  # lines of the file
+    assert [data.mol_id.item() for data in found.data] == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("ends", ["\r\n", "\r"])
@@ -60,7 +62,7 @@ def test_line_ends_byte_order_mark_and_compression_do_not_matter(tmp_path: Path,
     other = read_file(path)
     assert [d.name for d in other.data] == [d.name for d in plain.data]
     assert all(torch.equal(a.pos, b.pos) for a, b in zip(other.data, plain.data, strict=True))
-    assert other.failures[0].row == 3
+    assert other.failures[0].row == 6  # below the header line
 
 
 def test_smi_with_a_cxsmiles_extension(tmp_path: Path) -> None:
