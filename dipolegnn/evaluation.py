@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from dipolegnn._pyg import Data
-from dipolegnn.breakdown import Group, breakdown
 from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
-from dipolegnn.metrics import DipoleMetrics
+from dipolegnn.metrics import DipoleMetrics, Group, breakdown
 from dipolegnn.nn import DipoleModel
 from dipolegnn.units import DECIMALS_D
 

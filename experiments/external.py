@@ -33,12 +33,12 @@ from rdkit import Chem
 from rich.progress import track
 
 from dipolegnn._pyg import Data
-from dipolegnn.breakdown import groupings
 from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.inference.result import MoleculePrediction, Prediction, average
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.metrics import groupings
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, make_data
 from dipolegnn.pretrained import elements_of, load_pretrained, pretrained_names
 

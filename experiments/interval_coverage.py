@@ -26,12 +26,12 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from dipolegnn._pyg import Data
-from dipolegnn.breakdown import groupings
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.metrics import groupings
 from dipolegnn.molecules import MoleculeError, can_turn
 from dipolegnn.pretrained import load_pretrained, pretrained_names
 

@@ -16,7 +16,7 @@ import pytest
 LEVELS = [
     {"units", "files"},
     {"config", "_pyg"},
-    {"metrics", "breakdown", "molecules", "ops"},
+    {"metrics", "molecules", "ops"},
     {"labels", "plots"},
     {"nn"},
     {"data"},

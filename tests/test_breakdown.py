@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dipolegnn.breakdown import breakdown
+from dipolegnn.metrics import breakdown
 
 MOLECULES = [[1, 1], [8, 1, 1], [6] * 10 + [17, 8], [6] * 30, [7, 1, 1, 1]]
 REFERENCE = [0.0, 1.85, 2.0, 12.0, np.nan]

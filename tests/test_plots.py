@@ -9,7 +9,7 @@ from ase.build import molecule
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
-from dipolegnn.breakdown import breakdown
+from dipolegnn.metrics import breakdown
 from dipolegnn.plots import draw_molecule, error_bars, learning_curve, parity_plot
 from dipolegnn.plots.molecule import ANGSTROM_PER_DEBYE, LONGEST_ARROW, view
 from dipolegnn.plots.scene import scene

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from dipolegnn._pyg import Data
@@ -91,12 +90,7 @@ class Journal:
                 self._write(HEADER)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.path is not None:
             self._file.close()
 

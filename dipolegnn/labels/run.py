@@ -9,17 +9,22 @@ from ase.calculators.calculator import (
     CalculatorError,
     PropertyNotImplementedError,
 )
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from ase.optimize import LBFGS
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.labels.connectivity import changed_bonds
 from dipolegnn.molecules import MoleculeError, make_data
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
 CHARGE_TOLERANCE = 0.05
 """The partial charges of a calculation may miss the molecule's charge by this much (e)."""
+
+BONDED = 1.25
+"""Atoms closer than this times the sum of their covalent radii are bonded ..."""
+
+APART = 1.45
+"""... and beyond this they are not. Between the two, either is possible."""
 
 
 def label(
@@ -129,6 +134,36 @@ def _check_same_molecule(atoms: Atoms, start: NDArray[np.float64]) -> None:
             f"The relaxation broke or formed bonds ({names}): it has become another molecule",
             remedy="It is not stable at this level of theory; leave it out, or do not relax it",
         )
+
+
+def changed_bonds(
+    z: NDArray[np.int64], before: NDArray[np.float64], after: NDArray[np.float64]
+) -> list[tuple[int, int]]:
+    """Pairs of atoms whose bond was broken or formed between two geometries of one molecule.
+
+    A bond that merely stretches from one side of a threshold to the other does not count: it has
+    to go from clearly bonded to clearly apart, or back.
+
+    Args:
+        z: Atomic numbers ``[N]``.
+        before: Coordinates ``[N, 3]`` in angstrom.
+        after: The same atoms later ``[N, 3]`` in angstrom.
+
+    Source: covalent radii of Cordero et al., Dalton Trans. 2832 (2008), as in ASE.
+    """
+    first, second = _relative_distances(z, before), _relative_distances(z, after)
+    broken = (first < BONDED) & (second > APART)
+    formed = (first > APART) & (second < BONDED)
+    pairs = np.argwhere(np.triu(broken | formed, k=1))
+    return [(int(i), int(j)) for i, j in pairs]
+
+
+def _relative_distances(z: NDArray[np.int64], pos: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distances over the sum of the covalent radii ``[N, N]``."""
+    radii = covalent_radii[z]
+    distances = np.linalg.norm(pos[:, None] - pos[None], axis=-1)
+    ratio: NDArray[np.float64] = distances / (radii[:, None] + radii[None])
+    return ratio
 
 
 def _partial_charges(atoms: Atoms, calculator: BaseCalculator) -> NDArray[np.float64] | None:

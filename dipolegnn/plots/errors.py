@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dipolegnn.breakdown import Group
+from dipolegnn.metrics import Group
 from dipolegnn.plots.curves import BLUE, GREY, ORANGE, bare
 
 MANY = 10
@@ -20,7 +20,7 @@ def error_bars(groups: Sequence[Group], title: str = "") -> Figure:
     """Mean absolute error by size, by element and by magnitude, and the bias in it.
 
     Args:
-        groups: What :func:`dipolegnn.breakdown.breakdown` returns.
+        groups: What :func:`dipolegnn.metrics.breakdown` returns.
         title: What is compared with what.
 
     Returns:

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from dipolegnn import plots
-from dipolegnn.breakdown import Group
 from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule
 from dipolegnn.evaluation import evaluate
 from dipolegnn.inference.structures import predict
+from dipolegnn.metrics import Group
 from dipolegnn.molecules import from_smiles, read_failures
 from dipolegnn.nn import build_model
 from dipolegnn.training import fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipolegnn.labels.connectivity import changed_bonds
+from dipolegnn.labels.run import changed_bonds
 
 # Water beside ammonia, O-H pointing at N.
 Z = np.array([8, 1, 1, 7, 1, 1, 1])
