@@ -2,17 +2,38 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-# Variables given on the command line (TORCH, MAX_JOBS) reach the set-up as environment variables.
+PIP := $(VENV)/python -m pip --disable-pip-version-check --no-input
+TORCH ?= 2.13.0
+MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check-data portable portable-fast lint format docs peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
 	@echo
-	@echo 'Set-up options: PYTHON=python3.12 (which Python), TORCH=2.13.0 (which torch), MAX_JOBS=1 (compilers at once)'
+	@echo 'Options of setup: PYTHON=python3.12, TORCH=2.12.0 (versions; after make clean), MAX_JOBS=1 (compilers at once, 1.5 GB each)'
 
-setup:  ## Make .venv with everything in it; can be interrupted and run again
-	@$(PYTHON) .ci/setup_env.py
+setup: .venv/complete  ## Make .venv with everything in it; can be interrupted and run again
+
+# torch-scatter and torch-cluster are on PyPI as sources only, compiled against the installed torch in
+# 10 minutes on 2 cores. PyG's index has wheels for most versions of torch; where it has none, or
+# cannot be reached, pip builds them: in parallel and without debugging symbols, which halve the time.
+EXTENSIONS := 'torch-scatter>=2.1.2,<3' 'torch-cluster>=1.6.3,<2'
+BUILD := DIST_EXTRA_CONFIG=$(CURDIR)/.venv/build.cfg CFLAGS="$$CFLAGS -g0" $(PIP) install --no-build-isolation
+WHEELS = import torch; cuda = torch.version.cuda; print("https://data.pyg.org/whl/torch-%s+%s.html" % \
+	(torch.__version__.split("+")[0], "cu" + cuda.replace(".", "") if cuda else "cpu"))
+
+.venv/complete: pyproject.toml
+	test -x $(VENV)/pip || $(PYTHON) -m venv --clear .venv
+	$(PIP) install torch==$(TORCH) 'setuptools>=77' wheel scipy
+	printf '[build_ext]\nparallel = $(MAX_JOBS)\n' > .venv/build.cfg
+	$(BUILD) --find-links "$$($(VENV)/python -c '$(WHEELS)')" $(EXTENSIONS)
+	# pip keeps wheels that it has built, also those for another torch.
+	$(VENV)/python -c 'import torch_scatter, torch_cluster' \
+	  || $(BUILD) --no-deps --no-cache-dir --force-reinstall $(EXTENSIONS)
+	$(PIP) install --no-build-isolation --editable '.[dev]'
+	touch $@
 
 demo: setup  ## Train PaiNN on the data set that comes along and predict some dipoles (6 minutes)
 	@$(VENV)/python experiments/quickstart.py
