@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 GREY, ARROW = "#8a8a8a", "#b3123f"
 
@@ -53,15 +54,7 @@ def draw_molecule(
     Raises:
         ValueError: If the shapes do not fit together.
     """
-    numbers = np.asarray(z, dtype=int).reshape(-1)
-    xyz = np.asarray(pos, dtype=float)
-    if xyz.shape != (len(numbers), 3) or len(numbers) == 0:
-        raise ValueError(
-            f"z must be [N] and pos [N, 3], got the shapes {np.shape(z)} and {xyz.shape}."
-        )
-    mu = None if dipole is None else np.asarray(dipole, dtype=float).reshape(-1)
-    if mu is not None and mu.shape != (3,):
-        raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
+    numbers, xyz, mu = checked(z, pos, dipole)
     turn = view(xyz, mu)
     xyz = (xyz - xyz.mean(axis=0)) @ turn.T
     figure = Figure(figsize=(6.0, 5.4), layout="constrained")
@@ -96,6 +89,26 @@ def draw_molecule(
     return figure
 
 
+def checked(
+    z: ArrayLike, pos: ArrayLike, dipole: ArrayLike | None
+) -> tuple[NDArray[np.int_], NDArray[np.float64], NDArray[np.float64] | None]:
+    """Atomic numbers ``[N]``, positions ``[N, 3]`` and dipole ``[3]`` as arrays.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+    numbers = np.asarray(z, dtype=int).reshape(-1)
+    xyz = np.asarray(pos, dtype=float)
+    if xyz.shape != (len(numbers), 3) or len(numbers) == 0:
+        raise ValueError(
+            f"z must be [N] and pos [N, 3], got the shapes {np.shape(z)} and {xyz.shape}."
+        )
+    mu = None if dipole is None else np.asarray(dipole, dtype=float).reshape(-1)
+    if mu is not None and mu.shape != (3,):
+        raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
+    return numbers, xyz, mu
+
+
 def view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Rows: right, up and towards the eye, chosen so that most of the molecule can be seen."""
     centred = xyz - xyz.mean(axis=0)
@@ -113,23 +126,8 @@ def view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[np
         flip[2] = flip[0] * flip[1]
         axes = axes * flip[:, None]
     # A small turn, or atoms that lie one behind the other would hide each other.
-    angle = np.radians([12.0, 15.0])
-    about_x = np.array(
-        [
-            [1, 0, 0],
-            [0, np.cos(angle[0]), -np.sin(angle[0])],
-            [0, np.sin(angle[0]), np.cos(angle[0])],
-        ]
-    )
-    about_y = np.array(
-        [
-            [np.cos(angle[1]), 0, np.sin(angle[1])],
-            [0, 1, 0],
-            [-np.sin(angle[1]), 0, np.cos(angle[1])],
-        ]
-    )
-    turn: NDArray[np.float64] = about_x @ about_y @ axes
-    return turn
+    turn: NDArray[np.float64] = Rotation.from_euler("yx", [15.0, 12.0], degrees=True).as_matrix()
+    return turn @ axes
 
 
 def _draw_balls_and_sticks(

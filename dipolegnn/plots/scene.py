@@ -6,6 +6,7 @@ written with it shows without a network.
 
 from __future__ import annotations
 
+import html
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from numpy.typing import ArrayLike, NDArray
 
-from dipolegnn.plots.molecule import ANGSTROM_PER_DEBYE, LONGEST_ARROW, bonds, view
+from dipolegnn.plots.molecule import ANGSTROM_PER_DEBYE, LONGEST_ARROW, bonds, checked, view
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -56,22 +57,14 @@ def scene(
         ValueError: If the shapes do not fit together.
     """
     go = _plotly()
-    numbers = np.asarray(z, dtype=int).reshape(-1)
-    xyz = np.asarray(pos, dtype=float)
-    if xyz.shape != (len(numbers), 3) or len(numbers) == 0:
-        raise ValueError(
-            f"z must be [N] and pos [N, 3], got the shapes {np.shape(z)} and {xyz.shape}."
-        )
+    numbers, xyz, mu = checked(z, pos, dipole)
     q = None if charges is None else np.asarray(charges, dtype=float).reshape(-1)
     if q is not None and q.shape != numbers.shape:
         raise ValueError(f"charges must be one number per atom [{len(numbers)}], got {q.shape}.")
     middle = xyz.mean(axis=0)
     parts = [_atoms(go, numbers, xyz, q), _sticks(go, numbers, xyz)]
     caption = ""
-    if dipole is not None:
-        mu = np.asarray(dipole, dtype=float).reshape(-1)
-        if mu.shape != (3,):
-            raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
+    if mu is not None:
         length = float(np.linalg.norm(mu))
         scale = min(ANGSTROM_PER_DEBYE, LONGEST_ARROW / max(length, 1e-9))
         bar = "" if half_width is None else f" ± {half_width:.2f}"
@@ -81,11 +74,11 @@ def scene(
     hidden = {"visible": False, "showspikes": False}
     figure = go.Figure([part for part in parts if part is not None])
     figure.update_layout(
-        title={"text": _plain(title), "x": 0.5},
+        title={"text": html.escape(title), "x": 0.5},
         scene={
             **{f"{axis}axis": hidden for axis in "xyz"},
             "aspectmode": "data",
-            "camera": _camera(xyz, None if dipole is None else np.asarray(dipole, dtype=float)),
+            "camera": _camera(xyz, mu),
             "dragmode": "orbit",
         },
         annotations=[
@@ -124,7 +117,7 @@ def write_page(path: str | Path, figures: Sequence[PlotlyFigure], title: str) ->
     ]
     Path(path).write_text(
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{_plain(title)}</title></head><body>{''.join(shown)}</body></html>\n",
+        f"<title>{html.escape(title)}</title></head><body>{''.join(shown)}</body></html>\n",
         encoding="utf-8",
     )
 
@@ -265,11 +258,6 @@ def _tube(
         np.stack([here + around, there + around, np.full_like(here, 2 * around + 1)], axis=1),
     ]
     return points, np.concatenate(faces)
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _plotly() -> Any:
