@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dipolegnn._pyg import Data
+from dipolegnn._pyg import Data, InMemoryDataset
 from dipolegnn.data import DipoleDataModule, Split
 from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.calibration import UNSURE
@@ -36,22 +36,23 @@ class TooFewMolecules(ValueError):
     """Error bars cannot be made: too few molecules with labels are left for them."""
 
 
-def calibrate_on(model: DipoleModel, datamodule: DipoleDataModule) -> None:
+def calibrate_on(model: DipoleModel, dataset: InMemoryDataset, split: Split) -> None:
     """Gives a model its error bars, from the molecules of its training run.
 
     Args:
         model: A model trained on the training part of the data; its weights stay as they are.
-        datamodule: The data. Of the training part some thousand molecules are enough; errors are
-            those of the validation part.
+        dataset: The molecules.
+        split: Some thousand molecules of the training part are used; errors are those of the
+            validation part.
 
     Raises:
         TooFewMolecules: As :func:`calibrate`.
     """
-    train, val = datamodule.split.train, datamodule.split.val
+    train, val = split.train, split.val
     some = train[:: -(-len(train) // TRAINING_MOLECULES)]
     # In the order of the data, so that the same run gives the same error bars.
     nobody = train[:0]
-    batches = DipoleDataModule(datamodule.dataset, Split(nobody, some, val), BATCH_SIZE)
+    batches = DipoleDataModule(dataset, Split(nobody, some, val), BATCH_SIZE)
     calibrate(model, batches.val_dataloader(), batches.test_dataloader())
 
 

@@ -8,11 +8,12 @@ unpickled).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -21,18 +22,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dipolegnn import __version__
-from dipolegnn.config import ModelConfig
+from dipolegnn.config import JSON, ModelConfig
 from dipolegnn.files import replacing
-from dipolegnn.nn import Calibration, DipoleModel, build_model
+from dipolegnn.nn import Calibration, DipoleModel, Head, PropertyModel, build_model
+from dipolegnn.nn.model import ModelDescription, describe
+from dipolegnn.nn.parts import Part
 
-FORMAT_VERSION = 1
-"""Version of the layout of the metadata; raised when an older dipolegnn could misread it."""
+FORMAT_VERSION = 2
+"""Version of the layout of the metadata; raised when an older dipolegnn could misread it.
 
-UNITS = {"pos": "angstrom", "charge": "e", "dipole": "debye", "charges": "e"}
-"""Units of what goes into and comes out of a model."""
+Version 1 (dipolegnn 0.1) has the options of the commands in place of the parts.
+"""
 
-JSON = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
-"""What a JSON file can hold."""
+UNITS_OF_INPUTS = {"pos": "angstrom", "charge": "e"}
 
 _KEY = "dipolegnn"  # The one entry of the metadata: safetensors does not keep the order of more.
 
@@ -41,7 +43,7 @@ class ModelFileError(ValueError):
     """A file that no model can be read from."""
 
 
-def save_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JSON]) -> None:
+def save_model(path: str | Path, model: PropertyModel[Any], provenance: Mapping[str, JSON]) -> None:
     """Writes a model to one ``.safetensors`` file, all of it or nothing.
 
     Args:
@@ -52,12 +54,12 @@ def save_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JS
             and versions are added.
 
     Raises:
-        TypeError: If the model is made of other parts than this package's.
+        TypeError: If a part of the model does not keep an argument of its constructor.
     """
     metadata = {
         "format_version": FORMAT_VERSION,
-        "model": asdict(model.config),
-        "units": UNITS,
+        "model": model.config,
+        "units": _units(model.head),
         "provenance": {
             **provenance,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -76,11 +78,20 @@ def save_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JS
         temporary.write_bytes(save(weights, {_KEY: json.dumps(metadata)}))
 
 
-def load_model(path: str | Path) -> tuple[DipoleModel, dict[str, JSON]]:
+@overload
+def load_model(path: str | Path) -> tuple[DipoleModel, dict[str, JSON]]: ...
+
+
+@overload
+def load_model(path: str | Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]]: ...
+
+
+def load_model(path: str | Path, parts: Sequence[type[Part]] = ()) -> tuple[Any, dict[str, JSON]]:
     """Reads a model that :func:`save_model` wrote.
 
     Args:
         path: The file.
+        parts: Classes of its representation and head, where they are not in ``dipolegnn.nn``.
 
     Returns:
         The model, on the CPU, in the precision that it was saved in, in evaluation mode; and its
@@ -88,7 +99,8 @@ def load_model(path: str | Path) -> tuple[DipoleModel, dict[str, JSON]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ModelFileError: If it is not a model file, or not of this version of dipolegnn.
+        ModelFileError: If it is not a model file, or not of this version of dipolegnn, or has parts
+            that are neither in ``dipolegnn.nn`` nor among those given.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,46 +122,70 @@ def load_model(path: str | Path) -> tuple[DipoleModel, dict[str, JSON]]:
             f"{path} is a safetensors file, but not one of dipolegnn: it says nothing about the "
             "architecture. A model file is the model.safetensors of a training run."
         )
-    config, provenance = _read_metadata(path, stored[_KEY])
-    # The fresh weights are replaced at once, so they must not use up the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config)
-    model.calibration = _read_calibration(path, weights)
+    try:
+        metadata = _read_metadata(path, stored[_KEY])
+        # The new weights are replaced at once, so they must not use up the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(described(metadata["model"]), parts)
+    except ValueError as error:
+        raise ModelFileError(f"The model in {path} cannot be made. {error}") from error
+    units, expected = metadata["units"], _units(model.head)
+    # Version 1 stated those of a dipole head for every head.
+    if not units or any(expected.get(name, unit) != unit for name, unit in units.items()):
+        raise ModelFileError(f"The model in {path} has units {units}, expected {expected}.")
+    if isinstance(model, DipoleModel):
+        model.calibration = _read_calibration(path, weights)
+    first = next(name for name, _ in model.named_parameters())
     _check_weights(path, weights, model.state_dict())
-    model.to(weights["representation.embedding.weight"].dtype)
+    model.to(weights[first].dtype)
     model.load_state_dict(weights)
-    return model.eval(), provenance
+    return model.eval(), metadata["provenance"]
 
 
-def _read_metadata(path: Path, text: str) -> tuple[ModelConfig, dict[str, JSON]]:
+def _units(head: Head[Any]) -> dict[str, str]:
+    """Units of what goes into and comes out of a model."""
+    outputs = {name: field.unit for name, field in head.outputs.items()}
+    return {**UNITS_OF_INPUTS, **outputs}
+
+
+def _read_metadata(path: Path, text: str) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
         written_as = metadata["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        complete = metadata.keys() >= {"model", "units", "provenance"}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"The metadata of {path} are damaged ({error!r}).") from error
-    if written_as != FORMAT_VERSION:
+    if written_as not in (1, FORMAT_VERSION):
         raise ModelFileError(
             f"{path} has format version {written_as}, and dipolegnn {__version__} reads "
-            f"version {FORMAT_VERSION}. Install the dipolegnn that wrote it or a newer one."
+            f"versions 1 and {FORMAT_VERSION}. Install the dipolegnn that wrote it or a newer one."
+        )
+    if not complete:
+        raise ModelFileError(f"The metadata of {path} lack one of model, units, provenance.")
+    return {**metadata}
+
+
+def described(stored: JSON) -> ModelDescription:
+    """The parts of a model as a file states them; version 0.1 stated the options of the commands.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"Its description must be a JSON object, got {stored!r}.")
+    parts = {name: value for name, value in stored.items() if isinstance(value, dict)}
+    if len(parts) == len(stored) > 0:
+        return parts
+    known = {field.name for field in fields(ModelConfig)}
+    unknown = sorted(stored.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"It has settings that dipolegnn {__version__} does not know: {', '.join(unknown)}."
         )
     try:
-        known = {field.name for field in fields(ModelConfig)}
-        unknown = sorted(metadata["model"].keys() - known)
-        if unknown:
-            raise ModelFileError(
-                f"The model in {path} has settings that dipolegnn {__version__} does "
-                f"not know: {', '.join(unknown)}. Install the dipolegnn that wrote it or a newer "
-                "one."
-            )
-        config = TypeAdapter(ModelConfig).validate_python(metadata["model"])
-        units, provenance = metadata["units"], metadata["provenance"]
-    except (KeyError, AttributeError, ValidationError) as error:
-        raise ModelFileError(
-            f"The description of the model in {path} cannot be used: {error}."
-        ) from error
-    if units != UNITS:
-        raise ModelFileError(f"The model in {path} has units {units}, expected {UNITS}.")
-    return config, provenance
+        return describe(TypeAdapter(ModelConfig).validate_python(stored))
+    except ValidationError as error:
+        raise ValueError(f"Its description cannot be used: {error}.") from error
 
 
 def _read_calibration(path: Path, weights: Mapping[str, Tensor]) -> Calibration | None:

@@ -11,6 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+JSON = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
+"""Values of a JSON file."""
+
 COVERAGE = 0.9
 """Default coverage of an error bar: the fraction of references inside."""
 
@@ -22,10 +25,10 @@ def _require(condition: bool, name: str, got: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of a dipole model."""
+    """Architecture of a dipole model made of the parts in dipolegnn.nn."""
 
-    representation: Literal["painn", "schnet"] = "painn"
-    """Message passing network."""
+    representation: str = "painn"
+    """Message passing network: painn or schnet (or another representation of dipolegnn.nn)."""
     hidden_channels: int = 128
     """Width F of the atom features."""
     num_interactions: int = 3
@@ -36,7 +39,7 @@ class ModelConfig:
     """Cutoff radius of the graph, in angstrom."""
     radial_basis: Literal["gaussian", "bessel"] = "gaussian"
     """Radial basis functions."""
-    head: Literal["dipole", "charges", "atomwise"] = "dipole"
+    head: str = "dipole"
     """dipole: charges, and atomic dipoles where the representation has vectors; charges: charges
     alone; atomwise: a sum of atomic scalars, as in the original recipe."""
     atomwise_aggregation: Literal["sum", "mean"] = "sum"

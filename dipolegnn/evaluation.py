@@ -13,16 +13,11 @@ import torch
 from dipolegnn._pyg import Data
 from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
-from dipolegnn.metrics import DipoleMetrics, Group, breakdown
-from dipolegnn.nn import DipoleModel
+from dipolegnn.metrics import Group, breakdown
+from dipolegnn.nn import BaseDipoleHead, DipoleModel, HeadMetric, Target
 from dipolegnn.units import DECIMALS_D
 
-METRIC_UNITS = {
-    "dipole_mae": "debye",
-    "dipole_rmse": "debye",
-    "vector_mae": "debye",
-    "angle": "degree",
-}
+METRIC_UNITS = {name: metric.unit for name, metric in BaseDipoleHead.metrics.items()}
 """Unit of each metric; see :mod:`dipolegnn.metrics` for what they are."""
 
 _COLUMNS = (
@@ -89,17 +84,27 @@ def score(predictions: Sequence[Prediction]) -> Evaluation:
         ValueError: If no structure has a label.
     """
     _require_labels([prediction.data for prediction in predictions])
-    metrics = DipoleMetrics("test")
-    vectors = [torch.from_numpy(p.dipole) for p in predictions if p.dipole is not None]
-    metrics.update(
-        torch.tensor([p.magnitude for p in predictions], dtype=torch.float64),
-        torch.cat([p.data.dipole_magnitude for p in predictions]).double(),
-        torch.stack(vectors) if vectors else None,
-        torch.cat([p.data.dipole for p in predictions]).double(),
-    )
-    found = metrics.compute()
-    named = {name: found[f"test/{name}"] for name in METRIC_UNITS if f"test/{name}" in found}
-    return Evaluation(named, list(predictions))
+    vectors = [p for p in predictions if p.dipole is not None]
+    targets = {
+        "magnitude": Target(
+            torch.tensor([p.magnitude for p in predictions]),
+            torch.cat([p.data.dipole_magnitude for p in predictions]),
+        )
+    }
+    if vectors:
+        targets["vector"] = Target(
+            torch.stack([torch.from_numpy(p.dipole) for p in vectors]),
+            torch.cat([p.data.dipole for p in vectors]),
+        )
+    metrics = {}
+    for name, described in BaseDipoleHead.metrics.items():
+        if described.target in targets:
+            metric = described.metric()
+            metric.update(*targets[described.target])
+            value = float(metric.compute())
+            if not math.isnan(value):
+                metrics[name] = value
+    return Evaluation(metrics, list(predictions))
 
 
 def _require_labels(molecules: Sequence[Data]) -> None:
@@ -110,22 +115,26 @@ def _require_labels(molecules: Sequence[Data]) -> None:
         )
 
 
-def describe_metrics(metrics: Mapping[str, float]) -> str:
+def describe_metrics(
+    metrics: Mapping[str, float], known: Mapping[str, HeadMetric] = BaseDipoleHead.metrics
+) -> str:
     """Metrics on one line, with units.
 
+    Args:
+        metrics: Values by name.
+        known: The metrics of the head.
+
     Example:
-        >>> describe_metrics({"dipole_mae": 0.1234, "angle": 3.21})
-        'magnitude MAE 0.1234 D, angle 3.2°'
+        >>> describe_metrics({"dipole_mae": 0.1234, "vector_mae": 0.1, "angle": 3.21})
+        'magnitude MAE 0.1234 D, vector MAE 0.1000 D, angle 3.2°'
     """
-    formats = {
-        "dipole_mae": "magnitude MAE {:.4f} D",
-        "dipole_rmse": "RMSE {:.4f} D",
-        "vector_mae": "vector MAE {:.4f} D",
-        "angle": "angle {:.1f}°",
-    }
-    return ", ".join(
-        text.format(metrics[name]) for name, text in formats.items() if name in metrics
-    )
+    parts, before = [], ""
+    for name, metric in known.items():
+        if name in metrics:
+            target = "" if metric.target == before else f"{metric.target} "
+            parts.append(target + metric.text.format(metrics[name]))
+            before = metric.target
+    return ", ".join(parts)
 
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:

@@ -16,9 +16,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,10 +29,10 @@ from torch.export import Dim, ExportedProgram
 
 from dipolegnn import __version__
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import JSON
+from dipolegnn.config import JSON
 from dipolegnn.files import replacing
 from dipolegnn.models import LoadedModel
-from dipolegnn.nn import AtomwiseHead, DipoleModel, DipoleOutput
+from dipolegnn.nn import DipoleModel, OutputField
 from dipolegnn.nn.graph import RadiusGraph
 
 FORMAT_VERSION = 1
@@ -67,23 +66,11 @@ class ProgramInput(NamedTuple):
     charge: Tensor
 
 
-_SHAPES: dict[str, list[JSON]] = {
-    "z": ["N"],
-    "pos": ["N", 3],
-    "num_atoms": ["B"],
-    "charge": ["B"],
-    "dipole": ["B", 3],
-    "magnitude": ["B"],
-    "charges": ["N"],
-}
-_UNITS = {
-    "z": "atomic number",
-    "pos": "angstrom",
-    "num_atoms": "atoms",
-    "charge": "e",
-    "dipole": "debye",
-    "magnitude": "debye",
-    "charges": "e",
+_INPUTS = {
+    "z": OutputField(("N",), "atomic number"),
+    "pos": OutputField(("N", 3), "angstrom"),
+    "num_atoms": OutputField(("B",), "atoms"),
+    "charge": OutputField(("B",), "e"),
 }
 
 
@@ -172,9 +159,7 @@ class _Program(nn.Module):
     @property
     def outputs(self) -> list[str]:
         """The names of what the model predicts."""
-        if isinstance(self.model.head, AtomwiseHead):
-            return ["magnitude"]
-        return list(DipoleOutput._fields)
+        return list(self.model.head.outputs)
 
     def forward(
         self, z: Tensor, pos: Tensor, num_atoms: Tensor, charge: Tensor
@@ -301,26 +286,26 @@ def _description(program: _Program, loaded: LoadedModel) -> dict[str, JSON]:
     model = program.model
     real = str(program.dtype).removeprefix("torch.")
 
-    def described(names: Sequence[str]) -> list[JSON]:
+    def described(fields: Mapping[str, OutputField]) -> list[JSON]:
         return [
             {
                 "name": name,
-                "shape": _SHAPES[name],
+                "shape": [*field.shape],
                 "dtype": "int64" if name in ("z", "num_atoms") else real,
-                "unit": _UNITS[name],
+                "unit": field.unit,
             }
-            for name in names
+            for name, field in fields.items()
         ]
 
     return {
         "format_version": FORMAT_VERSION,
-        "inputs": described(ProgramInput._fields),
-        "outputs": described(program.outputs),
+        "inputs": described(_INPUTS),
+        "outputs": described(model.head.outputs),
         "cutoff": model.representation.cutoff,
         "elements": None if loaded.elements is None else [*sorted(loaded.elements)],
         "accuracy": loaded.accuracy or None,
         "origin": "centre of mass (standard atomic weights); it matters for ions only",
-        "model": asdict(model.config),
+        "model": {**model.config},
         "provenance": loaded.provenance,
         "exported_by": {"dipolegnn": __version__, "torch": torch.__version__},
     }

@@ -17,7 +17,7 @@ import torch
 from ase.data import chemical_symbols
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 ANGLE_THRESHOLD = 0.1
 """Shortest reference dipole, in debye, whose direction counts in :class:`MeanAngle`."""
@@ -67,14 +67,17 @@ class MeanLoss(_Mean):
         self.count += labelled.sum()
 
 
-class _MeanOverMolecules(_Mean):
-    """Mean of a number per molecule, over the molecules where it is not NaN."""
+class MeanOverMolecules(_Mean):
+    """Mean of a number per molecule, over the molecules where it is not NaN.
+
+    A metric of a new property implements ``_per_molecule(predicted, reference) -> [B]``.
+    """
 
     def update(self, predicted: Tensor, reference: Tensor) -> None:
         """Adds a batch.
 
         Args:
-            predicted: Magnitudes ``[B]`` or vectors ``[B, 3]`` in debye.
+            predicted: Predictions ``[B, ...]``, such as magnitudes ``[B]`` or vectors ``[B, 3]``.
             reference: Labels of the same shape; NaN where a molecule has none.
 
         Raises:
@@ -94,41 +97,41 @@ class _MeanOverMolecules(_Mean):
         raise NotImplementedError
 
 
-class MagnitudeMAE(_MeanOverMolecules):
+class MagnitudeMAE(MeanOverMolecules):
     r"""Mean absolute error of the magnitude, in debye.
 
     .. math:: \langle|\,|\mu|-|\mu_0|\,|\rangle
     """
 
     def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        return _unless_unlabelled((predicted - reference).abs(), reference)
+        return unless_unlabelled((predicted - reference).abs(), reference)
 
 
-class MagnitudeRMSE(_MeanOverMolecules):
+class MagnitudeRMSE(MeanOverMolecules):
     r"""Root of the mean squared error of the magnitude, in debye.
 
     .. math:: \sqrt{\langle(|\mu|-|\mu_0|)^2\rangle}
     """
 
     def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        return _unless_unlabelled((predicted - reference).square(), reference)
+        return unless_unlabelled((predicted - reference).square(), reference)
 
     def compute(self) -> Tensor:
         """The root of the mean so far; NaN if there was no molecule with a label."""
         return super().compute().sqrt()
 
 
-class VectorMAE(_MeanOverMolecules):
+class VectorMAE(MeanOverMolecules):
     r"""Mean length of the error vector, in debye: :math:`\langle|\mu-\mu_0|\rangle`.
 
     Unlike a mean over components it does not depend on the orientation of the molecules.
     """
 
     def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        return _unless_unlabelled(torch.linalg.vector_norm(predicted - reference, dim=1), reference)
+        return unless_unlabelled(torch.linalg.vector_norm(predicted - reference, dim=1), reference)
 
 
-class MeanAngle(_MeanOverMolecules):
+class MeanAngle(MeanOverMolecules):
     """Mean angle between predicted and reference dipole, in degrees.
 
     Over the molecules whose reference is at least :data:`ANGLE_THRESHOLD` long: the direction of
@@ -145,71 +148,9 @@ class MeanAngle(_MeanOverMolecules):
         return angle.nan_to_num(nan=torch.inf).where(has_direction, torch.nan)
 
 
-class DipoleMetrics(torch.nn.Module):
-    """The four metrics of a data set, named as they are logged.
-
-    Args:
-        stage: What the names begin with: ``"train"``, ``"val"`` or ``"test"``.
-
-    Example:
-        >>> import torch
-        >>> metrics = DipoleMetrics("test")
-        >>> nan = torch.full((2, 3), torch.nan)
-        >>> metrics.update(torch.tensor([1.8, 0.1]), torch.tensor([1.9, 0.0]), None, nan)
-        >>> round(metrics.compute()["test/dipole_mae"], 6)
-        0.1
-    """
-
-    def __init__(self, stage: str) -> None:
-        super().__init__()
-        # No compute groups: they merge metrics whose states were equal after the first batch,
-        # as those of MAE and RMSE are where every error is 0 or 1, and never part them again.
-        self.of_magnitude = MetricCollection(
-            {"dipole_mae": MagnitudeMAE(), "dipole_rmse": MagnitudeRMSE()},
-            prefix=f"{stage}/",
-            compute_groups=False,
-        )
-        self.of_vector = MetricCollection(
-            {"vector_mae": VectorMAE(), "angle": MeanAngle()},
-            prefix=f"{stage}/",
-            compute_groups=False,
-        )
-
-    def update(
-        self,
-        magnitude: Tensor,
-        reference_magnitude: Tensor,
-        dipole: Tensor | None,
-        reference_dipole: Tensor,
-    ) -> None:
-        """Adds a batch.
-
-        Args:
-            magnitude: Predicted magnitudes ``[B]`` in debye.
-            reference_magnitude: Labels ``[B]`` in debye; NaN where there is none.
-            dipole: Predicted vectors ``[B, 3]`` in debye; None from a model without.
-            reference_dipole: Labels ``[B, 3]`` in debye; NaN where there is none.
-        """
-        self.of_magnitude.update(magnitude, reference_magnitude)
-        if dipole is not None:
-            self.of_vector.update(dipole, reference_dipole)
-
-    def compute(self) -> dict[str, float]:
-        """The metrics so far, by name; those that no molecule had a label for are left out."""
-        values = {**self.of_magnitude.compute(), **self.of_vector.compute()}
-        return {name: float(value) for name, value in values.items() if not value.isnan()}
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.of_magnitude.reset()
-        self.of_vector.reset()
-
-
-def _unless_unlabelled(value: Tensor, reference: Tensor) -> Tensor:
+def unless_unlabelled(value: Tensor, reference: Tensor) -> Tensor:
     """``value`` where the reference is known, else NaN; a NaN prediction is an error, not a gap."""
-    known = ~reference.isnan()
-    if reference.ndim == 2:
-        known = known.all(dim=1)
+    known = ~reference.reshape(reference.size(0), -1).isnan().any(dim=1)
     return value.nan_to_num(nan=torch.inf).where(known, torch.nan)
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from dipolegnn import pretrained
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import JSON, load_model
+from dipolegnn.checkpoint import load_model
+from dipolegnn.config import JSON
 from dipolegnn.molecules import MoleculeError
 from dipolegnn.nn import DipoleModel
 from dipolegnn.pretrained import pretrained_names, pretrained_path

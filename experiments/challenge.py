@@ -25,7 +25,7 @@ import tyro
 from common import data_folder, read_npz
 
 from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.data import About, ConformerDataset, DipoleDataModule, make_split, save_dataset
+from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
 from dipolegnn.evaluation import describe_metrics, score
 from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
@@ -167,7 +167,8 @@ def train_one(
     torch.manual_seed(seed)
     result = fit(
         build_model(recipe.model),
-        DipoleDataModule(dataset, dataset.split(), recipe.train.batch_size, seed=seed),
+        dataset,
+        dataset.split(),
         recipe.train,
         run,
         resume=options.resume,

@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
+from dipolegnn.data import ConformerDataset, Split
 from dipolegnn.nn import build_model
 from dipolegnn.training import fit
 
@@ -199,7 +199,8 @@ def objective(
         try:
             result = fit(
                 build_model(model),
-                DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
+                dataset,
+                split,
                 train,
                 options.output / "trials" / f"{trial.number:04d}",
                 progress=False,

@@ -20,7 +20,7 @@ from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 def schnetpack_weights(model: DipoleModel) -> dict[str, Tensor]:
     """Our weights under schnetpack's names; the differences in layout are all here."""
-    body = model.representation
+    body: Any = model.representation
     width = body.cutoff / (body.num_rbf - 1)
     ours = {name: weight.detach() for name, weight in model.state_dict().items()}
     orders = torch.arange(body.num_rbf, dtype=body.embedding.weight.dtype)
@@ -83,7 +83,7 @@ class SchnetpackPeer(nn.Module):
         from schnetpack.atomistic import Atomwise, DipoleMoment, PairwiseDistances
         from schnetpack.nn import CosineCutoff, GaussianRBF
 
-        body = model.representation
+        body: Any = model.representation
         kind = representation.SchNet if isinstance(body, SchNet) else representation.PaiNN
         self.distances = PairwiseDistances()
         self.representation = kind(
@@ -146,7 +146,7 @@ class PyGSchNetPeer(nn.Module):
         super().__init__()
         from torch_geometric.nn.models import SchNet as PyGSchNet
 
-        body = model.representation
+        body: Any = model.representation
 
         def graph(pos: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             edges = radius_graph(pos, body.cutoff, index)

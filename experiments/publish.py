@@ -22,8 +22,8 @@ from rich.progress import track
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.calibrate import calibrate
-from dipolegnn.checkpoint import JSON, load_model, save_model
-from dipolegnn.config import XTBConfig
+from dipolegnn.checkpoint import load_model, save_model
+from dipolegnn.config import JSON, XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator

@@ -29,11 +29,12 @@ from rdkit import Chem
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.data import About, ConformerDataset, DipoleDataModule, Split, save_dataset
+from dipolegnn.data import About, ConformerDataset, Split, save_dataset
 from dipolegnn.evaluation import describe_metrics, evaluate
 from dipolegnn.models import LoadedModel, open_model
 from dipolegnn.molecules import MoleculeError, Molecules, canonical_smiles
 from dipolegnn.nn import build_model
+from dipolegnn.nn.model import describe
 from dipolegnn.plots import learning_curve, parity_plot
 from dipolegnn.training import RunFolder, fit, read_history
 
@@ -134,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = None if options.start is None else started(options.start, model)
     result = fit(
         build_model(model) if start is None else start.model,
-        DipoleDataModule(dataset, split, train.batch_size, seed=train.seed),
+        dataset,
+        split,
         train,
         options.output,
         resume=options.resume,
@@ -169,7 +171,7 @@ def drawn(rows: torch.Tensor, count: int | None, seed: int, option: str) -> torc
 def started(path: Path, config: ModelConfig) -> LoadedModel:
     """The model of a file, which must be of this architecture."""
     loaded = open_model(path)
-    if loaded.model.config != config:
+    if loaded.model.config != describe(config):
         raise SystemExit(f"{path} is of another architecture: {loaded.model.config}, not {config}.")
     return loaded
 

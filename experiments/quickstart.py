@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dipolegnn.config import ConformerConfig, ModelConfig, TrainConfig, XTBConfig
-from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
+from dipolegnn.data import ConformerDataset, Split
 from dipolegnn.evaluation import describe_metrics, evaluate, write_predictions
 from dipolegnn.inference.result import MoleculePrediction
 from dipolegnn.inference.structures import predict_smiles
@@ -100,9 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     console.rule("Training")
     torch.manual_seed(train.seed)
-    data = DipoleDataModule(dataset, split, train.batch_size, seed=train.seed)
     result = fit(
-        build_model(model_config), data, train, options.output, resume=options.resume, test=True
+        build_model(model_config),
+        dataset,
+        split,
+        train,
+        options.output,
+        resume=options.resume,
+        test=True,
     )
     run = RunFolder(options.output)
     learning_curve(read_history(run.history), "PaiNN, small molecules").savefig(

@@ -71,6 +71,7 @@ def test_sensitivity_is_the_derivative_by_the_weights_of_the_last_layer(
     assert torch.allclose(output.magnitude, plain.magnitude)
     assert not output.magnitude.requires_grad
 
+    assert model.head.last_layer is not None
     weights = list(model.head.last_layer.parameters())
     for molecule in range(2):
         gradients = torch.autograd.grad(model(batch).magnitude[molecule], weights)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dipolegnn.metrics import (
-    DipoleMetrics,
     MagnitudeMAE,
     MagnitudeRMSE,
     MeanAngle,
@@ -111,23 +110,3 @@ def test_of_nothing_is_nan_without_a_warning(
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match=r"predicted \[4\] and reference \[4, 1\]"):
         MagnitudeMAE().update(torch.ones(4), torch.ones(4, 1))
-
-
-def test_metrics_of_a_model_without_vectors() -> None:
-    metrics = DipoleMetrics("val")
-    metrics.update(torch.ones(2), torch.zeros(2), None, torch.ones(2, 3))
-    assert metrics.compute() == {"val/dipole_mae": 1.0, "val/dipole_rmse": 1.0}
-
-
-def test_metrics_part_again_after_equal_states() -> None:
-    # Errors of 1 give MAE and RMSE equal sums; torchmetrics' compute groups would merge them.
-    metrics = DipoleMetrics("test")
-    nothing = torch.full((1, 3), NAN)
-    metrics.update(torch.ones(1), torch.zeros(1), None, nothing)
-    metrics.update(torch.full((1,), 3.0), torch.zeros(1), None, nothing)
-    assert metrics.compute() == {
-        "test/dipole_mae": pytest.approx(2.0),
-        "test/dipole_rmse": pytest.approx(math.sqrt(5)),
-    }
-    metrics.reset()
-    assert metrics.compute() == {}

@@ -16,7 +16,7 @@ import torch
 
 from dipolegnn.cli.settings import read_settings
 from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.data import About, ConformerDataset, DipoleDataModule, random_split, save_dataset
+from dipolegnn.data import About, ConformerDataset, random_split, save_dataset
 from dipolegnn.molecules import Molecules, make_data
 from dipolegnn.nn import build_model
 from dipolegnn.training import fit
@@ -194,7 +194,8 @@ def test_pruning_ends_the_run(optimize: ModuleType, data: Path, tmp_path: Path) 
     with pytest.raises(optuna.TrialPruned, match="after epoch 2"):
         fit(
             build_model(ModelConfig(hidden_channels=8, num_interactions=1)),
-            DipoleDataModule(dataset, dataset.split(), 4),
+            dataset,
+            dataset.split(),
             config,
             tmp_path / "run",
             progress=False,

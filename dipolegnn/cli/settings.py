@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from dipolegnn.config import ModelConfig, TrainConfig
+from dipolegnn.nn.model import options
 
 _Config = TypeVar("_Config", ModelConfig, TrainConfig)
 
@@ -29,7 +30,13 @@ def read_settings(path: Path) -> tuple[ModelConfig, TrainConfig]:
     known = {"model", "train", "data", "devices", "threads"}
     if not isinstance(content, dict) or content.keys() - known:
         raise ValueError(f'{path}: expected {{"model": {{...}}, "train": {{...}}}}.')
-    model = _read(path, "model", ModelConfig, content.get("model", {}))
+    values = content.get("model", {})
+    if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
+        try:
+            values = options(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    model = _read(path, "model", ModelConfig, values)
     return model, _read(path, "train", TrainConfig, content.get("train", {}))
 
 

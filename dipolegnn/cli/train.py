@@ -9,10 +9,11 @@ import torch
 from dipolegnn.cli.options import Train
 from dipolegnn.cli.program import INTERRUPTED, USAGE_ERROR
 from dipolegnn.config import ModelConfig
-from dipolegnn.data import ConformerDataset, DipoleDataModule
+from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import describe_metrics
 from dipolegnn.models import LoadedModel, open_model
 from dipolegnn.nn import build_model
+from dipolegnn.nn.model import describe
 from dipolegnn.training import (
     FirstProcessFailed,
     RunFolder,
@@ -27,7 +28,6 @@ def run(options: Train) -> int:
     dataset = ConformerDataset(options.data)
     split = dataset.split()
     recipe = options.training
-    data = DipoleDataModule(dataset, split, recipe.batch_size, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
     start = None if options.start is None else _started(options.start, options.model)
     model = build_model(options.model) if start is None else start.model
@@ -37,7 +37,8 @@ def run(options: Train) -> int:
     try:
         result = fit(
             model,
-            data,
+            dataset,
+            split,
             recipe,
             options.output,
             resume=options.resume,
@@ -64,11 +65,12 @@ def run(options: Train) -> int:
 
 
 def _started(path: Path, wanted: ModelConfig) -> LoadedModel:
-    """The model whose weights training starts from; its architecture is the one."""
+    """The model whose weights training starts from; the architecture is that of this model."""
     loaded = open_model(path)
-    if wanted not in (ModelConfig(), loaded.model.config):
+    if wanted != ModelConfig() and describe(wanted) != loaded.model.config:
         raise ValueError(
             f"--start {path} is a model of another architecture: {loaded.model.config}, and "
-            f"{wanted} is asked for. Leave the options of the model out, or train from the start."
+            f"{describe(wanted)} was requested. Leave the options of the model out, or train "
+            "without --start."
         )
     return loaded

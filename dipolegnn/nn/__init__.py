@@ -1,17 +1,19 @@
 """Radius graphs, representations (PaiNN, SchNet), heads, and models of one of each."""
 
 from dipolegnn.nn.calibration import Calibration
-from dipolegnn.nn.features import AtomFeatures
+from dipolegnn.nn.card import ModelCard
 from dipolegnn.nn.graph import RadiusGraph, radius_graph
-from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
-from dipolegnn.nn.model import DipoleModel, build_model
+from dipolegnn.nn.heads import AtomwiseHead, BaseDipoleHead, DipoleHead, DipoleOutput
+from dipolegnn.nn.model import DipoleModel, PropertyModel, build_model
 from dipolegnn.nn.painn import PaiNN
+from dipolegnn.nn.parts import AtomFeatures, Head, HeadMetric, OutputField, Representation, Target
 from dipolegnn.nn.radial import BesselRBF, CosineCutoff, GaussianRBF
 from dipolegnn.nn.schnet import SchNet
 
 __all__ = [
     "AtomFeatures",
     "AtomwiseHead",
+    "BaseDipoleHead",
     "BesselRBF",
     "Calibration",
     "CosineCutoff",
@@ -19,9 +21,16 @@ __all__ = [
     "DipoleModel",
     "DipoleOutput",
     "GaussianRBF",
+    "Head",
+    "HeadMetric",
+    "ModelCard",
+    "OutputField",
     "PaiNN",
+    "PropertyModel",
     "RadiusGraph",
+    "Representation",
     "SchNet",
+    "Target",
     "build_model",
     "radius_graph",
 ]

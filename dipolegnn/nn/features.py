@@ -1,29 +1,21 @@
-"""What a representation makes of a molecule, and the layers that everybody uses."""
+"""Layers that several networks use."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from dipolegnn.nn.filters import RadialLayer
 from dipolegnn.nn.graph import can_check_values
+from dipolegnn.nn.parts import Representation
+from dipolegnn.nn.radial import radial_basis_layer
+from dipolegnn.ops import why_not_fused
 
 MAX_Z = 100
 """Elements 1 to 100 have an embedding."""
-
-
-class AtomFeatures(NamedTuple):
-    """Features of each atom, as a representation returns them.
-
-    Attributes:
-        s: Scalar features ``[N, F]``, unchanged by rotation.
-        v: Vector features ``[N, 3, F]``, which rotate with the molecule; None where the
-            representation has none (SchNet).
-    """
-
-    s: Tensor
-    v: Tensor | None
 
 
 class ElementEmbedding(nn.Embedding):
@@ -50,13 +42,72 @@ class ElementEmbedding(nn.Embedding):
         return super().forward(z)
 
 
-def linear(in_channels: int, out_channels: int, bias: bool = True) -> nn.Linear:
+class Linear(nn.Linear):
     """A linear layer with Xavier-uniform weights and zero biases."""
-    layer = nn.Linear(in_channels, out_channels, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        # PyTorch's initial weights are drawn first and replaced: the sequence of random numbers,
+        # and so the weights of a given seed, stay those of version 0.1.
+        super().reset_parameters()
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class RadialNetwork(Representation):
+    """What PaiNN and SchNet share: sizes, element embedding, radial basis, fused kernels.
+
+    Args:
+        hidden_channels: Width F of the features.
+        num_interactions: Number of interactions.
+        num_rbf: Number of radial basis functions R.
+        cutoff: Cutoff radius in angstrom.
+        radial_basis: Radial basis functions.
+
+    Raises:
+        ValueError: If a size is too small or the cutoff is not positive.
+    """
+
+    interactions: nn.ModuleList
+    """Message passing layers, which a subclass makes."""
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        num_interactions: int,
+        num_rbf: int,
+        cutoff: float,
+        radial_basis: Literal["gaussian", "bessel"],
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden_channels, num_interactions, num_rbf, cutoff)
+        self.hidden_channels = hidden_channels
+        self.num_interactions = num_interactions
+        self.num_rbf = num_rbf
+        self.cutoff = float(cutoff)
+        self.radial_basis: Literal["gaussian", "bessel"] = radial_basis
+        self.embedding = ElementEmbedding(hidden_channels)
+        self.radial = RadialLayer(
+            radial_basis_layer(radial_basis, num_rbf, self.cutoff), self.cutoff
+        )
+
+    def why_not_fused(self) -> str | None:
+        """Why the fused kernels cannot run where the weights are; None if they can."""
+        if any(layer.explain for layer in self.interactions):
+            return "an explainer reads the messages, which the kernels do not store"
+        if torch.compiler.is_compiling():
+            return "torch.compile traces the plain message passing"
+        return why_not_fused(self.embedding.weight.device, self.embedding.weight.dtype)
+
+    def fused_pays(self, num_edges: int) -> bool:
+        """True unless tabulating the filters is more work than evaluating them at every edge.
+
+        It is more work in a training step with fewer edges than the table has rows. Without
+        gradients the table is made once and kept.
+        """
+        training = torch.is_grad_enabled() and self.embedding.weight.requires_grad
+        return not training or num_edges > self.radial.rbf.intervals
 
 
 def check_sizes(hidden_channels: int, num_interactions: int, num_rbf: int, cutoff: float) -> None:

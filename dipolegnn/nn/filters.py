@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from dipolegnn._pyg import EdgeIndex
 from dipolegnn.nn.graph import RadiusGraph, can_check_values
+from dipolegnn.nn.parts import Edges
 from dipolegnn.nn.radial import BesselRBF, CosineCutoff, GaussianRBF
 from dipolegnn.ops import distance_grid, why_not_fused
-
-Edges = Tensor | RadiusGraph
-"""``edge_index [2, E]`` takes the plain path, a graph made by the package the fused kernels."""
 
 
 def checked_edges(edges: Edges, pos: Tensor, cutoff: float) -> Edges:

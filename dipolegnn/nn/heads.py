@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dipolegnn.nn.features import AtomFeatures, linear
+from dipolegnn._pyg import Data
+from dipolegnn.config import TrainConfig
+from dipolegnn.metrics import MagnitudeMAE, MagnitudeRMSE, MeanAngle, VectorMAE
+from dipolegnn.nn.features import Linear
+from dipolegnn.nn.parts import (
+    AtomFeatures,
+    Head,
+    HeadMetric,
+    OutputField,
+    Representation,
+    Target,
+    label,
+    loss_of_error,
+    require_label,
+)
 from dipolegnn.nn.scatter import segment, spread
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
@@ -26,7 +41,67 @@ class DipoleOutput(NamedTuple):
     charges: Tensor | None
 
 
-class DipoleHead(nn.Module):
+class BaseDipoleHead(Head[DipoleOutput]):
+    r"""A head that predicts dipole moments: their labels, loss and metrics.
+
+    The loss is that of an error e: the length of the error vector, :math:`|\mu - \mu_0|`, of a
+    molecule that has a dipole vector, and the error of the magnitude, :math:`|\mu| - |\mu_0|`, of
+    one that has only that. Labels are ``dipole [B, 3]`` and ``dipole_magnitude [B]`` in debye, NaN
+    where unknown.
+    """
+
+    outputs: ClassVar[Mapping[str, OutputField]] = {
+        "dipole": OutputField(("B", 3), "debye"),
+        "magnitude": OutputField(("B",), "debye"),
+        "charges": OutputField(("N",), "e"),
+    }
+    metrics: ClassVar[Mapping[str, HeadMetric]] = {
+        "dipole_mae": HeadMetric(MagnitudeMAE, "magnitude", "MAE {:.4f} D", "debye"),
+        "dipole_rmse": HeadMetric(MagnitudeRMSE, "magnitude", "RMSE {:.4f} D", "debye"),
+        "vector_mae": HeadMetric(VectorMAE, "vector", "MAE {:.4f} D", "debye"),
+        "angle": HeadMetric(MeanAngle, "vector", "angle {:.1f}°", "degree"),
+    }
+
+    @property
+    def last_layer(self) -> nn.Module | None:
+        """The layer whose outputs determine the dipole; error bars are made from its inputs.
+
+        None if the head has no such layer; the model then has no error bars.
+        """
+        return None
+
+    def targets(self, output: DipoleOutput, batch: Data) -> Mapping[str, Target]:
+        """Magnitudes, and vectors where the head has them."""
+        found = {"magnitude": Target(output.magnitude, label(batch, "dipole_magnitude", "[1]"))}
+        if output.dipole is not None:
+            found["vector"] = Target(output.dipole, label(batch, "dipole", "[1, 3]"))
+        return found
+
+    def losses(
+        self, output: DipoleOutput, batch: Data, config: TrainConfig
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each molecule, by its vector if it has one, else by its magnitude.
+
+        Nothing here has a size that depends on the labels, so that no step waits for a GPU.
+        """
+        targets = self.targets(output, batch)
+        magnitude = targets["magnitude"]
+        labelled = magnitude.reference.isfinite()  # [B]
+        # Filled before subtracting: a NaN that is masked afterwards comes back in the gradient.
+        error = magnitude.predicted - magnitude.reference.where(labelled, 0.0)
+        squared = error.square()
+        if "vector" in targets:
+            vector = targets["vector"]
+            has_vector = vector.reference.isfinite().all(dim=1)  # [B]
+            difference = vector.predicted - vector.reference.where(has_vector.unsqueeze(1), 0.0)
+            squared = difference.square().sum(dim=1).where(has_vector, squared)
+            labelled = labelled | has_vector
+        kind = "dipole vector or magnitude" if "vector" in targets else "dipole magnitude"
+        require_label(labelled, batch, kind)
+        return loss_of_error(squared, config).where(labelled, 0.0), labelled
+
+
+class DipoleHead(BaseDipoleHead):
     r"""Dipole moment from atomic charges and atomic dipoles.
 
     .. math:: \mu = \sum_i q_i r_i + \mu_i, \qquad \sum_i q_i = Q
@@ -60,7 +135,7 @@ class DipoleHead(nn.Module):
         self.charge: nn.Sequential | None = None
         self.blocks: nn.ModuleList | None = None
         if atomic_dipoles is False:
-            self.charge = nn.Sequential(linear(hidden_channels, half), nn.SiLU(), linear(half, 1))
+            self.charge = nn.Sequential(Linear(hidden_channels, half), nn.SiLU(), Linear(half, 1))
         else:
             self.blocks = nn.ModuleList(
                 [
@@ -69,21 +144,21 @@ class DipoleHead(nn.Module):
                 ]
             )
 
-    def fitted_to(self, representation_name: str, has_vectors: bool) -> DipoleHead:
+    def fitted_to(self, representation: Representation) -> DipoleHead:
         """The head for a representation with or without vectors: this one, or a new one.
 
         Raises:
-            ValueError: If atomic dipoles were asked for and there are no vectors.
+            ValueError: If atomic dipoles are required and there are no vectors.
         """
-        if has_vectors or self.atomic_dipoles is False:
+        if representation.has_vectors or self.atomic_dipoles is False:
             return self
         if self.atomic_dipoles is None:
             like = next(self.parameters())
             return DipoleHead(self.hidden_channels, atomic_dipoles=False).to(like)
         raise ValueError(
-            f"DipoleHead(atomic_dipoles=True) needs vector features, and {representation_name} "
-            "has none. Take PaiNN, or leave atomic_dipoles out: charges alone then make the "
-            "dipole."
+            "DipoleHead(atomic_dipoles=True) needs vector features, and "
+            f"{type(representation).__name__} has none. Use PaiNN, or leave atomic_dipoles out: "
+            "the dipole is then made of charges alone."
         )
 
     def reverse_(self) -> None:
@@ -158,11 +233,11 @@ class GatedEquivariantBlock(nn.Module):
         self, in_channels: int, out_channels: int, hidden_channels: int, activate: bool
     ) -> None:
         super().__init__()
-        self.vectors = linear(in_channels, 2 * out_channels, bias=False)
+        self.vectors = Linear(in_channels, 2 * out_channels, bias=False)
         self.scalars = nn.Sequential(
-            linear(in_channels + out_channels, hidden_channels),
+            Linear(in_channels + out_channels, hidden_channels),
             nn.SiLU(),
-            linear(hidden_channels, 2 * out_channels),
+            Linear(hidden_channels, 2 * out_channels),
         )
         self.activation = nn.SiLU() if activate else nn.Identity()
 
@@ -184,7 +259,7 @@ def _norm(v: Tensor) -> Tensor:
     return torch.where(zero, square, torch.where(zero, 1.0, square).sqrt())
 
 
-class AtomwiseHead(nn.Module):
+class AtomwiseHead(BaseDipoleHead):
     r"""The magnitude as a sum or mean of atomic scalars.
 
     .. math:: |\mu| \approx \sum_i f(s_i) \quad\text{or}\quad \frac1N \sum_i f(s_i)
@@ -201,6 +276,8 @@ class AtomwiseHead(nn.Module):
         ValueError: If an argument is not one of those.
     """
 
+    outputs: ClassVar[Mapping[str, OutputField]] = {"magnitude": OutputField(("B",), "debye")}
+
     def __init__(self, hidden_channels: int, aggregation: Literal["sum", "mean"] = "sum") -> None:
         super().__init__()
         if hidden_channels < 2:
@@ -210,7 +287,7 @@ class AtomwiseHead(nn.Module):
         self.hidden_channels = hidden_channels
         self.aggregation: Literal["sum", "mean"] = aggregation
         half = hidden_channels // 2
-        self.layers = nn.Sequential(linear(hidden_channels, half), nn.SiLU(), linear(half, 1))
+        self.layers = nn.Sequential(Linear(hidden_channels, half), nn.SiLU(), Linear(half, 1))
 
     @property
     def last_layer(self) -> nn.Module:

@@ -1,28 +1,32 @@
-"""A representation and a head make a dipole model."""
+"""A model: a representation and a head."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, NamedTuple
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias
 
 import torch
 from ase.data import atomic_masses
 from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import ModelConfig
+from dipolegnn.config import JSON, ModelConfig
 from dipolegnn.nn.calibration import Calibration
-from dipolegnn.nn.features import MAX_Z, AtomFeatures
+from dipolegnn.nn.card import ModelCard
+from dipolegnn.nn.features import MAX_Z
 from dipolegnn.nn.graph import RadiusGraph
-from dipolegnn.nn.heads import AtomwiseHead, DipoleHead, DipoleOutput
-from dipolegnn.nn.painn import PaiNN
+from dipolegnn.nn.heads import BaseDipoleHead, DipoleOutput
+from dipolegnn.nn.parts import AtomFeatures, Head, Output, Part, Representation
 from dipolegnn.nn.scatter import segment, spread
-from dipolegnn.nn.schnet import SchNet
-from dipolegnn.ops import why_not_fused
+
+ModelDescription: TypeAlias = dict[str, dict[str, JSON]]
+"""Class and settings of each part: ``{"representation": {"class": "PaiNN", ...}, "head": ...}``."""
 
 
 class HeadInput(NamedTuple):
-    """What a head is called with; see :class:`DipoleHead`."""
+    """Arguments of a head; see :class:`~dipolegnn.nn.parts.Head`."""
 
     features: AtomFeatures
     pos: Tensor
@@ -30,16 +34,14 @@ class HeadInput(NamedTuple):
     charge: Tensor
 
 
-class DipoleModel(nn.Module):
-    """Dipole moments of a batch of molecules.
+class PropertyModel(nn.Module, Generic[Output]):
+    """A representation and a head, which predict a property of each molecule of a batch.
 
-    The model builds its own radius graph, with the cutoff of its representation. The dipole of an
-    ion refers to the centre of mass (standard atomic weights).
+    The model builds its own radius graph, with the cutoff of its representation.
 
     Args:
-        representation: A network ``(z, pos, edge_index) -> AtomFeatures`` with the attributes
-            ``hidden_channels``, ``cutoff`` and ``has_vectors``.
-        head: What makes a dipole out of the features. A :class:`DipoleHead` that leaves
+        representation: Computes the features of each atom.
+        head: Predicts the property from the features. A :class:`~dipolegnn.DipoleHead` that leaves
             ``atomic_dipoles`` open is replaced by one without them if the representation has no
             vectors; make optimizers from the parameters of the model, not of that head.
         kernels: Which message passing runs: the fused kernels, plain PyTorch, or, with ``auto``,
@@ -47,48 +49,59 @@ class DipoleModel(nn.Module):
             changes it later; :attr:`message_passing` tells what runs.
 
     Raises:
+        TypeError: If a part is not a :class:`~dipolegnn.nn.Representation` or
+            :class:`~dipolegnn.nn.Head`.
         ValueError: If the two do not fit together.
-
-    Example:
-        >>> import torch
-        >>> from torch_geometric.data import Data
-        >>> from dipolegnn import DipoleHead, DipoleModel, PaiNN
-        >>> model = DipoleModel(PaiNN(hidden_channels=32), DipoleHead(32))
-        >>> pos = torch.tensor([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
-        >>> water = Data(z=torch.tensor([8, 1, 1]), pos=pos)
-        >>> out = model(water)
-        >>> out.dipole.shape, bool(out.charges.sum().abs() < 1e-5)
-        (torch.Size([1, 3]), True)
     """
 
     masses: Tensor
-    calibration: Calibration | None
-    """Its error bars, once :func:`dipolegnn.calibrate.calibrate` has made them."""
+    card: ModelCard | None
+    """What its file states about it; None if it was not loaded from one."""
 
     def __init__(
         self,
-        representation: PaiNN | SchNet,
-        head: DipoleHead | AtomwiseHead,
+        representation: Representation,
+        head: Head[Output],
         kernels: Literal["auto", "fused", "plain"] = "auto",
     ) -> None:
         super().__init__()
+        for part, kind in ((representation, Representation), (head, Head)):
+            if not isinstance(part, kind):
+                raise TypeError(
+                    f"The {kind.__name__.lower()} must be a dipolegnn.nn.{kind.__name__}, got "
+                    f"{type(part).__name__}. Derive the class from it."
+                )
         name = type(representation).__name__
         if representation.hidden_channels != head.hidden_channels:
             raise ValueError(
                 f"{name} has hidden_channels={representation.hidden_channels} and "
                 f"{type(head).__name__} expects {head.hidden_channels}; give both the same."
             )
-        if isinstance(head, DipoleHead):
-            head = head.fitted_to(name, representation.has_vectors)
         self.representation = representation
-        self.head = head
+        self.head = head.fitted_to(representation)
         _check_kernels(kernels)
         self.kernels = kernels
-        self.calibration = None
+        self.card = None
         self.register_buffer("masses", _standard_masses(), persistent=False)
 
-    def forward(self, batch: Data) -> DipoleOutput:
-        """Predicts the dipole moments of a batch.
+    @property
+    def config(self) -> ModelDescription:
+        """Class and settings of both parts, from which :func:`build_model` makes the model again.
+
+        Raises:
+            TypeError: If a part does not keep an argument of its constructor.
+        """
+        parts: dict[str, Part] = {"representation": self.representation, "head": self.head}
+        return {name: {"class": type(part).__name__, **part.config} for name, part in parts.items()}
+
+    def reset_parameters(self) -> None:
+        """Gives the model new weights."""
+        self.representation.reset_parameters()
+        self.head.reset_parameters()
+        self.card = None
+
+    def forward(self, batch: Data) -> Output:
+        """Predicts the property for a batch.
 
         Args:
             batch: A PyG ``Batch`` or one ``Data`` with ``z [N]`` and ``pos [N, 3]`` in angstrom;
@@ -97,52 +110,14 @@ class DipoleModel(nn.Module):
                 positions; otherwise the graph is built here.
 
         Returns:
-            ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye, ``charges [N]`` in e.
+            What the head returns.
 
         Raises:
             ValueError: If ``z`` or ``pos`` is missing or holds what the model does not know, or if
                 ``kernels`` asks for what cannot run.
         """
-        output: DipoleOutput = self.head(*self._describe(batch))
+        output: Output = self.head(*self._describe(batch))
         return output
-
-    def with_sensitivity(self, batch: Data) -> tuple[DipoleOutput, Tensor]:
-        """Predicts, and tells how much each molecule hangs on the last layer.
-
-        Args:
-            batch: As for :meth:`forward`; in ``ptr`` or ``batch`` it says which atoms are whose.
-
-        Returns:
-            What :meth:`forward` returns, without a gradient, and the derivatives of each magnitude
-            with respect to the weights of the last layer, ``[B, P]``.
-
-        Raises:
-            ValueError: As :meth:`forward`.
-        """
-        with torch.no_grad():
-            given = self._describe(batch)
-        caught: list[Tensor] = []
-
-        def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            caught.extend((inputs[0].detach(), output.detach().requires_grad_()))
-            return caught[1]
-
-        handle = self.head.last_layer.register_forward_hook(catch)
-        try:
-            with torch.enable_grad():
-                output = self.head(*given)
-                (slope,) = torch.autograd.grad(output.magnitude.sum(), caught[1])  # [N, O]
-        finally:
-            handle.remove()
-        inputs = torch.cat([caught[0], torch.ones_like(caught[0][:, :1])], dim=1)  # and the bias
-        per_atom = slope.unsqueeze(2) * inputs.unsqueeze(1)  # [N, O, H + 1]
-        sensitivity = segment(per_atom.flatten(1), given.ptr)
-        detached = DipoleOutput(
-            None if output.dipole is None else output.dipole.detach(),
-            output.magnitude.detach(),
-            None if output.charges is None else output.charges.detach(),
-        )
-        return detached, sensitivity
 
     def _describe(self, batch: Data) -> HeadInput:
         """What the head is given for a batch."""
@@ -168,7 +143,8 @@ class DipoleModel(nn.Module):
                 f"{list(charge.shape)}."
             )
         graph = self._graph(batch, index)
-        fused = self._pays(graph.edge_index) and self.message_passing == "fused"
+        pays = self.kernels == "fused" or self.representation.fused_pays(graph.edge_index.size(1))
+        fused = pays and self.message_passing == "fused"
         features = self.representation(z, pos, graph if fused else graph.edge_index)
         centered = pos - self._centers_of_mass(z, pos, ptr)
         return HeadInput(features, centered, ptr, charge.view(-1).to(dtype))
@@ -179,17 +155,6 @@ class DipoleModel(nn.Module):
         if isinstance(kept, RadiusGraph) and kept.cutoff == cutoff and kept.is_of(batch.pos, index):
             return kept
         return RadiusGraph.of(batch.pos, cutoff, index)
-
-    def _pays(self, edge_index: Tensor) -> bool:
-        """Whether tabulating the filters is less work than evaluating them at every edge.
-
-        It is not for a training step with fewer edges than the table has rows. Without gradients
-        the table is made once and kept.
-        """
-        if self.kernels == "fused" or not isinstance(self.representation, PaiNN | SchNet):
-            return True
-        training = torch.is_grad_enabled() and self.representation.embedding.weight.requires_grad
-        return not training or edge_index.size(1) > self.representation.radial.rbf.intervals
 
     @property
     def message_passing(self) -> Literal["fused", "plain"]:
@@ -205,22 +170,12 @@ class DipoleModel(nn.Module):
         _check_kernels(self.kernels)
         if self.kernels == "plain":
             return "plain"
-        reason = self._why_not_fused()
+        reason = self.representation.why_not_fused()
         if reason is None:
             return "fused"
         if self.kernels == "fused":
             raise ValueError(f"kernels='fused' is not possible: {reason}. Take 'auto' or 'plain'.")
         return "plain"
-
-    def _why_not_fused(self) -> str | None:
-        if not isinstance(self.representation, PaiNN | SchNet):
-            return f"{type(self.representation).__name__} has no kernels"
-        if any(layer.explain for layer in self.representation.interactions):
-            return "an explainer looks at the messages, which the kernels never write down"
-        if torch.compiler.is_compiling():
-            return "torch.compile traces the plain message passing"
-        weight = self.representation.embedding.weight
-        return why_not_fused(weight.device, weight.dtype)
 
     def _centers_of_mass(self, z: Tensor, pos: Tensor, ptr: Tensor) -> Tensor:
         """The centre of mass of its molecule, for each atom ``[N, 3]``."""
@@ -228,57 +183,203 @@ class DipoleModel(nn.Module):
         centers = segment(mass * pos, ptr) / segment(mass, ptr)
         return spread(centers, ptr, z.numel())
 
-    @property
-    def config(self) -> ModelConfig:
-        """The architecture, from which :func:`build_model` makes the same model again.
+
+class DipoleModel(PropertyModel[DipoleOutput]):
+    """Dipole moments of a batch of molecules.
+
+    It returns ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye and ``charges [N]`` in e. The
+    dipole of an ion refers to the centre of mass (standard atomic weights). Arguments and errors
+    are those of :class:`~dipolegnn.nn.PropertyModel`.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.data import Data
+        >>> from dipolegnn import DipoleHead, DipoleModel, PaiNN
+        >>> model = DipoleModel(PaiNN(hidden_channels=32), DipoleHead(32))
+        >>> pos = torch.tensor([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
+        >>> water = Data(z=torch.tensor([8, 1, 1]), pos=pos)
+        >>> out = model(water)
+        >>> out.dipole.shape, bool(out.charges.sum().abs() < 1e-5)
+        (torch.Size([1, 3]), True)
+    """
+
+    head: BaseDipoleHead
+    calibration: Calibration | None
+    """Its error bars, once :func:`dipolegnn.calibrate.calibrate` has made them."""
+
+    def __init__(
+        self,
+        representation: Representation,
+        head: BaseDipoleHead,
+        kernels: Literal["auto", "fused", "plain"] = "auto",
+    ) -> None:
+        super().__init__(representation, head, kernels)
+        if not isinstance(head, BaseDipoleHead):
+            raise TypeError(
+                f"{type(head).__name__} does not predict dipole moments; use "
+                "dipolegnn.nn.PropertyModel, or derive the head from dipolegnn.nn.BaseDipoleHead."
+            )
+        self.calibration = None
+
+    def reset_parameters(self) -> None:
+        """Gives the model new weights, and takes away its error bars."""
+        super().reset_parameters()
+        self.calibration = None
+
+    def with_sensitivity(self, batch: Data) -> tuple[DipoleOutput, Tensor]:
+        """Predicts, with the derivatives with respect to the weights of the last layer.
+
+        Args:
+            batch: As for :meth:`forward`.
+
+        Returns:
+            What :meth:`forward` returns, without a gradient, and the derivatives of each magnitude
+            with respect to the weights of the last layer, ``[B, P]``.
 
         Raises:
-            TypeError: If the representation or the head is not one of this package's.
+            ValueError: As :meth:`forward`, or if the head has no ``last_layer``.
         """
-        representation, head = self.representation, self.head
-        if type(representation) not in (PaiNN, SchNet) or type(head) not in (
-            DipoleHead,
-            AtomwiseHead,
-        ):
-            raise TypeError(
-                "Only PaiNN or SchNet with DipoleHead or AtomwiseHead has a configuration that "
-                f"can be saved; this model has {type(representation).__name__} and "
-                f"{type(head).__name__}. Save its state_dict() beside the code that builds it."
+        last_layer = self.head.last_layer
+        if last_layer is None:
+            raise ValueError(
+                f"{type(self.head).__name__} states no last_layer, which error bars are made from."
             )
-        common = ModelConfig(
-            representation="painn" if isinstance(representation, PaiNN) else "schnet",
-            hidden_channels=representation.hidden_channels,
-            num_interactions=representation.num_interactions,
-            num_rbf=representation.num_rbf,
-            cutoff=representation.cutoff,
-            radial_basis=representation.radial_basis,
+        with torch.no_grad():
+            given = self._describe(batch)
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            caught.extend((inputs[0].detach(), output.detach().requires_grad_()))
+            return caught[1]
+
+        handle = last_layer.register_forward_hook(catch)
+        try:
+            with torch.enable_grad():
+                output = self.head(*given)
+                (slope,) = torch.autograd.grad(output.magnitude.sum(), caught[1])  # [N, O]
+        finally:
+            handle.remove()
+        inputs = torch.cat([caught[0], torch.ones_like(caught[0][:, :1])], dim=1)  # and the bias
+        per_atom = slope.unsqueeze(2) * inputs.unsqueeze(1)  # [N, O, H + 1]
+        sensitivity = segment(per_atom.flatten(1), given.ptr)
+        detached = DipoleOutput(
+            None if output.dipole is None else output.dipole.detach(),
+            output.magnitude.detach(),
+            None if output.charges is None else output.charges.detach(),
         )
-        if isinstance(head, AtomwiseHead):
-            return replace(common, head="atomwise", atomwise_aggregation=head.aggregation)
-        if representation.has_vectors and head.atomic_dipoles is False:
-            return replace(common, head="charges")
-        return common
+        return detached, sensitivity
 
 
-def build_model(config: ModelConfig) -> DipoleModel:
-    """Makes the model that a configuration describes, with fresh weights."""
-    kind = PaiNN if config.representation == "painn" else SchNet
-    representation = kind(
-        hidden_channels=config.hidden_channels,
-        num_interactions=config.num_interactions,
-        num_rbf=config.num_rbf,
-        cutoff=config.cutoff,
-        radial_basis=config.radial_basis,
+def describe(config: ModelConfig) -> ModelDescription:
+    """The parts that the options of the commands stand for.
+
+    Files of version 0.1 hold these options in place of the parts.
+
+    Raises:
+        ValueError: If there is no such part, or it lacks an option that was given.
+    """
+    representation = _part_class(config.representation, Representation, "", ())
+    settings: dict[str, JSON] = {"class": representation.__name__}
+    for option in fields(ModelConfig):
+        if option.name in ("representation", "head", "atomwise_aggregation"):
+            continue
+        value = getattr(config, option.name)
+        if option.name in representation.settings():
+            settings[option.name] = value
+        elif value != option.default:
+            raise ValueError(f"{representation.__name__} has no {option.name}, got {value!r}.")
+    name = "dipole" if config.head == "charges" else config.head
+    head = _part_class(name, Head, "Head", ())
+    head_settings: dict[str, JSON] = {"class": head.__name__}
+    further = {
+        "hidden_channels": config.hidden_channels,
+        "aggregation": config.atomwise_aggregation,
+        # SchNet has no vectors.
+        "atomic_dipoles": None
+        if config.head != "charges" and representation.has_vectors
+        else False,
+    }
+    head_settings.update((k, value) for k, value in further.items() if k in head.settings())
+    return {"representation": settings, "head": head_settings}
+
+
+def options(description: Mapping[str, Mapping[str, JSON]]) -> dict[str, JSON]:
+    """The options of the commands that stand for these parts: the inverse of :func:`describe`.
+
+    Raises:
+        ValueError: If no options do.
+    """
+    representation, head = (
+        dict(description.get(part) or {}) for part in ("representation", "head")
     )
-    if config.head == "atomwise":
-        head: DipoleHead | AtomwiseHead = AtomwiseHead(
-            config.hidden_channels, config.atomwise_aggregation
-        )
-    else:
-        head = DipoleHead(
-            config.hidden_channels, atomic_dipoles=False if config.head == "charges" else None
-        )
-    return DipoleModel(representation, head)
+    known = {option.name for option in fields(ModelConfig)}
+    found: dict[str, Any] = {name: value for name, value in representation.items() if name in known}
+    found["representation"] = str(representation.get("class")).lower()
+    found["atomwise_aggregation"] = head.get("aggregation", ModelConfig.atomwise_aggregation)
+    for name in (str(head.get("class")).lower().removesuffix("head"), "charges"):
+        found["head"] = name
+        if describe(ModelConfig(**found)) == description:
+            return found
+    raise ValueError(
+        f"The options of the commands cannot state this model: {description}. Use it with --start, "
+        "or train it from Python."
+    )
+
+
+def build_model(
+    config: ModelConfig | Mapping[str, Mapping[str, JSON]], parts: Sequence[type[Part]] = ()
+) -> Any:
+    """Makes the model that a configuration describes, with new weights.
+
+    Args:
+        config: The options of the commands, or what :attr:`PropertyModel.config` returned.
+        parts: Classes of representations and heads that are not in ``dipolegnn.nn``.
+
+    Returns:
+        A :class:`DipoleModel`; a :class:`PropertyModel` if the head predicts something else.
+
+    Raises:
+        ValueError: If a part is unknown or cannot be made from its settings.
+    """
+    described = describe(config) if isinstance(config, ModelConfig) else config
+    made: dict[str, Any] = {}
+    kinds: dict[str, tuple[type[Any], str]] = {
+        "representation": (Representation, ""),
+        "head": (Head, "Head"),
+    }
+    for name, (kind, suffix) in kinds.items():
+        settings = dict(described.get(name) or {})
+        part = _part_class(str(settings.pop("class", None)), kind, suffix, parts)
+        made[name] = part.from_config(settings)
+    model = DipoleModel if isinstance(made["head"], BaseDipoleHead) else PropertyModel
+    return model(made["representation"], made["head"])
+
+
+def _part_class(name: str, kind: type[Any], suffix: str, parts: Sequence[type[Part]]) -> type[Any]:
+    """The class of this name, in any case and with or without the suffix.
+
+    It is one of those that were given or one of this package's.
+    """
+    package = __name__.rpartition(".")[0]
+    own = [one for one in _subclasses(kind) if one.__module__.startswith(f"{package}.")]
+    known = {
+        one.__name__: one
+        for one in (*own, *parts)
+        if issubclass(one, kind) and not inspect.isabstract(one)
+    }
+    for wanted in (name, name + suffix):
+        for found in known:
+            if found.lower() == wanted.lower():
+                return known[found]
+    raise ValueError(
+        f"There is no {kind.__name__.lower()} {name!r} among {', '.join(sorted(known))}. If it is "
+        "a class of your own, give it: load_model(..., parts=[TheClass])."
+    )
+
+
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    direct = kind.__subclasses__()
+    return [*direct, *(further for one in direct for further in _subclasses(one))]
 
 
 def _check_kernels(kernels: str) -> None:

@@ -6,23 +6,23 @@ and molecular spectra, ICML 2021, arXiv:2102.03150. Names follow the paper.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dipolegnn._pyg import MessagePassing
-from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
-from dipolegnn.nn.filters import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
+from dipolegnn.nn.features import Linear, RadialNetwork
+from dipolegnn.nn.filters import FilterRows, RadialFeatures, checked_edges
 from dipolegnn.nn.graph import RadiusGraph
-from dipolegnn.nn.radial import radial_basis_layer
+from dipolegnn.nn.parts import AtomFeatures, Edges
 from dipolegnn.ops import mixing_change, mixing_context, painn_message
 
 _NORM_EPS = 1e-8
 """Keeps the gradient of |V v| finite where V v is 0, as it is in the first interaction's start."""
 
 
-class PaiNN(nn.Module):
+class PaiNN(RadialNetwork):
     r"""Scalar and vector features of each atom, by equivariant message passing.
 
     Each interaction is a :class:`PaiNNInteraction` followed by a :class:`PaiNNMixing` (the paper's
@@ -52,7 +52,7 @@ class PaiNN(nn.Module):
         (torch.Size([3, 32]), torch.Size([3, 3, 32]))
     """
 
-    has_vectors = True
+    has_vectors: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -62,17 +62,7 @@ class PaiNN(nn.Module):
         cutoff: float = 5.0,
         radial_basis: Literal["gaussian", "bessel"] = "gaussian",
     ) -> None:
-        super().__init__()
-        check_sizes(hidden_channels, num_interactions, num_rbf, cutoff)
-        self.hidden_channels = hidden_channels
-        self.num_interactions = num_interactions
-        self.num_rbf = num_rbf
-        self.cutoff = float(cutoff)
-        self.radial_basis: Literal["gaussian", "bessel"] = radial_basis
-        self.embedding = ElementEmbedding(hidden_channels)
-        self.radial = RadialLayer(
-            radial_basis_layer(radial_basis, num_rbf, self.cutoff), self.cutoff
-        )
+        super().__init__(hidden_channels, num_interactions, num_rbf, cutoff, radial_basis)
         self.interactions = nn.ModuleList(
             PaiNNInteraction(hidden_channels, num_rbf, self.cutoff) for _ in range(num_interactions)
         )
@@ -128,11 +118,11 @@ class PaiNNInteraction(MessagePassing):
         self.cutoff = cutoff
         self.filter_rows = FilterRows()
         self.phi = nn.Sequential(
-            linear(hidden_channels, hidden_channels),
+            Linear(hidden_channels, hidden_channels),
             nn.SiLU(),
-            linear(hidden_channels, 3 * hidden_channels),
+            Linear(hidden_channels, 3 * hidden_channels),
         )
-        self.filter = linear(num_rbf, 3 * hidden_channels)
+        self.filter = Linear(num_rbf, 3 * hidden_channels)
 
     def forward(
         self, s: Tensor, v: Tensor, pos: Tensor, edges: Edges, radial: RadialFeatures
@@ -174,11 +164,11 @@ class PaiNNMixing(nn.Module):
 
     def __init__(self, hidden_channels: int) -> None:
         super().__init__()
-        self.vectors = linear(hidden_channels, 2 * hidden_channels, bias=False)
+        self.vectors = Linear(hidden_channels, 2 * hidden_channels, bias=False)
         self.psi = nn.Sequential(
-            linear(2 * hidden_channels, hidden_channels),
+            Linear(2 * hidden_channels, hidden_channels),
             nn.SiLU(),
-            linear(hidden_channels, 3 * hidden_channels),
+            Linear(hidden_channels, 3 * hidden_channels),
         )
 
     def forward(self, s: Tensor, v: Tensor, fused: bool = False) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dipolegnn._pyg import MessagePassing
-from dipolegnn.nn.features import AtomFeatures, ElementEmbedding, check_sizes, linear
-from dipolegnn.nn.filters import Edges, FilterRows, RadialFeatures, RadialLayer, checked_edges
+from dipolegnn.nn.features import Linear, RadialNetwork
+from dipolegnn.nn.filters import FilterRows, RadialFeatures, checked_edges
 from dipolegnn.nn.graph import RadiusGraph
-from dipolegnn.nn.radial import radial_basis_layer
+from dipolegnn.nn.parts import AtomFeatures, Edges
 from dipolegnn.ops import cfconv
 
 
@@ -27,7 +27,7 @@ class ShiftedSoftplus(nn.Module):
         return nn.functional.softplus(x) - math.log(2.0)
 
 
-class SchNet(nn.Module):
+class SchNet(RadialNetwork):
     r"""Scalar features of each atom, by continuous-filter convolutions.
 
     ``s`` starts as an embedding of the element; each :class:`SchNetInteraction` adds to it.
@@ -46,8 +46,6 @@ class SchNet(nn.Module):
         ValueError: If a size is too small or the cutoff is not positive.
     """
 
-    has_vectors = False
-
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -56,17 +54,7 @@ class SchNet(nn.Module):
         cutoff: float = 5.0,
         radial_basis: Literal["gaussian", "bessel"] = "gaussian",
     ) -> None:
-        super().__init__()
-        check_sizes(hidden_channels, num_interactions, num_rbf, cutoff)
-        self.hidden_channels = hidden_channels
-        self.num_interactions = num_interactions
-        self.num_rbf = num_rbf
-        self.cutoff = float(cutoff)
-        self.radial_basis: Literal["gaussian", "bessel"] = radial_basis
-        self.embedding = ElementEmbedding(hidden_channels)
-        self.radial = RadialLayer(
-            radial_basis_layer(radial_basis, num_rbf, self.cutoff), self.cutoff
-        )
+        super().__init__(hidden_channels, num_interactions, num_rbf, cutoff, radial_basis)
         self.interactions = nn.ModuleList(
             SchNetInteraction(hidden_channels, num_rbf, self.cutoff)
             for _ in range(num_interactions)
@@ -116,15 +104,15 @@ class SchNetInteraction(MessagePassing):
         self.cutoff = cutoff
         self.filter_rows = FilterRows()
         self.filter = nn.Sequential(
-            linear(num_rbf, hidden_channels),
+            Linear(num_rbf, hidden_channels),
             ShiftedSoftplus(),
-            linear(hidden_channels, hidden_channels),
+            Linear(hidden_channels, hidden_channels),
         )
-        self.in_layer = linear(hidden_channels, hidden_channels, bias=False)
+        self.in_layer = Linear(hidden_channels, hidden_channels, bias=False)
         self.out_layers = nn.Sequential(
-            linear(hidden_channels, hidden_channels),
+            Linear(hidden_channels, hidden_channels),
             ShiftedSoftplus(),
-            linear(hidden_channels, hidden_channels),
+            Linear(hidden_channels, hidden_channels),
         )
 
     def forward(self, s: Tensor, pos: Tensor, edges: Edges, radial: RadialFeatures) -> Tensor:

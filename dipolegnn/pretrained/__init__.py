@@ -9,7 +9,8 @@ from pathlib import Path
 from ase.data import chemical_symbols
 
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import JSON, load_model
+from dipolegnn.checkpoint import load_model
+from dipolegnn.config import JSON
 from dipolegnn.molecules import MoleculeError
 from dipolegnn.nn import DipoleModel
 

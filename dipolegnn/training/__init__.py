@@ -1,10 +1,9 @@
-"""Training: the loss, the LightningModule, and ``fit()``, the recipe from data to a saved model."""
+"""Training: the LightningModule, and ``fit()``, the recipe from data to a saved model."""
 
 from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import TrainingDiverged
 from dipolegnn.training.devices import FirstProcessFailed, is_first_process
 from dipolegnn.training.fit import TrainingInterrupted, fit
-from dipolegnn.training.loss import dipole_loss
 from dipolegnn.training.module import DipoleModule
 from dipolegnn.training.result import FitResult
 from dipolegnn.training.run_folder import RunFolder, read_history
@@ -17,7 +16,6 @@ __all__ = [
     "TrainingDiverged",
     "TrainingInterrupted",
     "WarmedUpEMA",
-    "dipole_loss",
     "fit",
     "is_first_process",
     "read_history",

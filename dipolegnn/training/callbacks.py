@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from dipolegnn.training.run_folder import write_history
 
-METRICS = ("loss", "dipole_mae", "dipole_rmse", "vector_mae", "angle")
-"""What is measured of training and validation molecules; debye, the angle in degrees."""
 
-HISTORY_COLUMNS = (
-    "epoch",
-    "step",
-    "lr",
-    "seconds",
-    *(f"train/{name}" for name in METRICS),
-    *(f"val/{name}" for name in METRICS),
-)
-"""Columns of ``history.csv``: epochs count from 1; step and lr as they are at its end."""
+def history_columns(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Columns of ``history.csv``: epochs count from 1; step and lr as they are at its end.
+
+    Args:
+        metrics: Names of the metrics of the head.
+    """
+    names = ("loss", *metrics)
+    measured = [f"{stage}/{name}" for stage in ("train", "val") for name in names]
+    return ("epoch", "step", "lr", "seconds", *measured)
+
 
 Row = dict[str, float]
 """One epoch: the columns of ``history.csv`` that there is a number for."""
@@ -42,11 +41,15 @@ class History(Callback):
     Args:
         path: The CSV file. It is written anew each epoch, so that after a resume it holds each
             epoch once.
+        columns: Its columns, from :func:`history_columns`.
         on_epoch: Called with each new row.
     """
 
-    def __init__(self, path: Path, on_epoch: Callable[[pl.Trainer, Row], None]) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], on_epoch: Callable[[pl.Trainer, Row], None]
+    ) -> None:
         self.path = path
+        self.columns = columns
         self.on_epoch = on_epoch
         self.rows: list[Row] = []
         self._started = 0.0
@@ -71,7 +74,7 @@ class History(Callback):
         row.update(
             {
                 name: logged[name]
-                for name in HISTORY_COLUMNS
+                for name in self.columns
                 if "/" in name and name in logged and not math.isnan(logged[name])
             }
         )
@@ -84,7 +87,7 @@ class History(Callback):
                 )
         self.rows.append(row)
         if trainer.is_global_zero:
-            write_history(self.path, self.rows, HISTORY_COLUMNS)
+            write_history(self.path, self.rows, self.columns)
             self.on_epoch(trainer, row)
 
     def state_dict(self) -> dict[str, Any]:

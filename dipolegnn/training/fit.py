@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -19,12 +20,14 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
+from dipolegnn._pyg import InMemoryDataset
 from dipolegnn.calibrate import TooFewMolecules, calibrate_on
-from dipolegnn.checkpoint import JSON, save_model
-from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.data import ConformerDataset, DipoleDataModule
+from dipolegnn.checkpoint import save_model
+from dipolegnn.config import JSON, TrainConfig
+from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
 from dipolegnn.molecules.workers import usable_cores
-from dipolegnn.nn import DipoleModel
+from dipolegnn.nn import DipoleModel, HeadMetric, PropertyModel
+from dipolegnn.nn.model import ModelDescription
 from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import (
     BestCheckpoint,
@@ -33,6 +36,7 @@ from dipolegnn.training.callbacks import (
     PatientEarlyStopping,
     Row,
     TimeLimit,
+    history_columns,
 )
 from dipolegnn.training.devices import check_devices, from_first
 from dipolegnn.training.module import DipoleModule
@@ -48,14 +52,17 @@ from dipolegnn.training.result import (
 from dipolegnn.training.run_folder import AtomicCheckpointIO, RunFolder, write_json
 from dipolegnn.training.stops import Stops, sigterm_interrupts
 
+Model = TypeVar("Model", bound=PropertyModel[Any])
+
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped by SIGINT (Ctrl-C) or SIGTERM; the message says how to go on."""
 
 
 def fit(
-    model: DipoleModel,
-    datamodule: DipoleDataModule,
+    model: Model,
+    dataset: InMemoryDataset,
+    split: Split,
     config: TrainConfig,
     run_dir: str | Path,
     *,
@@ -67,7 +74,7 @@ def fit(
     devices: int = 1,
     num_nodes: int = 1,
     provenance: Mapping[str, JSON] | None = None,
-) -> FitResult:
+) -> FitResult[Model]:
     """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
 
     A run that was interrupted or killed goes on from its last complete epoch with ``resume``, and
@@ -88,8 +95,10 @@ def fit(
     Args:
         model: The model with its initial weights. It is not changed; ``config.seed`` does not
             touch its weights either (seed before building it).
-        datamodule: Gives the batches of training, validation and, with ``test``, test molecules.
-        config: The recipe.
+        dataset: The molecules, with the labels that the head is trained on: a
+            :class:`~dipolegnn.ConformerDataset`, or any in-memory data set of PyG.
+        split: Positions of the training, validation and test molecules in the data set.
+        config: The recipe, with the batch size and the seed.
         run_dir: The folder to write to.
         resume: Go on with the run in ``run_dir``; start it if there is none.
         test: Measure the final model on the test molecules as well.
@@ -110,9 +119,9 @@ def fit(
     Raises:
         FileExistsError: If ``run_dir`` holds a run and ``resume`` is false.
         ValueError: If the run to be resumed was made with another configuration, other data or
-            another number of devices in all (and so with other optimizer steps), if ``config`` and
-            ``datamodule`` disagree, if a batch has no label at all, if there are not so many
-            devices, not one process for each, or too few molecules for them.
+            another number of devices in all (and so with other optimizer steps), if a batch has no
+            label at all, if there are not so many devices, not one process for each, or too few
+            molecules for them.
         FirstProcessFailed: In the other processes, if the first could not begin or end the run.
         TrainingDiverged: If the loss is no longer finite.
         TrainingInterrupted: On SIGINT and SIGTERM.
@@ -120,19 +129,20 @@ def fit(
     accelerator = _accelerator(config)
     check_devices(devices, num_nodes, accelerator)
     folder = RunFolder(Path(run_dir))
-    data = _describe(datamodule, config)
+    datamodule = DipoleDataModule(dataset, split, config.batch_size, seed=config.seed)
+    data = _describe(dataset, split)
     processes = devices * num_nodes
-    if test and len(datamodule.split.test) < processes:
+    if test and len(split.test) < processes:
         raise ValueError(
-            f"The test part has {len(datamodule.split.test)} structures for {processes} devices; "
+            f"The test part has {len(split.test)} structures for {processes} devices; "
             "each needs at least one. Use fewer devices, a larger part, or do not test."
         )
 
     limit = None if time_limit is None else TimeLimit(time_limit)
     patience = config.early_stopping_patience
     early = None if patience is None else PatientEarlyStopping(patience)
-    shown = _progress(progress, limit)
-    history = History(folder.history, shown.epoch)
+    shown = _progress(progress, model.head.metrics, limit)
+    history = History(folder.history, history_columns(model.head.metrics), shown.epoch)
     stops = Stops()
     all_callbacks: list[Callback | None] = [
         stops,
@@ -174,7 +184,7 @@ def fit(
                 trainer, lambda: _begin(folder, model.config, config, data, processes, resume, test)
             )
             if finished is not None:
-                return read_result(folder, finished)
+                return read_result(folder, model, finished)
             with _threads(threads if accelerator == "cpu" else None):
                 trainer.fit(
                     # Converted here, because the average is copied before Lightning converts it.
@@ -195,12 +205,12 @@ def fit(
                         folder, best, summary, config, datamodule, data, processes, provenance or {}
                     ),
                 )
-    return read_result(folder, summary)
+    return read_result(folder, model, summary)
 
 
 def _begin(
     folder: RunFolder,
-    model: ModelConfig,
+    model: ModelDescription,
     config: TrainConfig,
     data: Mapping[str, JSON],
     devices: int,
@@ -258,7 +268,7 @@ def _summary(
 
 def _save(
     folder: RunFolder,
-    model: DipoleModel,
+    model: PropertyModel[Any],
     summary: Summary,
     config: TrainConfig,
     datamodule: DipoleDataModule,
@@ -273,22 +283,14 @@ def _save(
         "train": asdict(config),
         "devices": devices,
         "result": asdict(summary),
-        "error_bars": _calibrated(model, datamodule),
+        "error_bars": _calibrated(model, datamodule.dataset, datamodule.split),
     }
     save_model(folder.model, model, provenance)
     write_json(folder.metrics, asdict(summary))
 
 
-def _describe(datamodule: DipoleDataModule, config: TrainConfig) -> dict[str, JSON]:
-    """What to write down about the data: which they are, and how they are split."""
-    for name in ("batch_size", "seed"):
-        of_data, of_config = getattr(datamodule, name), getattr(config, name)
-        if of_data != of_config:
-            raise ValueError(
-                f"The datamodule has {name}={of_data} and the configuration {name}={of_config}; "
-                "give both the same."
-            )
-    dataset, split = datamodule.dataset, datamodule.split
+def _describe(dataset: InMemoryDataset, split: Split) -> dict[str, JSON]:
+    """What is saved about the data: the data set, and how it is split."""
     described: dict[str, JSON] = {}
     if isinstance(dataset, ConformerDataset) and dataset.card is not None:
         card = dataset.card
@@ -322,11 +324,14 @@ def _accelerator(config: TrainConfig) -> str:
     return "cuda" if config.accelerator == "gpu" else "cpu"
 
 
-def _progress(wanted: bool, limit: TimeLimit | None) -> ProgressBar | EpochLines | Silence:
+def _progress(
+    wanted: bool, metrics: Mapping[str, HeadMetric], limit: TimeLimit | None
+) -> ProgressBar | EpochLines | Silence:
     if not wanted:
         return Silence()
     console = Console(file=sys.stdout)
-    return ProgressBar(console, limit) if console.is_terminal else EpochLines(console, limit)
+    kind = ProgressBar if console.is_terminal else EpochLines
+    return kind(console, metrics, limit)
 
 
 @contextmanager
@@ -372,15 +377,15 @@ def _how_to_go_on(folder: RunFolder) -> str:
     )
 
 
-def _copy(model: DipoleModel, config: TrainConfig) -> DipoleModel:
+def _copy(model: Model, config: TrainConfig) -> Model:
     copy = deepcopy(model)
-    copy.calibration = None  # error bars of other weights
+    copy.card = None
+    if isinstance(copy, DipoleModel):
+        copy.calibration = None  # error bars of other weights
     return copy.to(torch.float64 if config.precision == 64 else torch.float32)
 
 
-def _best_model(
-    model: DipoleModel, folder: RunFolder, config: TrainConfig
-) -> tuple[DipoleModel, int]:
+def _best_model(model: Model, folder: RunFolder, config: TrainConfig) -> tuple[Model, int]:
     """The model of the best epoch, and the number of that epoch."""
     checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
     best = _copy(model, config).cpu()
@@ -394,17 +399,19 @@ def _best_model(
     return best.eval(), int(checkpoint["epoch"]) + 1
 
 
-def _calibrated(model: DipoleModel, datamodule: DipoleDataModule) -> str:
+def _calibrated(model: PropertyModel[Any], dataset: InMemoryDataset, split: Split) -> str:
     """Gives the model its error bars; what they come from, or why it has none."""
+    if not isinstance(model, DipoleModel) or model.head.last_layer is None:
+        return f"none: {type(model.head).__name__} has no last_layer to make them from"
     try:
-        calibrate_on(model, datamodule)
+        calibrate_on(model, dataset, split)
     except TooFewMolecules as error:
         return f"none: {error}"
-    return f"from {len(datamodule.split.val)} validation structures"
+    return f"from {len(split.val)} validation structures"
 
 
 def _test(
-    model: DipoleModel,
+    model: PropertyModel[Any],
     datamodule: DipoleDataModule,
     config: TrainConfig,
     devices: int,

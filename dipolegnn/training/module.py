@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,12 +14,12 @@ from pytorch_lightning.utilities.types import (
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchmetrics import Metric
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.metrics import DipoleMetrics, MeanLoss
-from dipolegnn.nn import DipoleModel
-from dipolegnn.training.loss import molecule_losses
+from dipolegnn.metrics import MeanLoss
+from dipolegnn.nn import PropertyModel
 
 ONECYCLE_START = 1 / 25
 """One-cycle schedule: first learning rate, as a fraction of the peak."""
@@ -28,25 +29,33 @@ ONECYCLE_RISE = 0.1
 
 
 class DipoleModule(pl.LightningModule):
-    """Trains a dipole model.
+    """Trains a model with the loss of its head, and measures it by the metrics of its head.
 
-    Logs, for ``train``, ``val`` and ``test`` alike and over whole epochs: ``val/loss``,
-    ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye; where there are vectors,
-    ``val/vector_mae`` in debye and ``val/angle`` in degrees. Those of ``train`` are measured on
-    the way, while the weights change. With several devices they are those of all molecules.
+    Logs, for ``train``, ``val`` and ``test`` and over whole epochs, the loss and the metrics; of a
+    dipole model ``val/loss``, ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye,
+    ``val/vector_mae`` in debye and ``val/angle`` in degrees. Those of ``train`` are computed while
+    the weights change. With several devices they are those of all molecules.
 
     Args:
         model: The model to train.
         config: The recipe.
     """
 
-    def __init__(self, model: DipoleModel, config: TrainConfig) -> None:
+    def __init__(self, model: PropertyModel[Any], config: TrainConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        stages = ("train", "val", "test")
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in stages})
-        self.metrics = nn.ModuleDict({f"{stage}_metrics": DipoleMetrics(stage) for stage in stages})
+        self.measured = nn.ModuleDict(
+            {
+                f"{stage}_stage": nn.ModuleDict(
+                    {
+                        "loss": MeanLoss(),
+                        **{name: m.metric() for name, m in model.head.metrics.items()},
+                    }
+                )
+                for stage in ("train", "val", "test")
+            }
+        )
 
     @property
     def cutoff_of_graphs(self) -> float:
@@ -84,17 +93,20 @@ class DipoleModule(pl.LightningModule):
         if batch.pos.dtype != dtype:  # Lightning's precision="64-true" leaves PyG's batches alone.
             batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
         output = self.model(batch)
-        losses, labelled = molecule_losses(output, batch, self.config)
-        mean = self.losses[f"{stage}_loss"]
-        assert isinstance(mean, MeanLoss)
-        mean.update(losses, labelled)
-        molecules = losses.numel()
-        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=molecules)
-        metrics = self.metrics[f"{stage}_metrics"]
-        assert isinstance(metrics, DipoleMetrics)
-        metrics.update(output.magnitude, batch.dipole_magnitude, output.dipole, batch.dipole)
-        for collection in (metrics.of_magnitude, metrics.of_vector):
-            self.log_dict(collection, on_step=False, on_epoch=True, batch_size=molecules)
+        head = self.model.head
+        losses, labelled = head.losses(output, batch, self.config)
+        targets = head.targets(output, batch)
+        measured = self.measured[f"{stage}_stage"]
+        assert isinstance(measured, nn.ModuleDict)
+        for name, metric in measured.items():
+            assert isinstance(metric, Metric)
+            if name == "loss":
+                metric.update(losses, labelled)
+            elif head.metrics[name].target in targets:
+                metric.update(*targets[head.metrics[name].target])
+            self.log(
+                f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=losses.numel()
+            )
         return losses.sum(), labelled.sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

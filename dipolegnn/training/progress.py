@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
+from dipolegnn.nn import HeadMetric
 from dipolegnn.training.callbacks import Row, TimeLimit
 from dipolegnn.units import duration
 
@@ -25,11 +27,15 @@ class EpochLines(Callback):
 
     Args:
         console: Where to write.
+        metrics: Metrics of the head; the first is shown.
         limit: The time limit of the run, if there is one.
     """
 
-    def __init__(self, console: Console, limit: TimeLimit | None) -> None:
+    def __init__(
+        self, console: Console, metrics: Mapping[str, HeadMetric], limit: TimeLimit | None
+    ) -> None:
         self.console = console
+        self.metrics = metrics
         self.limit = limit
         self._seconds = 0.0
         self._epochs = 0
@@ -45,7 +51,7 @@ class EpochLines(Callback):
             left = min(left, max(self.limit.seconds_left(), 0.0))
         self.console.print(
             f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}"
-            f"/{trainer.max_epochs}  {_numbers(row)}  {duration(left)} left",
+            f"/{trainer.max_epochs}  {_numbers(row, self.metrics)}  {duration(left)} left",
             highlight=False,
             soft_wrap=True,
         )
@@ -58,10 +64,14 @@ class ProgressBar(Callback):
 
     Args:
         console: The terminal.
+        metrics: Metrics of the head; the first is shown.
         limit: The time limit of the run, if there is one.
     """
 
-    def __init__(self, console: Console, limit: TimeLimit | None) -> None:
+    def __init__(
+        self, console: Console, metrics: Mapping[str, HeadMetric], limit: TimeLimit | None
+    ) -> None:
+        self.metrics = metrics
         self.limit = limit
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -77,9 +87,8 @@ class ProgressBar(Callback):
 
     def epoch(self, trainer: pl.Trainer, row: Row) -> None:
         """Shows the numbers of an epoch."""
-        self._numbers = f"loss {row['train/loss']:.4f}"
-        if "val/dipole_mae" in row:
-            self._numbers = f"val MAE {row['val/dipole_mae']:.4f} D  {self._numbers}"
+        shown = _first(row, self.metrics)
+        self._numbers = "  ".join([*shown, f"loss {row['train/loss']:.4f}"])
         self._show(trainer, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,9 +143,15 @@ class ProgressBar(Callback):
         return f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
-def _numbers(row: Row) -> str:
+def _numbers(row: Row, metrics: Mapping[str, HeadMetric]) -> str:
     """The numbers of an epoch on one line, with units."""
-    parts = [f"train loss {row['train/loss']:.4f}", f"val loss {row['val/loss']:.4f}"]
-    if "val/dipole_mae" in row:
-        parts.append(f"val MAE {row['val/dipole_mae']:.4f} D")
-    return "  ".join([*parts, f"lr {row['lr']:.1e}"])
+    losses = [f"train loss {row['train/loss']:.4f}", f"val loss {row['val/loss']:.4f}"]
+    return "  ".join([*losses, *_first(row, metrics), f"lr {row['lr']:.1e}"])
+
+
+def _first(row: Row, metrics: Mapping[str, HeadMetric]) -> list[str]:
+    """The first metric of the head on the validation molecules, if there is one."""
+    for name, metric in metrics.items():
+        if f"val/{name}" in row:
+            return [f"val {metric.text.format(row[f'val/{name}'])}"]
+    return []

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
 from dipolegnn.checkpoint import load_model
 from dipolegnn.config import TrainConfig
-from dipolegnn.nn import DipoleModel
+from dipolegnn.nn import PropertyModel
 from dipolegnn.training.run_folder import RunFolder, read_json
 
 StoppedBy = Literal["max_epochs", "early_stopping", "time_limit"]
 """What ended a run."""
 
 
+Model = TypeVar("Model", bound=PropertyModel[Any])
+
+
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(Generic[Model]):
     """What a training run has come to.
 
     Attributes:
@@ -28,11 +31,11 @@ class FitResult:
         best_epoch: The epoch with the lowest validation loss, counted from 1.
         best_val_loss: Its validation loss, in debye (debye squared for mse).
         metrics: ``{"val": {"loss": ..., "dipole_mae": ...}}`` of this model, and ``"test"`` if it
-            was asked for; debye, angles in degrees.
+            was tested; the units are those of ``model.head.metrics``.
         stopped_by: What ended the run.
     """
 
-    model: DipoleModel
+    model: Model
     model_path: Path
     best_epoch: int
     best_val_loss: float
@@ -62,13 +65,14 @@ def read_summary(folder: RunFolder) -> Summary:
     return TypeAdapter(Summary).validate_python(read_json(folder.metrics))
 
 
-def read_result(folder: RunFolder, summary: Summary) -> FitResult:
-    """Reads the model of a finished run."""
+def read_result(folder: RunFolder, model: Model, summary: Summary) -> FitResult[Model]:
+    """Reads the model of a finished run, which has the same parts as the given one."""
+    parts = (type(model.representation), type(model.head))
     metrics = {"val": summary.val}
     if summary.test is not None:
         metrics["test"] = summary.test
     return FitResult(
-        model=load_model(folder.model)[0],
+        model=load_model(folder.model, parts)[0],
         model_path=folder.model,
         best_epoch=summary.best_epoch,
         best_val_loss=summary.val["loss"],

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from dipolegnn.checkpoint import JSON
-from dipolegnn.config import ModelConfig, TrainConfig
+from dipolegnn.checkpoint import described
+from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.files import replacing
+from dipolegnn.nn.model import ModelDescription
 
 
 class RunFolder:
@@ -44,7 +45,7 @@ class RunFolder:
 
     def prepare(
         self,
-        model: ModelConfig,
+        model: ModelDescription,
         train: TrainConfig,
         data: Mapping[str, JSON],
         devices: int,
@@ -68,7 +69,7 @@ class RunFolder:
             FileExistsError: If there is a run and it is not to be resumed.
             ValueError: If there is a run and it was made with another configuration.
         """
-        config: dict[str, JSON] = {"model": asdict(model), "train": asdict(train), "data": {**data}}
+        config: dict[str, JSON] = {"model": {**model}, "train": asdict(train), "data": {**data}}
         config["devices"] = devices
         if self.config.exists() or self.last.exists():
             if not resume:
@@ -78,6 +79,7 @@ class RunFolder:
                     "resume=True), or choose another folder."
                 )
             before = read_json(self.config)
+            before["model"] = {**described(before.get("model"))}
             self._check_same(before, config, may_be_longer=train.scheduler == "plateau")
             kept = before.get("threads", threads)  # runs of earlier versions do not state it
             if not isinstance(kept, int):

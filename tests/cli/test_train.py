@@ -13,6 +13,7 @@ import torch
 from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
+from dipolegnn.nn.model import describe
 from dipolegnn.training import RunFolder, read_history
 from tests.cli.helpers import SMALL, assert_message, build
 
@@ -25,7 +26,7 @@ def test_train_takes_its_defaults_from_a_file_and_flags_override(
     assert main(["train", *words, *config]) == 0
 
     config_json = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    assert config_json["model"]["hidden_channels"] == 8
+    assert config_json["model"]["representation"]["hidden_channels"] == 8
     assert (config_json["train"]["max_epochs"], config_json["train"]["seed"]) == (1, 5)
     assert config_json["train"]["batch_size"] == 4
 
@@ -143,7 +144,7 @@ def test_training_starts_from_another_model(
     assert main(words) == 0
     before, _ = load_model(trained / "model.safetensors")
     after, provenance = load_model(tmp_path / "run" / "model.safetensors")
-    assert after.config == before.config != ModelConfig()
+    assert after.config == before.config != describe(ModelConfig())
     for (name, weight), other in zip(after.named_parameters(), before.parameters(), strict=True):
         assert torch.allclose(weight, other, atol=1e-6), name
     start = provenance["start"]

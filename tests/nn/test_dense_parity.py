@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import ase.data
 import numpy as np
@@ -37,7 +37,8 @@ def weights_of(module: nn.Module) -> dense.Weights:
 
 def densely(model: DipoleModel, data: Data, pos: dense.Array) -> Prediction:
     """What the loops make of the weights of a model."""
-    body, z = model.representation, data.z.numpy()
+    body: Any = model.representation
+    z = data.z.numpy()
     make_basis = dense.bessels if body.radial_basis == "bessel" else dense.gaussians
     basis = make_basis(body.num_rbf, body.cutoff)
     w, sizes = weights_of(body), (body.cutoff, body.num_interactions)
@@ -49,7 +50,7 @@ def densely(model: DipoleModel, data: Data, pos: dense.Array) -> Prediction:
     head = weights_of(model.head)
     if any(name.startswith("layers") for name in head):
         total = dense.atomwise(head, s)
-        mean = model.config.atomwise_aggregation == "mean"
+        mean = model.config["head"]["aggregation"] == "mean"
         return Prediction(s, v, None, total / len(z) if mean else total, None)
     mass = ase.data.atomic_masses[z].astype(np.float32).astype(float)  # as the model has them
     centered = pos - mass @ pos / mass.sum()

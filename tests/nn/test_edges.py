@@ -22,7 +22,9 @@ EDGES = radius_graph(DATA.pos, CUTOFF)
 
 @pytest.fixture(params=["painn", "schnet"])
 def network(request: pytest.FixtureRequest) -> PaiNN | SchNet:
-    return make_model(request.param, "mean").representation
+    found = make_model(request.param, "mean").representation
+    assert isinstance(found, PaiNN | SchNet)
+    return found
 
 
 def features(network: PaiNN | SchNet, edges: Tensor | RadiusGraph, pos: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Counted(nn.Module):
 
 def counted_model(representation: str) -> tuple[DipoleModel, Counted]:
     model = make_model(representation, "dipole", torch.float32)
-    layer: Any = model.representation.interactions[0]
+    network_: Any = model.representation
+    layer = network_.interactions[0]
     network = Counted(layer.filter)
     layer.filter = network
     return model, network

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+import re
+from dataclasses import asdict
+from typing import Any, Literal
 
 import pytest
 import torch
 from ase import Atoms
+from torch import Tensor
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ModelConfig
@@ -17,11 +20,14 @@ from dipolegnn.nn import (
     DipoleHead,
     DipoleModel,
     PaiNN,
+    RadiusGraph,
+    Representation,
     SchNet,
     build_model,
 )
 from dipolegnn.nn.features import MAX_Z
 from dipolegnn.nn.graph import radius_graph
+from dipolegnn.nn.model import describe, options
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import make_model
 from tests.nn.structures import methane, molecule, random_molecule
@@ -224,61 +230,112 @@ def test_atoms_of_a_molecule_must_follow_each_other() -> None:
 @pytest.mark.parametrize("asked", CONFIGS, ids=str)
 def test_config_round_trip(asked: ModelConfig) -> None:
     model = build_model(asked)
+    assert model.config == describe(asked)
     again = build_model(model.config)
     assert again.config == model.config
     again.load_state_dict(model.state_dict(), strict=True)
     data = random_molecule(6, seed=0, dtype=F32)
     assert torch.equal(again(data).magnitude, model(data).magnitude)
-
-    # Nothing that matters for this model is lost on the way.
-    kept = {"representation", "hidden_channels", "num_interactions", "num_rbf", "cutoff"}
-    kept |= {"radial_basis"}
-    if asked.head == "atomwise":
-        kept |= {"head", "atomwise_aggregation"}
-    elif asked.representation == "painn":
-        kept |= {"head"}
-    for name in kept:
-        assert getattr(model.config, name) == getattr(asked, name)
+    # The options of the commands, from the parts: up to those that the parts do not have.
+    assert describe(ModelConfig(**options(model.config))) == model.config  # type: ignore[arg-type]
 
 
 def test_config_is_that_of_the_parts() -> None:
     model = DipoleModel(PaiNN(24, 2, 7, 4.5, "bessel"), AtomwiseHead(24, "mean"))
-    assert model.config == ModelConfig(
-        representation="painn",
-        hidden_channels=24,
-        num_interactions=2,
-        num_rbf=7,
-        cutoff=4.5,
-        radial_basis="bessel",
-        head="atomwise",
-        atomwise_aggregation="mean",
-    )
-    assert DipoleModel(PaiNN(24), DipoleHead(24, atomic_dipoles=True)).config.head == "dipole"
-    assert DipoleModel(PaiNN(24), DipoleHead(24, atomic_dipoles=False)).config.head == "charges"
+    assert model.config == {
+        "representation": {
+            "class": "PaiNN",
+            "hidden_channels": 24,
+            "num_interactions": 2,
+            "num_rbf": 7,
+            "cutoff": 4.5,
+            "radial_basis": "bessel",
+        },
+        "head": {"class": "AtomwiseHead", "hidden_channels": 24, "aggregation": "mean"},
+    }
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 def test_default_config_is_the_default_model(representation: Literal["painn", "schnet"]) -> None:
     if representation == "painn":
-        assert DipoleModel(PaiNN(), DipoleHead(128)).config == ModelConfig()
+        assert DipoleModel(PaiNN(), DipoleHead(128)).config == describe(ModelConfig())
     model = build_model(ModelConfig(representation=representation))
-    assert model.config == ModelConfig(representation=representation)
+    assert options(model.config) == asdict(ModelConfig(representation=representation))
 
 
-def test_a_foreign_representation_works_but_has_no_config() -> None:
-    class Elements(torch.nn.Module):
-        """Knows the element of each atom and nothing else."""
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(representation="gcn"), "no representation 'gcn' among PaiNN, SchNet"),
+        (ModelConfig(head="energy"), "no head 'energy' among AtomwiseHead, DipoleHead"),
+        ({"representation": {"class": "PaiNN", "layers": 3}, "head": {}}, "unknown: layers"),
+        (
+            {"representation": {"class": "PaiNN"}, "head": {"class": "DipoleHead"}},
+            "missing: hidden_channels",
+        ),
+        (
+            {"representation": {"class": "PaiNN", "cutoff": "far"}, "head": {}},
+            "PaiNN cannot be made from {'cutoff': 'far'}",
+        ),
+    ],
+)
+def test_parts_that_do_not_exist(config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_model(config)
 
-        hidden_channels, cutoff, has_vectors = 8, 5.0, False
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = torch.nn.Embedding(100, 8)
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_reset_parameters_draws_as_the_constructor(
+    representation: Literal["painn", "schnet"],
+) -> None:
+    config = ModelConfig(representation=representation, hidden_channels=8)
+    torch.manual_seed(0)
+    model = build_model(config)
+    model.calibration = torch.nn.Identity()
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+    torch.manual_seed(0)
+    model.reset_parameters()
+    again = model.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert model.calibration is None
+    model.reset_parameters()
+    changed = [name for name, weight in model.named_parameters() if name.endswith("weight")]
+    assert all(not torch.equal(first[name], again[name]) for name in changed)
 
-        def forward(self, z, pos, edge_index):  # type: ignore[no-untyped-def]
-            return AtomFeatures(self.table(z), None)
 
-    model = DipoleModel(Elements(), DipoleHead(8))  # type: ignore[arg-type]
+class Elements(Representation):
+    """Features of the element of each atom and nothing else."""
+
+    def __init__(self, hidden_channels: int = 8) -> None:
+        super().__init__()
+        self.hidden_channels, self.cutoff = hidden_channels, 5.0
+        self.table = torch.nn.Embedding(100, hidden_channels)
+
+    def forward(self, z: Tensor, pos: Tensor, edge_index: Tensor | RadiusGraph) -> AtomFeatures:
+        return AtomFeatures(self.table(z), None)
+
+
+def test_a_representation_of_ones_own() -> None:
+    model = DipoleModel(Elements(), DipoleHead(8))
     assert model(random_molecule(5, seed=0, dtype=F32)).magnitude.item() > 0
-    with pytest.raises(TypeError, match="this model has Elements and DipoleHead"):
-        _ = model.config
+    assert model.message_passing == "plain"
+    assert model.config["representation"] == {"class": "Elements", "hidden_channels": 8}
+    with pytest.raises(ValueError, match=r"no representation 'Elements' .* give it"):
+        build_model(model.config)
+    assert build_model(model.config, [Elements]).config == model.config
+    with pytest.raises(ValueError, match="options of the commands cannot state this model"):
+        options(DipoleModel(PaiNN(), DipoleHead(128, atomic_dipoles=True)).config)
+
+
+def test_parts_must_be_parts() -> None:
+    with pytest.raises(TypeError, match=r"representation must be a .*Representation, got Linear"):
+        DipoleModel(torch.nn.Linear(2, 2), DipoleHead(8))  # type: ignore[arg-type]
+
+
+def test_arguments_that_a_part_does_not_keep() -> None:
+    class Careless(Elements):
+        def __init__(self, depth: int = 3) -> None:
+            super().__init__(8 * depth // 3)
+
+    with pytest.raises(TypeError, match="Careless has the argument depth and no attribute"):
+        _ = DipoleModel(Careless(), DipoleHead(8)).config

@@ -20,8 +20,9 @@ import torch
 from dipolegnn._pyg import Batch
 from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig
-from dipolegnn.training import FitResult, RunFolder, dipole_loss, fit, read_history
-from tests.training.toy import ToyDataset, toy_data, toy_model
+from dipolegnn.nn import DipoleModel
+from dipolegnn.training import FitResult, RunFolder, fit, read_history
+from tests.training.toy import ToyDataset, dipole_loss, toy_model, toy_parts
 from tests.training.two_processes import IMPATIENT, ONE, TEST, TWO, VALIDATION, data
 
 SECONDS = 240
@@ -66,15 +67,15 @@ def both(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Both:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult[DipoleModel]]:
     """One process that sees as many molecules per step."""
     folder = tmp_path_factory.mktemp("one")
-    return folder, fit(toy_model(), data(ONE), ONE, folder, test=True, progress=False)
+    return folder, fit(toy_model(), *data(), ONE, folder, test=True, progress=False)
 
 
 @pytest.mark.parametrize("run", ["usual", "loader"])
 def test_two_devices_train_as_one_with_the_batch_of_both(
-    both: Both, one: tuple[Path, FitResult], run: str
+    both: Both, one: tuple[Path, FitResult[DipoleModel]], run: str
 ) -> None:
     # Weights, their average, the gradient's norm, the schedule; labels that are not as many on
     # both; batches cut out of arrays, and made by PyG.
@@ -102,7 +103,9 @@ def test_every_molecule_is_validated_once(both: Both) -> None:
         assert abs(len(first) - len(second)) == 1
 
 
-def test_both_return_the_metrics_of_all_molecules(both: Both, one: tuple[Path, FitResult]) -> None:
+def test_both_return_the_metrics_of_all_molecules(
+    both: Both, one: tuple[Path, FitResult[DipoleModel]]
+) -> None:
     assert len(TEST) % 2 == 1
     first, second = both.reports
     assert first["metrics"] == second["metrics"]
@@ -155,17 +158,17 @@ def test_two_processes_do_not_train_one_device_each_in_one_folder(both: Both) ->
 
 def test_resuming_needs_as_many_devices(both: Both) -> None:
     with pytest.raises(ValueError, match=r"another configuration: devices was 2 and is 1\. Resume"):
-        fit(toy_model(), data(TWO), TWO, both.folder / "usual", resume=True)
+        fit(toy_model(), *data(), TWO, both.folder / "usual", resume=True)
 
 
 def test_a_run_of_an_earlier_version_had_one_device(tmp_path: Path) -> None:
     config = replace(TWO, max_epochs=1)
-    fit(toy_model(), data(config), config, tmp_path, progress=False)
+    fit(toy_model(), *data(), config, tmp_path, progress=False)
     folder = RunFolder(tmp_path)
     content = json.loads(folder.config.read_text())
     del content["devices"]
     folder.config.write_text(json.dumps(content))
-    result = fit(toy_model(), data(config), config, tmp_path, progress=False, resume=True)
+    result = fit(toy_model(), *data(), config, tmp_path, progress=False, resume=True)
     assert result.stopped_by == "max_epochs"
 
 
@@ -238,7 +241,7 @@ def test_numbers_of_devices_that_cannot_be(
     tmp_path: Path, devices: int, num_nodes: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fit(toy_model(), data(ONE), ONE, tmp_path, devices=devices, num_nodes=num_nodes)
+        fit(toy_model(), *data(), ONE, tmp_path, devices=devices, num_nodes=num_nodes)
 
 
 def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +249,7 @@ def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="devices is 3, and PyTorch finds 2 CUDA devices"):
-        fit(model, data(config), config, tmp_path, devices=3)
+        fit(model, *data(), config, tmp_path, devices=3)
 
 
 def test_another_number_of_processes_than_devices(
@@ -255,19 +258,19 @@ def test_another_number_of_processes_than_devices(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"Training on 1 device.* got 2 process"):
-        fit(toy_model(), data(ONE), ONE, tmp_path)
+        fit(toy_model(), *data(), ONE, tmp_path)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     monkeypatch.setattr("shutil.which", lambda *_: None)  # no srun, nor Lightning's advice on it
     with pytest.raises(ValueError, match=r"Training on 2 device.* got 4 process"):
-        fit(toy_model(), data(ONE), ONE, tmp_path, devices=2)
+        fit(toy_model(), *data(), ONE, tmp_path, devices=2)
 
 
 def test_without_torchrun_the_error_states_the_command(tmp_path: Path) -> None:
     for num_nodes, words in ((1, "torchrun"), (2, "torchrun --nnodes 2")):
         with pytest.raises(ValueError, match=f"{words} --nproc-per-node 2 -m dipolegnn train"):
-            fit(toy_model(), data(TWO), TWO, tmp_path, devices=2, num_nodes=num_nodes)
+            fit(toy_model(), *data(), TWO, tmp_path, devices=2, num_nodes=num_nodes)
 
 
 @pytest.mark.parametrize("head", ["dipole", "charges", "atomwise"])
@@ -292,8 +295,8 @@ def test_fewer_test_molecules_than_devices_are_noticed_at_once(
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    few = toy_data(TWO, count=10)
-    few.split = replace(few.split, test=few.split.test[:1])
+    few, split = toy_parts(10)
+    split = replace(split, test=split.test[:1])
     with pytest.raises(ValueError, match="The test part has 1 structures for 2 devices"):
-        fit(toy_model(), few, TWO, tmp_path, devices=2, test=True)
+        fit(toy_model(), few, split, TWO, tmp_path, devices=2, test=True)
     assert list(tmp_path.iterdir()) == []

@@ -17,11 +17,11 @@ from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.metrics import MagnitudeMAE
 from dipolegnn.nn import DipoleModel
-from dipolegnn.training import RunFolder, TrainingDiverged, dipole_loss, fit, read_history
+from dipolegnn.training import RunFolder, TrainingDiverged, fit, read_history
 from dipolegnn.training.averaging import warmed_up_decay
 from dipolegnn.training.module import ONECYCLE_START, cosine, onecycle
 from dipolegnn.units import duration
-from tests.training.toy import toy_data, toy_model
+from tests.training.toy import dipole_loss, toy_data, toy_model, toy_parts
 
 CONFIG = TrainConfig(max_epochs=3, batch_size=8, lr=5e-3, accelerator="cpu")
 
@@ -40,7 +40,7 @@ def test_learns_and_leaves_everything_in_its_place(
     model = toy_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     config = replace(CONFIG, max_epochs=15, lr=2e-2)
-    result = fit(model, toy_data(config), config, tmp_path, test=True)
+    result = fit(model, *toy_parts(), config, tmp_path, test=True)
     folder = RunFolder(tmp_path)
 
     assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
@@ -81,19 +81,19 @@ def test_learns_and_leaves_everything_in_its_place(
 def test_the_loss_of_an_epoch_is_the_mean_over_all_molecules(tmp_path: Path) -> None:
     # A mean over batches would count the last one, of 3 molecules, as much as the first, of 4.
     config = replace(CONFIG, batch_size=4, max_epochs=1, precision=64)
-    data = toy_data(config)
-    result = fit(toy_model(), data, config, tmp_path, progress=False)
-    batch = Batch.from_data_list(list(data.dataset[data.split.val]))
+    dataset, split = toy_parts()
+    result = fit(toy_model(), dataset, split, config, tmp_path, progress=False)
+    batch = Batch.from_data_list(list(dataset[split.val]))
     batch = batch.apply(lambda x: x.double() if x.is_floating_point() else x)
     expected = dipole_loss(result.model(batch), batch, config).item()
-    assert len(data.split.val) == 7
+    assert len(split.val) == 7
     assert result.best_val_loss == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_model_gets_error_bars_from_its_validation_molecules(tmp_path: Path) -> None:
     config = replace(CONFIG, max_epochs=2)
     model = toy_model()
-    result = fit(model, toy_data(config, count=240), config, tmp_path / "one")
+    result = fit(model, *toy_parts(240), config, tmp_path / "one")
     _, provenance = load_model(result.model_path)
     assert provenance["error_bars"] == "from 40 validation structures"
     first = result.model.calibration
@@ -101,13 +101,13 @@ def test_a_model_gets_error_bars_from_its_validation_molecules(tmp_path: Path) -
     assert first.scores.numel() == 20
 
     # Another model that starts from this one gets its own.
-    again = fit(result.model, toy_data(config, count=240), config, tmp_path / "two")
+    again = fit(result.model, *toy_parts(240), config, tmp_path / "two")
     assert again.model.calibration is not None
     assert not torch.equal(again.model.calibration.scores, first.scores)
 
 
 def test_validates_and_saves_the_average_and_trains_the_raw_weights(tmp_path: Path) -> None:
-    fit(toy_model(), toy_data(CONFIG), CONFIG, tmp_path, progress=False)
+    fit(toy_model(), *toy_parts(), CONFIG, tmp_path, progress=False)
     checkpoint = torch.load(RunFolder(tmp_path).last, weights_only=True)
     averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
     name = "model.head.blocks.1.scalars.2.weight"
@@ -133,7 +133,7 @@ def test_the_average_is_the_one_of_the_formula(tmp_path: Path) -> None:
             seen.append(pl_module.model.representation.embedding.weight.detach().clone())
 
     with patch("dipolegnn.training.fit.LearningRateMonitor", lambda logging_interval: Watch()):
-        fit(toy_model(), toy_data(CONFIG), CONFIG, tmp_path, progress=False)
+        fit(toy_model(), *toy_parts(), CONFIG, tmp_path, progress=False)
     assert CONFIG.ema_decay is not None
     average = seen[0]
     for step, weight in enumerate(seen[1:], start=1):
@@ -152,7 +152,7 @@ def test_warm_up_of_the_average() -> None:
 
 def test_double_precision(tmp_path: Path) -> None:
     config = replace(CONFIG, precision=64, max_epochs=1)
-    result = fit(toy_model(), toy_data(config), config, tmp_path, progress=False, test=True)
+    result = fit(toy_model(), *toy_parts(), config, tmp_path, progress=False, test=True)
     assert next(result.model.parameters()).dtype == torch.float64
     # Nowhere on the way were the weights rounded to float32, and neither was their average.
     checkpoint = torch.load(RunFolder(tmp_path).last, weights_only=True)
@@ -164,18 +164,18 @@ def test_double_precision(tmp_path: Path) -> None:
 
 def test_a_model_without_vectors(tmp_path: Path) -> None:
     model = toy_model(config=ModelConfig("schnet", 8, 1, 5, head="atomwise"))
-    result = fit(model, toy_data(CONFIG), CONFIG, tmp_path, progress=False, test=True)
+    result = fit(model, *toy_parts(), CONFIG, tmp_path, progress=False, test=True)
     assert set(result.metrics["test"]) == {"loss", "dipole_mae", "dipole_rmse"}
     assert set(result.metrics["val"]) == {"loss", "dipole_mae", "dipole_rmse"}
 
 
 def test_a_time_limit_stops_at_the_end_of_an_epoch_and_can_be_lifted(tmp_path: Path) -> None:
-    first = fit(toy_model(), toy_data(CONFIG), CONFIG, tmp_path, progress=False, time_limit=0.0)
+    first = fit(toy_model(), *toy_parts(), CONFIG, tmp_path, progress=False, time_limit=0.0)
     assert first.stopped_by == "time_limit"
     assert len(read_history(RunFolder(tmp_path).history)) == 1
-    resumed = fit(toy_model(), toy_data(CONFIG), CONFIG, tmp_path, progress=False, resume=True)
+    resumed = fit(toy_model(), *toy_parts(), CONFIG, tmp_path, progress=False, resume=True)
     assert resumed.stopped_by == "max_epochs"
-    whole = fit(toy_model(), toy_data(CONFIG), CONFIG, tmp_path / "whole", progress=False)
+    whole = fit(toy_model(), *toy_parts(), CONFIG, tmp_path / "whole", progress=False)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
 
@@ -183,19 +183,14 @@ def test_a_time_limit_stops_at_the_end_of_an_epoch_and_can_be_lifted(tmp_path: P
 def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
     config = replace(CONFIG, lr=1e30, loss="mse", gradient_clip=None)
     with pytest.raises(TrainingDiverged, match=r"in epoch 1\. Lower the learning rate"):
-        fit(toy_model(), toy_data(config), config, tmp_path, progress=False)
-
-
-def test_a_datamodule_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size=8 and the configuration batch_size=9"):
-        fit(toy_model(), toy_data(CONFIG), replace(CONFIG, batch_size=9), tmp_path)
+        fit(toy_model(), *toy_parts(), config, tmp_path, progress=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     config = replace(CONFIG, accelerator="gpu")
     with pytest.raises(ValueError, match="sees no CUDA device"):
-        fit(toy_model(), toy_data(config), config, tmp_path)
+        fit(toy_model(), *toy_parts(), config, tmp_path)
 
 
 @pytest.mark.parametrize("total", [1, 2, 10, 20, 1000])

@@ -18,9 +18,10 @@ import torch
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
+from dipolegnn.nn import DipoleModel
 from dipolegnn.training import FitResult, RunFolder, TrainingInterrupted, fit
 from dipolegnn.training.run_folder import read_json, write_json
-from tests.training.toy import toy_data, toy_model
+from tests.training.toy import toy_model, toy_parts
 
 MOLECULES_PER_EPOCH = 26 + 7  # training and validation molecules of the toy data
 EPOCHS = 5
@@ -60,10 +61,10 @@ def fail() -> None:
 
 def run(
     path: Path, config: TrainConfig, interrupt: Interrupt | None = None, resume: bool = False
-) -> FitResult:
-    data = toy_data(config)
-    data.dataset.transform = interrupt
-    return fit(toy_model(), data, config, path, resume=resume, progress=False)
+) -> FitResult[DipoleModel]:
+    dataset, split = toy_parts()
+    dataset.transform = interrupt
+    return fit(toy_model(), dataset, split, config, path, resume=resume, progress=False)
 
 
 @pytest.fixture
@@ -297,7 +298,7 @@ def test_another_configuration_cannot_be_resumed(tmp_path: Path) -> None:
 def test_other_data_cannot_be_resumed_with(tmp_path: Path) -> None:
     run(tmp_path, ONECYCLE)
     with pytest.raises(ValueError, match=r"data.split_sha256 was"):
-        fit(toy_model(), toy_data(ONECYCLE, 60), ONECYCLE, tmp_path, resume=True, progress=False)
+        fit(toy_model(), *toy_parts(60), ONECYCLE, tmp_path, resume=True, progress=False)
 
 
 def test_a_plateau_run_can_be_made_longer(tmp_path: Path) -> None:

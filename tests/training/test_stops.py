@@ -15,10 +15,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from dipolegnn.config import TrainConfig
+from dipolegnn.nn import DipoleModel
 from dipolegnn.training import FitResult, TrainingInterrupted, fit, read_history
 from dipolegnn.training.module import DipoleModule
 from dipolegnn.training.run_folder import RunFolder
-from tests.training.toy import toy_data, toy_model
+from tests.training.toy import toy_model, toy_parts
 
 CONFIG = TrainConfig(max_epochs=2, batch_size=8, accelerator="cpu")
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -48,10 +49,12 @@ class At(Callback):
         self._act("fit end", trainer)
 
 
-def run(path: Path, *callbacks: Callback, resume: bool = False, test: bool = False) -> FitResult:
+def run(
+    path: Path, *callbacks: Callback, resume: bool = False, test: bool = False
+) -> FitResult[DipoleModel]:
     return fit(
         toy_model(),
-        toy_data(CONFIG),
+        *toy_parts(),
         CONFIG,
         path,
         resume=resume,

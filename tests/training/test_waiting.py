@@ -55,7 +55,7 @@ class Waiting(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that look at numbers are made on the CPU alone."""
-    for module in ("nn.graph", "nn.filters", "nn.features", "training.loss"):
+    for module in ("nn.graph", "nn.filters", "nn.features", "nn.parts"):
         monkeypatch.setattr(f"dipolegnn.{module}.can_check_values", lambda tensor: False)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from dipolegnn._pyg import Data, InMemoryDataset
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import DipoleDataModule, Split
-from dipolegnn.nn import DipoleModel, build_model
+from dipolegnn.nn import DipoleHead, DipoleModel, DipoleOutput, build_model
 
 MODEL = ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5)
 CHARGES = {1: 0.25, 6: -0.1, 8: -0.5}
@@ -45,16 +46,28 @@ def molecule(number: int, generator: torch.Generator, vector: bool) -> Data:
     )
 
 
-def toy_data(config: TrainConfig, count: int = 40, vectors: bool = True) -> DipoleDataModule:
-    """Two thirds for training, the rest for validation and test."""
+def toy_parts(count: int = 40, vectors: bool = True) -> tuple[ToyDataset, Split]:
+    """The data set and a split: two thirds for training, the rest for validation and test."""
     numbers = torch.arange(count)
     cut = [2 * count // 3, 5 * count // 6]
     split = Split(train=numbers[: cut[0]], val=numbers[cut[0] : cut[1]], test=numbers[cut[1] :])
-    dataset = ToyDataset(count, vectors)
+    return ToyDataset(count, vectors), split
+
+
+def toy_data(config: TrainConfig, count: int = 40, vectors: bool = True) -> DipoleDataModule:
+    """Its batches."""
+    dataset, split = toy_parts(count, vectors)
     return DipoleDataModule(dataset, split, batch_size=config.batch_size, seed=config.seed)
+
+
+def dipole_loss(output: DipoleOutput, batch: Data, config: TrainConfig) -> Tensor:
+    """The mean of the loss over the labelled molecules."""
+    losses, labelled = DipoleHead(2).losses(output, batch, config)
+    return losses.sum() / labelled.sum()
 
 
 def toy_model(seed: int = 0, config: ModelConfig = MODEL) -> DipoleModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model(config)
+        model: DipoleModel = build_model(config)
+    return model

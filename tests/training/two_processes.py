@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from dipolegnn.config import TrainConfig
-from dipolegnn.data import DipoleDataModule, Split
+from dipolegnn.data import Split
 from dipolegnn.training import TrainingInterrupted, fit
 from tests.training.toy import ToyDataset, toy_model
 
@@ -51,7 +51,7 @@ class Seen(Callback):
         self.epochs[-1] += batch.mol_id.tolist()
 
 
-def data(config: TrainConfig, transform: Callable[[Any], Any] | None = None) -> DipoleDataModule:
+def data(transform: Callable[[Any], Any] | None = None) -> tuple[ToyDataset, Split]:
     """24 training molecules, which fill three batches of eight; 7 for validation, 9 for test.
 
     Three have no label, so that at least one batch has not as many labels on both devices. With a
@@ -62,7 +62,7 @@ def data(config: TrainConfig, transform: Callable[[Any], Any] | None = None) -> 
         dataset._data[field][[3, 10, 17]] = torch.nan
     dataset.transform = transform
     split = Split(torch.arange(24), torch.tensor(VALIDATION), torch.tensor(TEST))
-    return DipoleDataModule(dataset, split, batch_size=config.batch_size, seed=config.seed)
+    return dataset, split
 
 
 def as_it_is(molecule: Any) -> Any:
@@ -72,34 +72,26 @@ def as_it_is(molecule: Any) -> Any:
 def everything(folder: Path, rank: int) -> dict[str, Any]:
     """All that needs no process to end: starting two takes far longer than what they do here."""
     seen = Seen()
-    usual = fit(
-        toy_model(), data(TWO), TWO, folder / "usual", test=True, devices=2, callbacks=[seen]
-    )
-    single = fit(
-        toy_model(), data(TWO, as_it_is), TWO, folder / "loader", progress=False, devices=2
-    )
+    usual = fit(toy_model(), *data(), TWO, folder / "usual", test=True, devices=2, callbacks=[seen])
+    single = fit(toy_model(), *data(as_it_is), TWO, folder / "loader", progress=False, devices=2)
     # By the clock of the second process there would be time left.
     limit = 0.0 if rank == 0 else 1e6
     cut = fit(
-        toy_model(), data(TWO), TWO, folder / "cut", progress=False, devices=2, time_limit=limit
+        toy_model(), *data(), TWO, folder / "cut", progress=False, devices=2, time_limit=limit
     )
-    resumed = fit(
-        toy_model(), data(TWO), TWO, folder / "cut", progress=False, devices=2, resume=True
-    )
-    early = fit(
-        toy_model(), data(IMPATIENT), IMPATIENT, folder / "early", progress=False, devices=2
-    )
+    resumed = fit(toy_model(), *data(), TWO, folder / "cut", progress=False, devices=2, resume=True)
+    early = fit(toy_model(), *data(), IMPATIENT, folder / "early", progress=False, devices=2)
     try:
-        fit(toy_model(), data(TWO), TWO, folder / "usual", devices=2)
+        fit(toy_model(), *data(), TWO, folder / "usual", devices=2)
         refused = "not at all"
     except (FileExistsError, RuntimeError) as error:
         refused = f"{type(error).__name__}: {error}"
     try:
-        fit(toy_model(), data(TWO), TWO, folder / "alone", progress=False)
+        fit(toy_model(), *data(), TWO, folder / "alone", progress=False)
         alone = "not at all"
     except ValueError as error:
         alone = str(error)
-    finished = fit(toy_model(), data(TWO), TWO, folder / "usual", devices=2, resume=True)
+    finished = fit(toy_model(), *data(), TWO, folder / "usual", devices=2, resume=True)
     return {
         "seen": seen.epochs,
         "metrics": usual.metrics,
@@ -112,14 +104,14 @@ def everything(folder: Path, rank: int) -> dict[str, Any]:
 
 def on_two_nodes(folder: Path) -> None:
     """The usual run, each device on a node of its own."""
-    fit(toy_model(), data(TWO), TWO, folder / "nodes", progress=False, num_nodes=2)
+    fit(toy_model(), *data(), TWO, folder / "nodes", progress=False, num_nodes=2)
 
 
 def endless(folder: Path) -> None:
     """Trains until it is stopped, and prints why."""
     config = replace(TWO, max_epochs=100_000)
     try:
-        fit(toy_model(), data(config), config, folder / "endless", progress=False, devices=2)
+        fit(toy_model(), *data(), config, folder / "endless", progress=False, devices=2)
     except TrainingInterrupted as interrupt:
         print(f"process {os.environ['RANK']}: {interrupt}", flush=True)
         sys.exit(130)

@@ -1,0 +1,311 @@
+"""The two parts of a model, a representation and a head, as base classes.
+
+Whatever a part needs elsewhere it states here: its configuration, and a head also its outputs,
+labels, loss and metrics. Saving, training, exporting and the commands use these and no list of
+classes, so that a new part is one file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import JSON, TrainConfig
+from dipolegnn.metrics import MeanOverMolecules
+from dipolegnn.nn.graph import RadiusGraph, can_check_values
+
+Edges = Tensor | RadiusGraph
+"""``edge_index [2, E]`` takes the plain path, a graph made by the package the fused kernels."""
+
+P = TypeVar("P", bound="Part")
+
+
+class Part(nn.Module, ABC):
+    """A part of a model that can be saved and made again.
+
+    A subclass keeps every argument of its constructor in an attribute of the same name, as
+    estimators of scikit-learn do. The arguments must be JSON values (numbers, texts, lists).
+    """
+
+    @property
+    def config(self) -> dict[str, JSON]:
+        """The arguments of the constructor, by name.
+
+        Raises:
+            TypeError: If the part does not keep one of them.
+        """
+        for name in self.settings():
+            if not hasattr(self, name):
+                raise TypeError(
+                    f"{type(self).__name__} has the argument {name} and no attribute of that name, "
+                    "so it cannot be saved. Add it in the constructor: self."
+                    f"{name} = {name}"
+                )
+        return {name: getattr(self, name) for name in self.settings()}
+
+    @classmethod
+    def settings(cls) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the constructor, by name."""
+        parameters = inspect.signature(cls).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(
+                    f"{cls.__name__} takes {parameter}: its configuration is not known from its "
+                    "signature. Name each argument."
+                )
+        return {parameter.name: parameter for parameter in parameters}
+
+    @classmethod
+    def from_config(cls: type[P], config: Mapping[str, Any]) -> P:
+        """Makes a part, with new weights, from what :attr:`config` returned.
+
+        Raises:
+            ValueError: If a setting is missing, unknown or out of its range.
+        """
+        known = cls.settings()
+        unknown = sorted(config.keys() - known.keys())
+        missing = [
+            name
+            for name, parameter in known.items()
+            if parameter.default is parameter.empty and name not in config
+        ]
+        if unknown or missing:
+            problem = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {missing[0]}"
+            raise ValueError(
+                f"{cls.__name__} has the settings {', '.join(known)}; {problem}. A newer version "
+                "of dipolegnn or of the class may have others."
+            )
+        try:
+            return cls(**config)
+        except TypeError as error:  # a text where a number belongs
+            raise ValueError(
+                f"{cls.__name__} cannot be made from {dict(config)}: {error}."
+            ) from error
+
+    def reset_parameters(self) -> None:
+        """Gives all layers new weights, drawn as in the constructor."""
+        for layer in self.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if layer is not self and callable(reset):
+                reset()
+
+
+class AtomFeatures(NamedTuple):
+    """Features of each atom, as a representation returns them.
+
+    Attributes:
+        s: Scalar features ``[N, F]``, unchanged by rotation.
+        v: Vector features ``[N, 3, F]``, which rotate with the molecule; None where the
+            representation has none (SchNet).
+    """
+
+    s: Tensor
+    v: Tensor | None
+
+
+class Representation(Part):
+    """Computes features of each atom from its neighbourhood.
+
+    A subclass sets ``hidden_channels`` and ``cutoff`` and implements :meth:`forward`.
+    """
+
+    has_vectors: ClassVar[bool] = False
+    """True if ``v`` is returned."""
+    hidden_channels: int
+    """Width F of the features."""
+    cutoff: float
+    """Cutoff radius of the graph in angstrom."""
+
+    @abstractmethod
+    def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
+        """Computes the features.
+
+        Args:
+            z: Atomic numbers ``[N]``.
+            pos: Positions ``[N, 3]`` in angstrom.
+            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i.
+
+        Returns:
+            ``s [N, F]``, and ``v [N, 3, F]`` or None.
+        """
+
+    def why_not_fused(self) -> str | None:
+        """Why the fused kernels cannot run; None if they can, and ``forward`` takes a graph."""
+        return f"{type(self).__name__} has no kernels"
+
+    def fused_pays(self, num_edges: int) -> bool:
+        """True if the fused kernels are expected to be faster for this number of edges."""
+        return True
+
+
+class OutputField(NamedTuple):
+    """One of the outputs of a head.
+
+    Attributes:
+        shape: Its dimensions; ``"N"`` atoms, ``"B"`` molecules.
+        unit: Its unit.
+    """
+
+    shape: tuple[str | int, ...]
+    unit: str
+
+
+class HeadMetric(NamedTuple):
+    """A metric of a head, computed on training, validation and test molecules.
+
+    Attributes:
+        metric: Class of the metric.
+        target: Which of :meth:`Head.targets` it compares.
+        text: How it is printed, with its unit: ``"MAE {:.4f} D"``.
+        unit: Its unit, as it is written into files.
+    """
+
+    metric: type[MeanOverMolecules]
+    target: str
+    text: str
+    unit: str
+
+
+class Target(NamedTuple):
+    """A predicted quantity and its label.
+
+    Attributes:
+        predicted: ``[B, ...]``.
+        reference: Of the same shape; NaN where a molecule has no label.
+    """
+
+    predicted: Tensor
+    reference: Tensor
+
+
+Output = TypeVar("Output", bound=tuple[Any, ...])
+"""Named tuple that a head returns."""
+
+
+class Head(Part, Generic[Output]):
+    """Predicts a property of each molecule from the features of its atoms.
+
+    A subclass sets ``hidden_channels`` and implements :meth:`forward` and :meth:`targets`; it
+    states its outputs with their units and its metrics. The default loss is that of the first
+    target.
+    """
+
+    hidden_channels: int
+    """Width F of the features that it expects."""
+    outputs: ClassVar[Mapping[str, OutputField]]
+    """The fields of the named tuple that ``forward`` returns."""
+    metrics: ClassVar[Mapping[str, HeadMetric]]
+    """Metrics by name, as in ``val/dipole_mae``; the first is shown during training."""
+
+    @abstractmethod
+    def forward(self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor) -> Output:
+        """Predicts the property.
+
+        Args:
+            features: Features of the atoms.
+            pos: Positions ``[N, 3]`` in angstrom, relative to the centre of mass of the molecule.
+            ptr: First atom of each molecule, and N: ``[B + 1]``.
+            charge: Total charge ``[B]`` in e.
+        """
+
+    @abstractmethod
+    def targets(self, output: Output, batch: Data) -> Mapping[str, Target]:
+        """What is predicted, beside the labels of a batch; see :func:`label`."""
+
+    def losses(self, output: Output, batch: Data, config: TrainConfig) -> tuple[Tensor, Tensor]:
+        r"""The loss of each molecule, from the length of the error of its first target.
+
+        Args:
+            output: What the head predicts for the batch.
+            batch: A batch with labels.
+            config: Kind of loss; its ``huber_beta`` is in the unit of the target.
+
+        Returns:
+            Losses ``[B]``, 0 without a label, and whether each molecule has a label ``[B]``.
+
+        Raises:
+            ValueError: If no molecule of a batch on the CPU has a label.
+        """
+        kind, target = next(iter(self.targets(output, batch).items()))
+        reference = target.reference.reshape(target.reference.size(0), -1)  # [B, D]
+        labelled = reference.isfinite().all(dim=1)  # [B]
+        require_label(labelled, batch, kind)
+        # Filled before subtracting: a NaN that is masked afterwards comes back in the gradient.
+        filled = reference.where(labelled.unsqueeze(1), 0.0)
+        squared = (target.predicted.reshape(filled.shape) - filled).square().sum(dim=1)
+        return loss_of_error(squared, config).where(labelled, 0.0), labelled
+
+    def fitted_to(self, representation: Representation) -> Head[Output]:
+        """The head for this representation: this one, or a new one.
+
+        Raises:
+            ValueError: If they do not fit together.
+        """
+        return self
+
+
+def label(batch: Data, field: str, shape: str) -> Tensor:
+    """The labels of a batch.
+
+    Args:
+        batch: The batch.
+        field: Name of the field.
+        shape: Its shape in words, for the message.
+
+    Raises:
+        ValueError: If the batch has no such field.
+    """
+    found = batch.get(field)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"The head is trained on the field {field} {shape} of each Data, and the data set has "
+            f"{', '.join(sorted(batch.keys()))}. Add it, NaN where a molecule has no label."
+        )
+    return found
+
+
+def require_label(labelled: Tensor, batch: Data, kind: str) -> None:
+    """Refuses a batch on the CPU without any label; on a GPU its loss is NaN.
+
+    Raises:
+        ValueError: If no molecule has a label.
+    """
+    if can_check_values(labelled) and not bool(labelled.any()):
+        numbers = batch.get("mol_id")
+        named = "" if numbers is None else f" (mol_id {numbers.tolist()})"
+        raise ValueError(
+            f"No molecule of this batch has a {kind}{named}. Label the molecules, or leave those "
+            "without a label out of the split."
+        )
+
+
+def loss_of_error(squared: Tensor, config: TrainConfig) -> Tensor:
+    r"""The loss of an error e, given its square.
+
+    ======  ==================================================================
+    mse     :math:`e^2`
+    l1      :math:`|e|`
+    huber   :math:`e^2 / 2\beta` where :math:`|e| < \beta`, else :math:`|e| - \beta / 2`
+    ======  ==================================================================
+
+    Args:
+        squared: Squared errors ``[B]``. Of a vector or tensor it is the squared length of the
+            error: components one by one would depend on the orientation of the molecule.
+        config: Kind of loss, and beta of the Huber loss in the unit of the error.
+
+    Returns:
+        Losses ``[B]``.
+    """
+    if config.loss == "mse":
+        return squared
+    beta = config.huber_beta if config.loss == "huber" else 0.0
+    far = squared > beta**2
+    # The square root gets only the values that are used: its gradient is infinite at 0.
+    linear = squared.where(far, 1.0).sqrt() - beta / 2
+    near = squared / (2 * beta) if beta > 0 else squared
+    return linear.where(far, near)
