@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -24,11 +24,10 @@ class Variant(NamedTuple):
     representation: str
     head: str
     dtype: torch.dtype
-    kernels: Kernels
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.representation}-{self.head}-{dtype}-{self.kernels}"
+        return f"{self.representation}-{self.head}-{dtype}"
 
 
 HEADS_OF = {
@@ -39,12 +38,12 @@ HEADS_OF = {
 """The heads that each representation is tested with."""
 
 VARIANTS = [
-    Variant(representation, head, dtype, kernels)
+    Variant(representation, head, dtype)
     for representation, heads in HEADS_OF.items()
     for head in heads
     for dtype in (torch.float32, torch.float64)
-    for kernels in get_args(Kernels)
 ]
+"""With the fused kernels; test_plain_is_fused and test_dense_parity hold the plain path equal."""
 
 
 def make_model(

@@ -87,6 +87,27 @@ def test_samples_are_telling(model: DipoleModel, variant: Variant) -> None:
     assert radius_graph(crowded.pos, CUTOFF)[1].bincount().max() > 32
 
 
+def test_plain_is_fused(model: DipoleModel, variant: Variant) -> None:
+    """The same predictions and gradients on both paths: what holds for one holds for the other."""
+    plain = make_model(*variant, kernels="plain")
+    # Without symmetric molecules: a magnitude of 0 has no direction, and so no gradient to compare.
+    extra = [molecule([8], [[1, 2, 3]], variant.dtype, charge=-2), chiral(variant.dtype)]
+    extra += [_crossing(CUTOFF - 0.5, variant.dtype), fluoromethane(variant.dtype)]
+    for data in [*samples(variant.dtype), *extra, Batch.from_data_list(samples(variant.dtype))]:
+        data.pos.requires_grad_()
+        output, expected = model(data), plain(data)
+        assert_same(output, expected)
+        inputs = [data.pos, *model.parameters()], [data.pos, *plain.parameters()]
+        found, wanted = (
+            torch.autograd.grad(scalar(out), given, allow_unused=True, materialize_grads=True)
+            for out, given in zip((output, expected), inputs, strict=True)
+        )
+        for gradient, other in zip(found, wanted, strict=True):
+            # A gradient is a sum of terms that cancel: its error goes with the largest entry.
+            error = TOLERANCES[variant.dtype].rtol * float(other.abs().max())
+            assert_close(gradient, other, variant.dtype, error)
+
+
 def test_rotation(model: DipoleModel, variant: Variant) -> None:
     for seed, data in enumerate(samples(variant.dtype)):
         rotation = random_rotation(seed)
