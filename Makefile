@@ -79,7 +79,6 @@ peers: setup  ## Install schnetpack, which the parity tests compare with, in .ve
 	  touch .venv-peers/complete; }
 	@echo 'peers: .venv-peers is complete'
 
-clean:  ## Remove both environments, caches and what PyG made out of the data sets
+clean:  ## Remove both environments and caches
 	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache dipolegnn.egg-info site
-	rm -rf datasets/*/processed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,6 @@ FAILURE = Failure("a.smi", 3, "C1CC", "read", "An unclosed ring", "Close it")
 def save(root: Path, molecules: list[Data]) -> None:
     split = make_split(molecules, val=0.2, test=0.2) if len(molecules) > 9 else None
     save_dataset(root, Molecules(molecules, [FAILURE]), About(name="test"), split=split)
-
-
-def processed(root: Path) -> list[Path]:
-    return sorted((root / "processed").iterdir())
 
 
 def drop_hydrogen(data: Data) -> Data:
@@ -85,27 +80,14 @@ def test_a_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_it_is_processed_once(tmp_path: Path) -> None:
-    save(tmp_path, sample_molecules())
-    ConformerDataset(tmp_path)
-    (file,) = processed(tmp_path)
-    os.utime(file, (1, 1))
-    ConformerDataset(tmp_path)
-    assert processed(tmp_path) == [file]
-    assert file.stat().st_mtime == 1
-
-
-def test_other_raw_data_are_processed_again(tmp_path: Path) -> None:
+def test_other_raw_data_are_read_again(tmp_path: Path) -> None:
     save(tmp_path, sample_molecules())
     assert len(ConformerDataset(tmp_path)) == 5
-    before = processed(tmp_path)
     save(tmp_path, sample_molecules()[:3])
     assert len(ConformerDataset(tmp_path)) == 3
-    assert len(processed(tmp_path)) == 1
-    assert processed(tmp_path) != before
 
 
-def test_other_transforms_are_processed_again(tmp_path: Path) -> None:
+def test_transforms_are_applied_at_each_opening(tmp_path: Path) -> None:
     save(tmp_path, sample_molecules())
     smallest = 2
     assert len(ConformerDataset(tmp_path, pre_filter=lambda data: len(data.z) >= smallest)) == 4
@@ -124,24 +106,6 @@ def test_a_filter_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
         ConformerDataset(tmp_path, pre_filter=lambda data: False)
 
 
-def test_a_kill_while_processing_leaves_nothing_to_be_taken_for_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half(thing: object, path: Path) -> None:
-        path.write_bytes(b"PK half a file")
-        raise KeyboardInterrupt
-
-    save(tmp_path, sample_molecules())
-    with monkeypatch.context() as killed:
-        killed.setattr(torch, "save", half)
-        killed.setattr(Path, "unlink", lambda *_, **__: None)  # the dead do not tidy up
-        with pytest.raises(KeyboardInterrupt):
-            ConformerDataset(tmp_path)
-    (left,) = processed(tmp_path)
-    assert left.read_bytes() == b"PK half a file"
-    assert len(ConformerDataset(tmp_path)) == 5
-
-
 def test_loading_prints_and_warns_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,16 +113,8 @@ def test_loading_prints_and_warns_nothing(
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
     save(tmp_path, sample_molecules())
     ConformerDataset(tmp_path)
-    ConformerDataset(tmp_path)
+    assert not (tmp_path / "processed").exists()
     assert tuple(capfd.readouterr()) == ("", "")
-
-
-def test_the_processed_file_needs_no_unpickling(tmp_path: Path) -> None:
-    save(tmp_path, sample_molecules())
-    ConformerDataset(tmp_path)
-    (file,) = processed(tmp_path)
-    content = torch.load(file, weights_only=True)
-    assert content[0]["pos"].shape == (11, 3)
 
 
 def test_the_folder_holds_card_failures_and_split(tmp_path: Path) -> None:
