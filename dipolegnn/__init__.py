@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dipolegnn.checkpoint import load_model, save_model
     from dipolegnn.config import DFTConfig, ModelConfig, TrainConfig, XTBConfig
     from dipolegnn.data import ConformerDataset, DipoleDataModule
     from dipolegnn.evaluation import evaluate
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
     from dipolegnn.inference.calculator import DipoleCalculator
     from dipolegnn.inference.structures import predict, predict_smiles
     from dipolegnn.labels import ASEConfig
+    from dipolegnn.models import load_model, save_model
     from dipolegnn.molecules import from_smiles
     from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, PaiNN, SchNet
     from dipolegnn.nn.graph import radius_graph
-    from dipolegnn.pretrained import load_pretrained
     from dipolegnn.training.fit import fit
 
 __version__ = "0.1.0"
@@ -47,7 +46,6 @@ __all__ = [
     "fit",
     "from_smiles",
     "load_model",
-    "load_pretrained",
     "predict",
     "predict_smiles",
     "radius_graph",
@@ -73,12 +71,11 @@ _HOME = {
     "export_model": "dipolegnn.export",
     "fit": "dipolegnn.training",
     "from_smiles": "dipolegnn.molecules",
-    "load_model": "dipolegnn.checkpoint",
-    "load_pretrained": "dipolegnn.pretrained",
+    "load_model": "dipolegnn.models",
     "predict": "dipolegnn.inference.structures",
     "predict_smiles": "dipolegnn.inference.structures",
     "radius_graph": "dipolegnn.nn",
-    "save_model": "dipolegnn.checkpoint",
+    "save_model": "dipolegnn.models",
 }
 
 

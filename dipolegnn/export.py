@@ -31,7 +31,6 @@ from dipolegnn import __version__
 from dipolegnn._pyg import Data
 from dipolegnn.config import JSON
 from dipolegnn.files import replacing
-from dipolegnn.models import LoadedModel
 from dipolegnn.nn import DipoleModel, OutputField
 from dipolegnn.nn.graph import RadiusGraph
 
@@ -74,7 +73,7 @@ _INPUTS = {
 }
 
 
-def export_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, JSON]) -> None:
+def export_model(path: str | Path, model: DipoleModel) -> None:
     """Writes a model as a program that runs without dipolegnn, all of it or nothing.
 
     The program maps the tensors of :class:`ProgramInput` to those of
@@ -90,12 +89,10 @@ def export_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, 
         path: The file; an earlier one is replaced. ``.pt2`` is for PyTorch (``torch.export``, which
             does not promise that other versions read it), ``.onnx`` for ONNX Runtime and others.
         model: The model. Its precision is kept.
-        provenance: Where it comes from, as :func:`dipolegnn.load_model` returns it.
 
     Raises:
         ValueError: If the name of the file ends otherwise, or the model has another precision
             than single or, for ``.pt2``, double.
-        TypeError: If the model is made of other parts than this package's.
         ImportError: If the packages for ONNX are missing.
         ExportError: If the program that was made does not compute what the model does.
     """
@@ -103,7 +100,7 @@ def export_model(path: str | Path, model: DipoleModel, provenance: Mapping[str, 
     # The caller's model is left as it is, on its device.
     program = _Program(copy.deepcopy(model).cpu().eval())
     _check(path, program.dtype)
-    about = json.dumps(_description(program, LoadedModel("", False, model, dict(provenance))))
+    about = json.dumps(_description(program))
     if path.suffix == ".pt2":
         content = _to_torch(program, about)
         run = _torch_runner(content)
@@ -282,7 +279,7 @@ def _compare(program: _Program, run: _Runner, given: ProgramInput, path: Path) -
             )
 
 
-def _description(program: _Program, loaded: LoadedModel) -> dict[str, JSON]:
+def _description(program: _Program) -> dict[str, JSON]:
     model = program.model
     real = str(program.dtype).removeprefix("torch.")
 
@@ -302,10 +299,10 @@ def _description(program: _Program, loaded: LoadedModel) -> dict[str, JSON]:
         "inputs": described(_INPUTS),
         "outputs": described(model.head.outputs),
         "cutoff": model.representation.cutoff,
-        "elements": None if loaded.elements is None else [*sorted(loaded.elements)],
-        "accuracy": loaded.accuracy or None,
+        "elements": None if model.card.elements is None else [*sorted(model.card.elements)],
+        "accuracy": model.card.accuracy or None,
         "origin": "centre of mass (standard atomic weights); it matters for ions only",
         "model": {**model.config},
-        "provenance": loaded.provenance,
+        "provenance": {**model.card.provenance},
         "exported_by": {"dipolegnn": __version__, "torch": torch.__version__},
     }

@@ -1,111 +1,332 @@
-"""The model that is to be used: one that is named, or the one for the geometry at hand."""
+"""How to get a model, and how to save one: by the name of a pretrained model, a file, or a run.
+
+A model file is a safetensors file whose metadata state the class and the settings of each part, the
+units and the provenance. Nothing in it is executed. The pretrained models are such files, in
+``pretrained/``, each with its model card.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
-from dipolegnn import pretrained
+import torch
+from ase.data import chemical_symbols
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dipolegnn import __version__
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import load_model
-from dipolegnn.config import JSON
+from dipolegnn.config import JSON, ModelConfig
+from dipolegnn.files import replacing
 from dipolegnn.molecules import MoleculeError
-from dipolegnn.nn import DipoleModel
-from dipolegnn.pretrained import pretrained_names, pretrained_path
+from dipolegnn.nn import Calibration, DipoleModel, Head, ModelCard, PropertyModel, build_model
+from dipolegnn.nn.model import ModelDescription, describe
+from dipolegnn.nn.parts import Part
+
+FOLDER = Path(__file__).resolve().parent / "pretrained"
+"""The pretrained models: ``NAME.safetensors`` and, beside it, the model card ``NAME.md``."""
 
 FILE_NAME = "model.safetensors"
+"""Name of the model file in the folder of a run."""
 
 DEFAULT = "painn-qm9"
-"""The pretrained model for structures, when none is named ..."""
+"""Default model for structures."""
 
 DEFAULT_FOR_SMILES = "painn-qm9-mmff94s"
-"""... and the one for the geometries that SMILES are given."""
+"""Default model for molecules that are embedded from SMILES."""
+
+FORMAT_VERSION = 2
+"""Version of the layout of the metadata; raised when an older dipolegnn could misread it.
+
+Version 1 (dipolegnn 0.1) has the options of the commands in place of the parts.
+"""
+
+UNITS_OF_INPUTS = {"pos": "angstrom", "charge": "e"}
+
+_KEY = "dipolegnn"  # The one entry of the metadata: safetensors does not keep the order of more.
+
+
+class ModelFileError(ValueError):
+    """A file that no model can be read from."""
+
+
+def save_model(path: str | Path, model: PropertyModel[Any], provenance: Mapping[str, JSON]) -> None:
+    """Writes a model to one ``.safetensors`` file, all of it or nothing.
+
+    Args:
+        path: The file; an earlier one is replaced.
+        model: The model. Its precision is kept.
+        provenance: Where it comes from: ``data`` (name and sha256 of the data set, split),
+            ``train`` (the recipe), ``metrics`` and whatever else may be asked of it later. Date
+            and versions are added.
+
+    Raises:
+        TypeError: If a part of the model does not keep an argument of its constructor.
+    """
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "model": model.config,
+        "units": _units(model.head),
+        "provenance": {
+            **provenance,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": {
+                "dipolegnn": __version__,
+                "torch": torch.__version__,
+                "torch_geometric": version("torch_geometric"),
+            },
+        },
+    }
+    weights = {
+        name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        # Not save_file(), whose files only their owner may read.
+        temporary.write_bytes(save(weights, {_KEY: json.dumps(metadata)}))
+
+
+@overload
+def load_model(model: str | Path) -> DipoleModel: ...
+
+
+@overload
+def load_model(model: str | Path, parts: Sequence[type[Part]]) -> Any: ...
+
+
+def load_model(model: str | Path, parts: Sequence[type[Part]] = ()) -> Any:
+    """Loads a model.
+
+    Args:
+        model: Name of a pretrained model (:func:`pretrained_names`), a model file, or the folder of
+            a training run. A file or folder of that name takes precedence over a pretrained model.
+        parts: Classes of its representation and head, where they are not in ``dipolegnn.nn``.
+
+    Returns:
+        The model, on the CPU, in the precision that it was saved in, in evaluation mode. Its
+        ``card`` holds its name and provenance. It is a :class:`~dipolegnn.DipoleModel`, unless a
+        head in ``parts`` predicts another property.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ModelFileError: If it is not a model file, or not of this version of dipolegnn, or has parts
+            that are neither in ``dipolegnn.nn`` nor among those given.
+
+    Example:
+        >>> from dipolegnn import from_smiles, load_model, predict
+        >>> acetone = predict(load_model("painn-qm9"), from_smiles("CC(C)=O"))[0]
+        >>> round(acetone.magnitude, 1)  # experiment: 2.88 D
+        2.7
+    """
+    path = Path(model)
+    if not path.exists() and str(model) in pretrained_names():
+        return _pretrained(str(model))
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no model {model}. Give a model file, the folder of a run (with its "
+            f"{FILE_NAME}), or one of {', '.join(pretrained_names())}."
+        )
+    loaded, provenance = _read(path, parts)
+    loaded.card = ModelCard(str(path), False, provenance)
+    return loaded
+
+
+def _pretrained(name: str) -> DipoleModel:
+    model, provenance = _read(FOLDER / f"{name}.safetensors", ())
+    model.card = ModelCard(name, True, provenance)
+    return model
+
+
+def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]]:
+    """The model of a file, and its provenance."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelFileError(
+            f"{path} is not a safetensors file ({error}). A model file is the model.safetensors "
+            "of a training run."
+        ) from error
+    if _KEY not in stored:
+        raise ModelFileError(
+            f"{path} is a safetensors file, but not one of dipolegnn: it says nothing about the "
+            "architecture. A model file is the model.safetensors of a training run."
+        )
+    try:
+        metadata = _read_metadata(path, stored[_KEY])
+        # The new weights are replaced at once, so they must not use up the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            loaded = build_model(described(metadata["model"]), parts)
+    except ValueError as error:
+        raise ModelFileError(f"The model in {path} cannot be made. {error}") from error
+    units, expected = metadata["units"], _units(loaded.head)
+    # Version 1 stated those of a dipole head for every head.
+    if not units or any(expected.get(name, unit) != unit for name, unit in units.items()):
+        raise ModelFileError(f"The model in {path} has units {units}, expected {expected}.")
+    if isinstance(loaded, DipoleModel):
+        loaded.calibration = _read_calibration(path, weights)
+    first = next(name for name, _ in loaded.named_parameters())
+    _check_weights(path, weights, loaded.state_dict())
+    loaded.to(weights[first].dtype)
+    loaded.load_state_dict(weights)
+    return loaded.eval(), metadata["provenance"]
+
+
+def _units(head: Head[Any]) -> dict[str, str]:
+    """Units of what goes into and comes out of a model."""
+    outputs = {name: field.unit for name, field in head.outputs.items()}
+    return {**UNITS_OF_INPUTS, **outputs}
+
+
+def _read_metadata(path: Path, text: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text)
+        written_as = metadata["format_version"]
+        complete = metadata.keys() >= {"model", "units", "provenance"}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"The metadata of {path} are damaged ({error!r}).") from error
+    if written_as not in (1, FORMAT_VERSION):
+        raise ModelFileError(
+            f"{path} has format version {written_as}, and dipolegnn {__version__} reads "
+            f"versions 1 and {FORMAT_VERSION}. Install the dipolegnn that wrote it or a newer one."
+        )
+    if not complete:
+        raise ModelFileError(f"The metadata of {path} lack one of model, units, provenance.")
+    return {**metadata}
+
+
+def described(stored: JSON) -> ModelDescription:
+    """The parts of a model as a file states them; version 0.1 stated the options of the commands.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"Its description must be a JSON object, got {stored!r}.")
+    parts = {name: value for name, value in stored.items() if isinstance(value, dict)}
+    if len(parts) == len(stored) > 0:
+        return parts
+    known = {field.name for field in fields(ModelConfig)}
+    unknown = sorted(stored.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"It has settings that dipolegnn {__version__} does not know: {', '.join(unknown)}."
+        )
+    try:
+        return describe(TypeAdapter(ModelConfig).validate_python(stored))
+    except ValidationError as error:
+        raise ValueError(f"Its description cannot be used: {error}.") from error
+
+
+def _read_calibration(path: Path, weights: Mapping[str, Tensor]) -> Calibration | None:
+    start = "calibration."
+    state = {name.removeprefix(start): x for name, x in weights.items() if name.startswith(start)}
+    if not state:
+        return None
+    try:
+        return Calibration.of_state(state)
+    except ValueError as error:
+        raise ModelFileError(f"The error bars in {path} are damaged. {error}") from error
+
+
+def _check_weights(
+    path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
+    problems += [f"{name} has no place in it" for name in stored.keys() - expected.keys()]
+    problems += [
+        f"{name} is {list(stored[name].shape)} instead of {list(expected[name].shape)}"
+        for name in stored.keys() & expected.keys()
+        if stored[name].shape != expected[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise ModelFileError(
+            f"The weights in {path} do not fit the architecture that it names "
+            f"({len(problems)} of them): {shown}."
+        )
+
+
+def pretrained_names() -> list[str]:
+    """Names of the pretrained models."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def unknown_elements(model: PropertyModel[Any] | LoadedModel, data: Data) -> MoleculeError | None:
+    """Why a pretrained model makes no prediction for the elements of a molecule; None if it does.
+
+    A model of the user's own predicts, with a warning.
+    """
+    card = model.model.card if isinstance(model, LoadedModel) else model.card
+    if not card.pretrained or card.elements is None:
+        return None
+    symbols = {chemical_symbols[z] for z in data.z.tolist()}
+    unknown = sorted(symbols - card.elements)
+    if not unknown:
+        return None
+    others = names_for(symbols)
+    return MoleculeError(
+        f"It has {', '.join(unknown)}, and {card.name} knows {', '.join(sorted(card.elements))}",
+        remedy=f"Take the model {others[0]}" if others else "Train a model on such molecules",
+        molecule=str(data.get("name") or data.get("smiles") or ""),
+    )
+
+
+def names_for(elements: Collection[str]) -> list[str]:
+    """Names of the pretrained models that were trained on all of these elements."""
+    return [name for name in pretrained_names() if set(elements) <= elements_of(name)]
+
+
+@functools.cache  # used for every molecule that a model refuses
+def elements_of(name: str) -> frozenset[str]:
+    """Symbols of the elements that a pretrained model was trained on."""
+    elements = _pretrained(name).card.elements
+    assert elements is not None
+    return elements
 
 
 class LoadedModel(NamedTuple):
-    """A model, and what its file says about it."""
+    """A model with its card, as the pipeline of predictions uses them."""
 
     name: str
-    """Of a pretrained model its name, of any other its path."""
     pretrained: bool
     model: DipoleModel
-    provenance: dict[str, JSON]
+    provenance: Mapping[str, JSON]
 
-    def says(self, *keys: str) -> Any:
-        """An entry of the provenance; None where it says nothing of the kind."""
-        value: Any = self.provenance
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    @property
-    def origin(self) -> dict[str, JSON]:
-        """What to write down where training starts from it: what it learnt, and where from."""
-        known = {name: self.provenance.get(name) for name in ("data", "train", "start")}
-        return {
-            "model": Path(self.name).name,
-            **{name: value for name, value in known.items() if value is not None},
-        }
-
-    @property
-    def elements(self) -> frozenset[str] | None:
-        """Elements that it was trained on; None if that is not known."""
-        listed = self.says("data", "elements")
-        return frozenset(listed) if listed else None
+    @classmethod
+    def of(cls, model: DipoleModel) -> LoadedModel:
+        """The entries of the card of a model."""
+        return cls(model.card.name, model.card.pretrained, model, model.card.provenance)
 
     @property
     def accuracy(self) -> str:
-        """How good it is and what it was trained on, in a line; empty if that is not known."""
-        tested = self.says("result", "test", "dipole_mae")
-        error = self.says("result", "val", "dipole_mae") if tested is None else tested
-        if error is None:
-            return ""
-        part = "validation" if tested is None else "test"
-        data, level = self.says("data", "name"), self.says("data", "level_of_theory")
-        known = ", ".join(str(text) for text in (data, level) if text and text != "not stated")
-        return f"mean error {error:.3f} D on {part} molecules" + (f" ({known})" if known else "")
+        """See :class:`ModelCard`."""
+        return self.model.card.accuracy
 
-
-def open_model(path: str | Path | None, *, default: str = DEFAULT) -> LoadedModel:
-    """Loads a pretrained model, a model file, the model of a run, or the default model.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is no model file.
-    """
-    named = os.environ.get("DIPOLEGNN_MODEL")
-    if path is None and not named:  # whatever else is called like that
-        return LoadedModel(default, True, *load_model(pretrained_path(default)))
-    given = Path(str(named) if path is None else path)
-    if str(given) in pretrained_names() and not given.exists():
-        return LoadedModel(str(given), True, *load_model(pretrained_path(str(given))))
-    if not given.exists():
-        source = "--model" if path is not None else "DIPOLEGNN_MODEL"
-        raise FileNotFoundError(
-            f"No model: {source} names {given}, which is not there. Give a model file, the folder "
-            f"of a run, or one of {', '.join(pretrained_names())}."
-        )
-    if given.is_dir():
-        given = given / FILE_NAME
-    return LoadedModel(str(given), False, *load_model(given))
-
-
-def unknown_elements(loaded: LoadedModel, data: Data) -> MoleculeError | None:
-    """Why a pretrained model makes no prediction for the elements of a molecule; None if it does.
-
-    A model of the user's own predicts, with a note: it is the user who knows what it is for.
-    """
-    if not loaded.pretrained:
-        return None
-    return pretrained.unknown_elements(loaded.name, data)
+    @property
+    def elements(self) -> frozenset[str] | None:
+        """See :class:`ModelCard`."""
+        return self.model.card.elements
 
 
 class ModelChoice:
     """The model that the user named, or else the default for each kind of geometry.
 
     Args:
-        named: A pretrained model's name, a model file, the folder of a run; None: the defaults.
+        named: A pretrained model's name, a model file, the folder of a run; None: the environment
+            variable DIPOLEGNN_MODEL, or else the defaults.
     """
 
     def __init__(self, named: str | Path | None = None) -> None:
@@ -117,12 +338,17 @@ class ModelChoice:
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: It is no model file.
+            ValueError: It is no model file, or its head predicts another property.
         """
-        default = DEFAULT_FOR_SMILES if embedded else DEFAULT
-        if default not in self._loaded:
-            model = open_model(self.named, default=default)
-            # One that is named is the same for both.
-            same = [other for other in self._loaded.values() if other.name == model.name]
-            self._loaded[default] = same[0] if same else model
-        return self._loaded[default]
+        named = self.named or os.environ.get("DIPOLEGNN_MODEL")
+        wanted = str(named or (DEFAULT_FOR_SMILES if embedded else DEFAULT))
+        if wanted not in self._loaded:
+            # A default is the pretrained model, whatever else has its name here.
+            try:
+                model = load_model(wanted) if named else _pretrained(wanted)
+            except FileNotFoundError as error:
+                if self.named is None:
+                    raise FileNotFoundError(f"DIPOLEGNN_MODEL: {error}") from None
+                raise
+            self._loaded[wanted] = LoadedModel.of(model)
+        return self._loaded[wanted]

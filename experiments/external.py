@@ -39,8 +39,8 @@ from dipolegnn.inference.result import MoleculePrediction, Prediction, average
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.metrics import groupings
+from dipolegnn.models import elements_of, load_model, pretrained_names
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, make_data
-from dipolegnn.pretrained import elements_of, load_pretrained, pretrained_names
 
 MP2_SET = "QM9's test part, RI-MP2/def2-TZVP"
 EXPERIMENT, QM7B, MP2 = "experimental_dipoles.csv", "qm7b_ccsd.npz", "qm9_mp2_vectors.npz"
@@ -104,7 +104,7 @@ def compare_models(
             covered = restricted(sample, elements_of(name))
             left_out = len(sample.magnitude) - len(covered.magnitude)
             unknown = by_unknown_element(sample, elements_of(name))
-            own = predict(load_pretrained(name), covered.data)
+            own = predict(load_model(name), covered.data)
             limits.append(Limits(sample.name, name, unknown, by_doubt(average(own))))
             if not len(covered.magnitude):
                 continue
@@ -227,7 +227,7 @@ def compare_labels(folder: Path) -> tuple[list[dict[str, Any]], str]:
     """Errors of B3LYP, of the model trained on it, and of GFN2-xTB, as rows and as Markdown."""
     wanted = read_measured(folder / EXPERIMENT)
     experiment, missing = of_experiment(wanted, folder / QM9)
-    model = load_pretrained(MODEL)
+    model = load_model(MODEL)
     methods: dict[str, Predictor] = {
         B3LYP: by_label,
         MODEL: lambda data: predict(model, data),

@@ -33,9 +33,9 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.models import load_model
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, from_smiles
 from dipolegnn.molecules.workers import Lost, run_tasks, usable_cores
-from dipolegnn.pretrained import load_pretrained
 
 FILE = "qm9_dipole.npz"
 VALIDATION = 1
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     rows: list[dict[str, Any]] = []
     for model_name in options.models:
-        model = load_pretrained(model_name)
+        model = load_model(model_name)
         for name, (molecules, seconds) in geometries.items():
             error = np.array([p.magnitude for p in predict(model, molecules)]) - reference
             rows.append({"model": model_name, "geometry": name, **numbers(error, seconds)})

@@ -32,8 +32,8 @@ from rich.progress import track
 from dipolegnn.config import XTBConfig
 from dipolegnn.inference.derivatives import polar_tensors
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.models import load_model, pretrained_names, unknown_elements
 from dipolegnn.molecules import MoleculeError, from_ase, from_smiles, to_ase
-from dipolegnn.pretrained import load_pretrained, pretrained_names, unknown_elements
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 MOLECULES = {"water": "O", "ethanol": "CCO", "caffeine": "Cn1c(=O)c2c(ncn2C)n(C)c1=O"}
@@ -119,10 +119,11 @@ def vibrations(smiles: str, models: Sequence[str]) -> Vibrations:
     sum_rule = {}
     bare = from_ase(atoms)
     for name in models:
-        if unknown_elements(name, bare) is not None:
+        model = load_model(name)
+        if unknown_elements(model, bare) is not None:
             print(f"{smiles}: {name} does not know all of its elements, and is left out")
             continue
-        tensors = polar_tensors(load_pretrained(name), bare)  # [N, 3, 3] e
+        tensors = polar_tensors(model, bare)  # [N, 3, 3] e
         intensity[name] = intensities(tensors, modes)[real]
         deviation = tensors.sum(axis=0) - charge * np.eye(3)
         sum_rule[name] = float(np.abs(deviation).max())

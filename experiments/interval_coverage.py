@@ -32,8 +32,8 @@ from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.metrics import groupings
+from dipolegnn.models import load_model, pretrained_names
 from dipolegnn.molecules import MoleculeError, can_turn
-from dipolegnn.pretrained import load_pretrained, pretrained_names
 
 QM9, QM7B = "qm9_dipole.npz", "qm7b_ccsd.npz"
 COVERAGES = (0.68, 0.90, 0.95)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for sample in samples(folder, options.molecules):
         if not sample.molecules:
             continue
-        model = load_pretrained(sample.model)
+        model = load_model(sample.model)
         if model.calibration is None:
             raise SystemExit(f"{sample.model} has no error bars.")
         start = time.perf_counter()

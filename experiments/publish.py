@@ -22,11 +22,11 @@ from rich.progress import track
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.calibrate import calibrate
-from dipolegnn.checkpoint import load_model, save_model
 from dipolegnn.config import JSON, XTBConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.models import load_model, save_model
 from dipolegnn.molecules import can_turn
 from dipolegnn.nn import DipoleHead, DipoleModel
 
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     path = data_folder(options.data, FILE) / FILE
     part = read_arrays(path)["split"]
-    model, provenance = load_model(options.model)
+    model = load_model(options.model)
+    provenance = model.card.provenance
     if not isinstance(model.head, DipoleHead):
         raise SystemExit(f"{options.model} has no vectors, so there is no sign to settle.")
     data = provenance.get("data")

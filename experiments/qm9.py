@@ -31,9 +31,9 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, Split, save_dataset
 from dipolegnn.evaluation import describe_metrics, evaluate
-from dipolegnn.models import LoadedModel, open_model
+from dipolegnn.models import load_model
 from dipolegnn.molecules import MoleculeError, Molecules, canonical_smiles
-from dipolegnn.nn import build_model
+from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.nn.model import describe
 from dipolegnn.plots import learning_curve, parity_plot
 from dipolegnn.training import RunFolder, fit, read_history
@@ -134,14 +134,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(train.seed)
     start = None if options.start is None else started(options.start, model)
     result = fit(
-        build_model(model) if start is None else start.model,
+        build_model(model) if start is None else start,
         dataset,
         split,
         train,
         options.output,
         resume=options.resume,
         test=True,
-        provenance=None if start is None else {"start": start.origin},
+        provenance=None if start is None else {"start": start.card.origin},
     )
     history = read_history(RunFolder(options.output).history)
     learning_curve(history, f"QM9, {len(split.train):,} molecules").savefig(
@@ -168,12 +168,12 @@ def drawn(rows: torch.Tensor, count: int | None, seed: int, option: str) -> torc
     return rows[torch.from_numpy(np.sort(kept))]
 
 
-def started(path: Path, config: ModelConfig) -> LoadedModel:
+def started(path: Path, config: ModelConfig) -> DipoleModel:
     """The model of a file, which must be of this architecture."""
-    loaded = open_model(path)
-    if loaded.model.config != describe(config):
-        raise SystemExit(f"{path} is of another architecture: {loaded.model.config}, not {config}.")
-    return loaded
+    model = load_model(path)
+    if model.config != describe(config):
+        raise SystemExit(f"{path} is of another architecture: {model.config}, not {config}.")
+    return model
 
 
 def smallest(held_back: Sequence[Data]) -> list[Data]:

@@ -11,10 +11,10 @@ import torch
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.calibrate import calibrate
-from dipolegnn.checkpoint import ModelFileError, load_model, save_model
 from dipolegnn.config import ModelConfig
 from dipolegnn.inference.result import average
 from dipolegnn.inference.structures import predict
+from dipolegnn.models import ModelFileError, load_model, save_model
 from dipolegnn.molecules import from_smiles, make_data
 from dipolegnn.nn import Calibration, DipoleModel, build_model
 
@@ -161,7 +161,7 @@ def test_they_are_saved_with_the_model(config: ModelConfig, tmp_path: Path) -> N
         batches(some_waters(model, 100, 0.05, seed=2)),
     )
     save_model(tmp_path / "model.safetensors", model, {})
-    loaded, _ = load_model(tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
     (before,), (after,) = (predict(m, [water(1.0, 100)]) for m in (model, loaded))
     assert before.error is not None
     assert after.error is not None
@@ -170,7 +170,7 @@ def test_they_are_saved_with_the_model(config: ModelConfig, tmp_path: Path) -> N
 
     model.calibration = None
     save_model(tmp_path / "without.safetensors", model, {})
-    assert load_model(tmp_path / "without.safetensors")[0].calibration is None
+    assert load_model(tmp_path / "without.safetensors").calibration is None
     assert predict(model, [water(1.0, 100)])[0].error is None
 
 

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import load_model, save_model
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
 from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.models import load_model, save_model
 from dipolegnn.molecules import Molecules, from_smiles, to_ase
 from dipolegnn.nn import DipoleHead
 from tests.tolerances import PRINTED_D
@@ -84,7 +84,7 @@ def test_quickstart(project_root: Path, molecules: list[Data], tmp_path: Path) -
         rows = list(csv.DictReader(file))
     tested = ConformerDataset(data)[split.test]
     assert [int(row["mol_id"]) for row in rows] == [int(d.mol_id) for d in tested]
-    model, _ = load_model(run / "model.safetensors")
+    model = load_model(run / "model.safetensors")
     again = predict(model, list(tested))
     assert [float(row["predicted_D"]) for row in rows] == pytest.approx(
         [p.magnitude for p in again], abs=PRINTED_D
@@ -183,7 +183,7 @@ def test_challenge_averages_over_seeds(
     assert "seed 1, validation" in capsys.readouterr().out
 
     files = [tmp_path / f"seed{seed}" / "model.safetensors" for seed in (0, 1)]
-    models = [load_model(file)[0] for file in files]
+    models = [load_model(file) for file in files]
     dataset = ConformerDataset(tmp_path / "data-vectors-fast")
     val = list(dataset[dataset.split().val])
     vectors = np.mean([[vector(p) for p in predict(model, val)] for model in models], axis=0)
@@ -282,9 +282,7 @@ def test_qm9_at_the_geometries_of_a_force_field_and_from_another_model(
         assert torch.allclose(one.pos, other.pos, atol=0.01)
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert config["data"]["geometry"] == "MMFF94s"
-    first, second = (
-        load_model(path)[0].state_dict() for path in (start, run / "model.safetensors")
-    )
+    first, second = (load_model(path).state_dict() for path in (start, run / "model.safetensors"))
     for name, weight in first.items():  # at this rate they hardly move
         assert torch.allclose(weight, second[name], atol=1e-6), name
 
@@ -343,7 +341,8 @@ def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: 
     words = ["--fast", "--data", str(qm9_data), "--output", str(run), "--max-epochs", "1"]
     module(project_root, "qm9").main(words)
     right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
-    model, provenance = load_model(run / "model.safetensors")
+    model = load_model(run / "model.safetensors")
+    provenance = model.card.provenance
     assert isinstance(model.head, DipoleHead)
     model.head.reverse_()
     save_model(wrong, model, provenance)
@@ -354,7 +353,8 @@ def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: 
         command = ["--model", str(source), "--output", str(right), "--data", str(qm9_data)]
         command += ["--calibrated", "0"]  # there are too few molecules for error bars
         module(project_root, "publish").main(command)
-        published, about = load_model(right)
+        published = load_model(right)
+        about = published.card.provenance
         found.append(predict(published, from_smiles("CO"))[0].dipole)
         assert isinstance(about["sign"], dict)
         assert about["sign"]["settled_by"] == "GFN2-xTB"

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 import dipolegnn
-from dipolegnn import ModelConfig, export, load_model, load_pretrained
+from dipolegnn import ModelConfig, export, load_model
 from dipolegnn._pyg import Batch, Data
-from dipolegnn.checkpoint import save_model
 from dipolegnn.cli import main
 from dipolegnn.export import ExportError, ProgramInput, export_model
-from dipolegnn.models import open_model
+from dipolegnn.models import save_model
 from dipolegnn.nn import DipoleModel, DipoleOutput, build_model
-from dipolegnn.pretrained import pretrained_path
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import randomize
 from tests.nn.structures import benzene, carbon_dioxide, methane, molecule, random_molecule
@@ -90,7 +88,7 @@ assert not loaded, loaded
 
 def model_of(case: Case) -> DipoleModel:
     if case.representation.endswith("qm9"):
-        return load_pretrained(case.representation)
+        return load_model(case.representation)
     return small_model(case.representation, case.head, case.dtype)
 
 
@@ -156,12 +154,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Path]:
     folders = {}
     for case in CASES:
         folder = folders[case] = tmp_path_factory.mktemp(str(case).replace(".", "-"))
-        provenance = (
-            load_model(pretrained_path(case.representation))[1]
-            if case.representation.endswith("qm9")
-            else {}
-        )
-        export_model(folder / f"program{case.suffix}", model_of(case), provenance)
+        export_model(folder / f"program{case.suffix}", model_of(case))
         given = [given_to(molecules) for molecules in batches(case.dtype)]
         torch.save([tuple(one) for one in given], folder / "given.pt")
         arrays = {
@@ -277,7 +270,7 @@ def test_the_file_describes_itself(exported: dict[Case, Path], suffix: str) -> N
     about = description(folder / f"program{suffix}")
     assert about["cutoff"] == 5.0
     assert about["elements"] == ["C", "H", "N", "O"]
-    assert about["accuracy"] == open_model(Path("painn-qm9")).accuracy
+    assert about["accuracy"] == load_model("painn-qm9").card.accuracy
     assert str(about["accuracy"]).endswith("D on test molecules (qm9, B3LYP/6-31G(2df,p))")
     assert about["exported_by"] == {
         "dipolegnn": dipolegnn.__version__,
@@ -353,9 +346,9 @@ def test_can_be_differentiated(exported: dict[Case, Path]) -> None:
 
 def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
     model = small_model("painn", "dipole", F32).train()
-    model.calibration = load_pretrained("painn-qm9").calibration
+    model.calibration = load_model("painn-qm9").calibration
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    export_model(tmp_path / "program.pt2", model, {})
+    export_model(tmp_path / "program.pt2", model)
     assert (model.training, model.kernels) == (True, "auto")
     assert model.calibration is not None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -374,7 +367,7 @@ def test_what_cannot_be_exported(
     tmp_path: Path, name: str, dtype: torch.dtype, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        export_model(tmp_path / name, small_model("painn", "dipole", dtype), {})
+        export_model(tmp_path / name, small_model("painn", "dipole", dtype))
     assert not list(tmp_path.iterdir())
 
 
@@ -384,7 +377,7 @@ def test_without_the_packages_for_onnx(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(
         ImportError, match=r"onnxscript must be installed: pip install 'dipolegnn\[onnx\]'"
     ):
-        export_model(tmp_path / "program.onnx", model, {})
+        export_model(tmp_path / "program.onnx", model)
 
 
 def test_a_program_that_is_wrong_is_not_written(
@@ -396,7 +389,7 @@ def test_a_program_that_is_wrong_is_not_written(
 
     monkeypatch.setattr(export, "_torch_runner", wrong)
     with pytest.raises(ExportError, match=r"program.pt2 gives a dipole that is 1.0e-03 away"):
-        export_model(tmp_path / "program.pt2", small_model("painn", "dipole", F32), {})
+        export_model(tmp_path / "program.pt2", small_model("painn", "dipole", F32))
     assert not list(tmp_path.iterdir())
 
 

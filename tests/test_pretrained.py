@@ -9,18 +9,16 @@ import pytest
 import torch
 
 import dipolegnn
-from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.inference.structures import predict
-from dipolegnn.molecules import from_smiles, write_file
-from dipolegnn.pretrained import (
+from dipolegnn.models import (
     FOLDER,
     elements_of,
-    load_pretrained,
+    load_model,
     names_for,
     pretrained_names,
-    pretrained_path,
 )
+from dipolegnn.molecules import from_smiles, write_file
 from tests.cli.helpers import assert_message, predictions
 
 LARGEST_MB = 6
@@ -35,13 +33,13 @@ def no_other_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_each_has_a_card_and_says_where_it_comes_from() -> None:
     assert pretrained_names() == ["painn-qm9", "painn-qm9-mmff94s", "painn-xtb"]
     for name in pretrained_names():
-        path = pretrained_path(name)
+        path = FOLDER / f"{name}.safetensors"
         assert path.stat().st_size <= LARGEST_MB * 2**20
         card = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
         assert card.startswith(f"# {name}\n")
         for what in ("licence", "level of theory", "## Accuracy", "must not be trusted"):
             assert what in card
-        _, provenance = load_model(path)
+        provenance = load_model(name).card.provenance
         data, result = provenance["data"], provenance["result"]
         assert isinstance(data, dict)
         assert isinstance(result, dict)
@@ -73,7 +71,7 @@ def test_dipoles_point_from_negative_to_positive(
     name: str, smiles: str, negative: int, positive: int, reference: float
 ) -> None:
     (data,) = from_smiles(smiles)
-    (found,) = predict(load_pretrained(name), [data])
+    (found,) = predict(load_model(name), [data])
     assert found.dipole is not None
     bond = (data.pos[positive] - data.pos[negative]).double().numpy()
     cosine = (found.dipole @ bond) / found.magnitude / (bond @ bond) ** 0.5
@@ -82,10 +80,10 @@ def test_dipoles_point_from_negative_to_positive(
 
 
 def test_molecules_that_are_too_large_are_doubted() -> None:
-    (decane,) = predict(load_pretrained("painn-qm9-mmff94s"), from_smiles("CCCCCCCCCC"))
+    (decane,) = predict(load_model("painn-qm9-mmff94s"), from_smiles("CCCCCCCCCC"))
     assert decane.error is not None
     assert "10 heavy atoms" in "; ".join(decane.error.doubts)
-    (ether,) = predict(load_pretrained("painn-qm9-mmff94s"), from_smiles("CCOCC"))
+    (ether,) = predict(load_model("painn-qm9-mmff94s"), from_smiles("CCOCC"))
     assert ether.error is not None
     assert ether.error.doubts == ()
 
@@ -95,19 +93,17 @@ def test_molecules_that_are_too_large_are_doubted() -> None:
 )
 @pytest.mark.parametrize("name", ["painn-qm9", "painn-qm9-mmff94s"])
 def test_the_smallest_molecules(name: str, smiles: str, b3lyp: float) -> None:
-    (found,) = predict(load_pretrained(name), from_smiles(smiles))
+    (found,) = predict(load_model(name), from_smiles(smiles))
     assert found.magnitude == pytest.approx(b3lyp, abs=0.15)
 
 
-def test_load_pretrained() -> None:
-    model = dipolegnn.load_pretrained("painn-qm9")
+def test_load_model() -> None:
+    model = dipolegnn.load_model("painn-qm9")
     assert not model.training
-    same = load_pretrained("painn-qm9").state_dict()
+    same = load_model("painn-qm9").state_dict()
     assert all(torch.equal(weight, same[key]) for key, weight in model.state_dict().items())
-    with pytest.raises(
-        ValueError, match="no pretrained model 'painn'; there are painn-qm9, painn-qm9-m"
-    ):
-        dipolegnn.load_pretrained("painn")
+    with pytest.raises(FileNotFoundError, match=r"no model painn\. .* painn-qm9, painn-qm9-m"):
+        dipolegnn.load_model("painn")
 
 
 def test_elements() -> None:
@@ -160,6 +156,6 @@ def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "O", "--model", "painn-qm8"]) == 2
     assert_message(
         capsys,
-        "--model names painn-qm8, which is not there. Give a model file, the folder of a run, or "
-        "one of painn-qm9, painn-qm9-mmff94s, painn-xtb",
+        "There is no model painn-qm8. Give a model file, the folder of a run (with its "
+        "model.safetensors), or one of painn-qm9, painn-qm9-mmff94s, painn-xtb.",
     )

@@ -16,9 +16,9 @@ from dash import Dash, Input, Output, State, dcc, html
 from dipolegnn.app import view
 from dipolegnn.app.service import MAX_CHARACTERS, MAX_CONFORMERS, MAX_MOLECULES, TOO_MUCH, Service
 from dipolegnn.files import READABLE_TEXT
+from dipolegnn.models import pretrained_names
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
-from dipolegnn.pretrained import pretrained_names
 
 DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
 

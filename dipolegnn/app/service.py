@@ -16,7 +16,7 @@ from dipolegnn.config import ConformerConfig
 from dipolegnn.files import READABLE_TEXT, MoleculeFormat, molecule_format
 from dipolegnn.inference.pipeline import Source, answer
 from dipolegnn.inference.table import as_csv, as_json, structures_text
-from dipolegnn.models import ModelChoice
+from dipolegnn.models import ModelChoice, pretrained_names
 from dipolegnn.molecules import (
     MoleculeError,
     SmilesRow,
@@ -27,7 +27,6 @@ from dipolegnn.molecules import (
 )
 from dipolegnn.molecules.records import Record, text_records
 from dipolegnn.molecules.workers import Lost, Worker
-from dipolegnn.pretrained import pretrained_names
 
 MAX_CHARACTERS = 1_000_000
 """Longest text or file."""

@@ -11,13 +11,14 @@ from dipolegnn._pyg import Data
 from dipolegnn.cli.options import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
-from dipolegnn.models import FILE_NAME, LoadedModel, open_model, unknown_elements
+from dipolegnn.models import FILE_NAME, load_model, unknown_elements
+from dipolegnn.nn import DipoleModel
 from dipolegnn.plots import error_bars, parity_plot
 
 
 def run(options: Evaluate) -> int:
     """Measures a model, and says how good it is and where the details lie."""
-    loaded = open_model(options.model)
+    model = load_model(options.model)
     dataset = ConformerDataset(options.data)
     part = _part(dataset, options.split)
     if not len(part):
@@ -25,12 +26,12 @@ def run(options: Evaluate) -> int:
             f"The {options.split} part of {options.data} is empty; choose another with --split."
         )
     structures = list(part)
-    _require_known(loaded, structures)
-    evaluation = evaluate(loaded.model, structures, progress=True)
+    _require_known(model, structures)
+    evaluation = evaluate(model, structures, progress=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    note = _note(loaded, dataset, options.split)
+    note = _note(model, dataset, options.split)
     report = {
-        "model": loaded.name,
+        "model": model.card.name,
         "data": {"folder": str(options.data), "split": options.split},
         "structures": len(evaluation.predictions),
         "labelled": len(evaluation.labelled),
@@ -46,7 +47,7 @@ def run(options: Evaluate) -> int:
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     write_predictions(options.output / "predictions.csv", evaluation.predictions)
     labelled = evaluation.labelled
-    title = _title(loaded, dataset, options)
+    title = _title(model, dataset, options)
     figure = parity_plot(
         [float(p.data.dipole_magnitude) for p in labelled],
         [p.magnitude for p in labelled],
@@ -65,21 +66,22 @@ def run(options: Evaluate) -> int:
     return 0
 
 
-def _title(loaded: LoadedModel, dataset: ConformerDataset, options: Evaluate) -> str:
+def _title(model: DipoleModel, dataset: ConformerDataset, options: Evaluate) -> str:
     """Which model and which molecules a picture is of."""
-    path = Path(loaded.name)
-    model = path.resolve().parent.name if path.name == FILE_NAME else path.stem
+    path = Path(model.card.name)
+    name = path.resolve().parent.name if path.name == FILE_NAME else path.stem
     data = options.data.resolve().name if dataset.card is None else dataset.card.name
-    return f"{model} on {data} ({options.split})"
+    return f"{name} on {data} ({options.split})"
 
 
-def _require_known(loaded: LoadedModel, structures: Sequence[Data]) -> None:
+def _require_known(model: DipoleModel, structures: Sequence[Data]) -> None:
     """Refuses molecules that the model refuses to predict, rather than measure what it invents."""
-    problems = [unknown_elements(loaded, data) for data in structures]
+    problems = [unknown_elements(model, data) for data in structures]
     refused = [problem for problem in problems if problem is not None]
     if refused:
         raise ValueError(
-            f"{loaded.name} cannot be measured on {len(refused)} of {len(structures)} structures, "
+            f"{model.card.name} cannot be measured on {len(refused)} of {len(structures)} "
+            "structures, "
             f"the first {refused[0].molecule or 'without a name'}: {refused[0].problem}. "
             f"{refused[0].remedy}."
         )
@@ -96,10 +98,10 @@ def _part(dataset: ConformerDataset, name: Part) -> ConformerDataset:
     return part
 
 
-def _note(loaded: LoadedModel, dataset: ConformerDataset, name: Part) -> str:
+def _note(model: DipoleModel, dataset: ConformerDataset, name: Part) -> str:
     """What speaks against taking the numbers for what is to be expected of new molecules."""
     card = dataset.card
-    if card is None or loaded.says("data", "sha256") != card.sha256:
+    if card is None or model.card.get("data", "sha256") != card.sha256:
         return ""
     return {
         "test": "",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dipolegnn.cli.options import Export
 from dipolegnn.export import export_model
-from dipolegnn.models import open_model
+from dipolegnn.models import load_model
 
 
 def run(options: Export) -> int:
     """Writes a program, and says so."""
-    loaded = open_model(options.model)
-    export_model(options.output, loaded.model, loaded.provenance)
-    if loaded.accuracy:
-        print(f"{loaded.name}: {loaded.accuracy}")
+    model = load_model(options.model)
+    export_model(options.output, model)
+    if model.card.accuracy:
+        print(f"{model.card.name}: {model.card.accuracy}")
     print(f"wrote {options.output}")
     return 0

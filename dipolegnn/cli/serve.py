@@ -6,7 +6,7 @@ import errno
 from importlib import import_module
 
 from dipolegnn.cli.options import Serve
-from dipolegnn.models import open_model
+from dipolegnn.models import load_model
 
 
 def run(options: Serve) -> int:
@@ -21,7 +21,7 @@ def run(options: Serve) -> int:
     if not 0 <= options.port <= 65535:
         raise ValueError(f"--port must be between 0 and 65535, got {options.port}.")
     if options.model is not None:
-        open_model(options.model)  # so that a wrong one is said now
+        load_model(options.model)  # a wrong one is reported before the page is served
     try:
         server.serve(
             options.host, options.port, None if options.model is None else str(options.model)

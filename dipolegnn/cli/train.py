@@ -11,8 +11,8 @@ from dipolegnn.cli.program import INTERRUPTED, USAGE_ERROR
 from dipolegnn.config import ModelConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import describe_metrics
-from dipolegnn.models import LoadedModel, open_model
-from dipolegnn.nn import build_model
+from dipolegnn.models import load_model
+from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.nn.model import describe
 from dipolegnn.training import (
     FirstProcessFailed,
@@ -30,7 +30,7 @@ def run(options: Train) -> int:
     recipe = options.training
     torch.manual_seed(recipe.seed)
     start = None if options.start is None else _started(options.start, options.model)
-    model = build_model(options.model) if start is None else start.model
+    model = build_model(options.model) if start is None else start
     if not options.quiet and is_first_process():
         parameters = sum(weight.numel() for weight in model.parameters())
         print(f"{options.data}: {split} structures; the model has {parameters:,} parameters.")
@@ -47,7 +47,7 @@ def run(options: Train) -> int:
             time_limit=None if options.time_limit is None else 60 * options.time_limit,
             devices=options.devices,
             num_nodes=options.num_nodes,
-            provenance=None if start is None else {"start": start.origin},
+            provenance=None if start is None else {"start": start.card.origin},
         )
     except FirstProcessFailed:
         return USAGE_ERROR  # The first process says why.
@@ -64,13 +64,13 @@ def run(options: Train) -> int:
     return 0
 
 
-def _started(path: Path, wanted: ModelConfig) -> LoadedModel:
+def _started(path: Path, wanted: ModelConfig) -> DipoleModel:
     """The model whose weights training starts from; the architecture is that of this model."""
-    loaded = open_model(path)
-    if wanted != ModelConfig() and describe(wanted) != loaded.model.config:
+    model = load_model(path)
+    if wanted != ModelConfig() and describe(wanted) != model.config:
         raise ValueError(
-            f"--start {path} is a model of another architecture: {loaded.model.config}, and "
+            f"--start {path} is a model of another architecture: {model.config}, and "
             f"{describe(wanted)} was requested. Leave the options of the model out, or train "
             "without --start."
         )
-    return loaded
+    return model

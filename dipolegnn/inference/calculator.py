@@ -8,9 +8,9 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 
 from dipolegnn.inference.structures import predict
+from dipolegnn.models import load_model, unknown_elements
 from dipolegnn.molecules import from_ase
 from dipolegnn.nn import DipoleModel
-from dipolegnn.pretrained import load_pretrained, unknown_elements
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 
 
@@ -31,7 +31,7 @@ class DipoleCalculator(Calculator):
             dynamics runs on it and the dipole along the way is the model's.
 
     Raises:
-        ValueError: If there is no model of that name.
+        FileNotFoundError: If there is no model of that name.
 
     Example:
         >>> import numpy as np
@@ -46,8 +46,7 @@ class DipoleCalculator(Calculator):
         self, model: DipoleModel | str = "painn-qm9", others: BaseCalculator | None = None
     ) -> None:
         super().__init__()
-        self.pretrained = model if isinstance(model, str) else None
-        self.model = load_pretrained(model) if isinstance(model, str) else model
+        self.model = load_model(model) if isinstance(model, str) else model
         self.others = others
         theirs = () if others is None else others.implemented_properties
         self.implemented_properties = list(dict.fromkeys(("dipole", "charges", *theirs)))
@@ -89,10 +88,9 @@ class DipoleCalculator(Calculator):
     def _from_model(self, atoms: Atoms) -> None:
         bare = atoms.copy()  # without a calculator, whose results would be taken for labels
         data = from_ase(bare)
-        if self.pretrained is not None:
-            problem = unknown_elements(self.pretrained, data)
-            if problem is not None:
-                raise problem
+        problem = unknown_elements(self.model, data)
+        if problem is not None:
+            raise problem
         (prediction,) = predict(self.model, [data])
         if prediction.dipole is None or prediction.charges is None:
             raise ValueError(

@@ -34,10 +34,10 @@ def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
         ValueError: If the model has no vectors.
 
     Example:
-        >>> from dipolegnn import load_pretrained
+        >>> from dipolegnn import load_model
         >>> from dipolegnn.molecules import from_smiles
         >>> water, = from_smiles("O")
-        >>> tensors = polar_tensors(load_pretrained("painn-qm9"), water)
+        >>> tensors = polar_tensors(load_model("painn-qm9"), water)
         >>> tensors.shape, bool(abs(tensors.sum(axis=0)).max() < 1e-5)
         ((3, 3, 3), True)
 

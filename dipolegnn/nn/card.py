@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ class ModelCard:
     """Name and provenance of a model.
 
     Attributes:
-        name: Name of a pretrained model; of any other its path.
+        name: Name of a pretrained model; of any other its file; empty if it is in no file.
         pretrained: True if the model comes with the package.
         provenance: Data set, training recipe, metrics and versions, as they were saved.
     """
 
-    name: str
-    pretrained: bool
-    provenance: Mapping[str, JSON]
+    name: str = ""
+    pretrained: bool = False
+    provenance: Mapping[str, JSON] = field(default_factory=dict)
 
     def get(self, *keys: str) -> Any:
         """An entry of the provenance; None where there is none."""

@@ -55,8 +55,8 @@ class PropertyModel(nn.Module, Generic[Output]):
     """
 
     masses: Tensor
-    card: ModelCard | None
-    """What its file states about it; None if it was not loaded from one."""
+    card: ModelCard
+    """Its name and provenance, if it was loaded from a file."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class PropertyModel(nn.Module, Generic[Output]):
         self.head = head.fitted_to(representation)
         _check_kernels(kernels)
         self.kernels = kernels
-        self.card = None
+        self.card = ModelCard()
         self.register_buffer("masses", _standard_masses(), persistent=False)
 
     @property
@@ -98,7 +98,7 @@ class PropertyModel(nn.Module, Generic[Output]):
         """Gives the model new weights."""
         self.representation.reset_parameters()
         self.head.reset_parameters()
-        self.card = None
+        self.card = ModelCard()
 
     def forward(self, batch: Data) -> Output:
         """Predicts the property for a batch.

@@ -22,11 +22,11 @@ from rich.console import Console
 
 from dipolegnn._pyg import InMemoryDataset
 from dipolegnn.calibrate import TooFewMolecules, calibrate_on
-from dipolegnn.checkpoint import save_model
 from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
+from dipolegnn.models import save_model
 from dipolegnn.molecules.workers import usable_cores
-from dipolegnn.nn import DipoleModel, HeadMetric, PropertyModel
+from dipolegnn.nn import DipoleModel, HeadMetric, ModelCard, PropertyModel
 from dipolegnn.nn.model import ModelDescription
 from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import (
@@ -379,7 +379,7 @@ def _how_to_go_on(folder: RunFolder) -> str:
 
 def _copy(model: Model, config: TrainConfig) -> Model:
     copy = deepcopy(model)
-    copy.card = None
+    copy.card = ModelCard()
     if isinstance(copy, DipoleModel):
         copy.calibration = None  # error bars of other weights
     return copy.to(torch.float64 if config.precision == 64 else torch.float32)

@@ -9,8 +9,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from dipolegnn.checkpoint import load_model
 from dipolegnn.config import TrainConfig
+from dipolegnn.models import load_model
 from dipolegnn.nn import PropertyModel
 from dipolegnn.training.run_folder import RunFolder, read_json
 
@@ -72,7 +72,7 @@ def read_result(folder: RunFolder, model: Model, summary: Summary) -> FitResult[
     if summary.test is not None:
         metrics["test"] = summary.test
     return FitResult(
-        model=load_model(folder.model, parts)[0],
+        model=load_model(folder.model, parts),
         model_path=folder.model,
         best_epoch=summary.best_epoch,
         best_val_loss=summary.val["loss"],

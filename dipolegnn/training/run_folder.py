@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from dipolegnn.checkpoint import described
 from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.files import replacing
+from dipolegnn.models import described
 from dipolegnn.nn.model import ModelDescription
 
 

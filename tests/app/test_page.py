@@ -288,4 +288,4 @@ def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None
     assert main(["serve", "--port", "70000"]) == 2
     assert_message(capsys, "--port must be between 0 and 65535, got 70000")
     assert main(["serve", "--model", "nowhere"]) == 2
-    assert_message(capsys, "--model names nowhere, which is not there")
+    assert_message(capsys, "There is no model nowhere.")

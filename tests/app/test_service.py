@@ -81,7 +81,7 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself() -> None:
             "has 27002 atoms, and the page takes",
         ),
         (request(name="a.parquet", text="PAR1"), "those that can are .smi, .csv, .sdf"),
-        (Request("C", "", "", 1, "nowhere"), "names nowhere, which is not there"),
+        (Request("C", "", "", 1, "nowhere"), "There is no model nowhere."),
     ],
 )
 def test_what_it_refuses(asked: Request, reason: str) -> None:

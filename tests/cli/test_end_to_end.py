@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from dipolegnn import plots
-from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import evaluate
 from dipolegnn.inference.structures import predict
 from dipolegnn.metrics import Group
+from dipolegnn.models import load_model
 from dipolegnn.molecules import from_smiles, read_failures
 from dipolegnn.nn import build_model
 from dipolegnn.training import fit
@@ -77,7 +77,7 @@ def test_evaluate_measures_what_the_package_measures(
     assert "11 of 11 structures have a reference" in out
     assert "the model was trained on some of these" in out
     report = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-    model, _ = load_model(trained / "model.safetensors")
+    model = load_model(trained / "model.safetensors")
     expected = evaluate(model, list(ConformerDataset(built))).metrics
     assert report["metrics"] == pytest.approx(expected)
     assert report["units"]["dipole_mae"] == "debye"

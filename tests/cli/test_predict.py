@@ -11,9 +11,9 @@ import pytest
 from ase.io import read as ase_read
 from rdkit import Chem
 
-from dipolegnn.checkpoint import save_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig
+from dipolegnn.models import save_model
 from dipolegnn.molecules import from_smiles, read_failures, read_file, write_file
 from dipolegnn.nn import build_model
 from tests.cli.helpers import TABLE, assert_message, predictions
@@ -242,7 +242,7 @@ def test_the_model_may_be_named_by_the_environment(
 
     monkeypatch.setenv("DIPOLEGNN_MODEL", "elsewhere")
     assert main(["predict", "O"]) == 2
-    assert_message(capsys, "DIPOLEGNN_MODEL names elsewhere, which is not there")
+    assert_message(capsys, "DIPOLEGNN_MODEL: There is no model elsewhere.")
 
 
 @pytest.mark.parametrize(

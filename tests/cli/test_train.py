@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipolegnn.checkpoint import load_model
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
+from dipolegnn.models import load_model
 from dipolegnn.nn.model import describe
 from dipolegnn.training import RunFolder, read_history
 from tests.cli.helpers import SMALL, assert_message, build
@@ -90,7 +90,7 @@ def test_seed_makes_the_weights(built: Path, tmp_path: Path) -> None:
     for run, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         words = ["--max-epochs", "1", "--quiet", "--seed", seed, *SMALL]
         assert main(["train", "--data", str(built), "--output", str(tmp_path / run), *words]) == 0
-        model, _ = load_model(tmp_path / run / "model.safetensors")
+        model = load_model(tmp_path / run / "model.safetensors")
         weights.append(next(model.parameters()))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -117,7 +117,7 @@ def test_train_on_two_devices(table: Path, tmp_path: Path, project_root: Path) -
     begins = [f"{data}: ", "epoch 1/2", "epoch 2/2", "val: ", "test: ", "model: ", "history: "]
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
     assert len(read_history(RunFolder(run).history)) == 2
-    assert load_model(RunFolder(run).model)[1]["devices"] == 2
+    assert load_model(RunFolder(run).model).card.provenance["devices"] == 2
 
 
 def test_two_devices_without_torchrun(
@@ -142,8 +142,9 @@ def test_training_starts_from_another_model(
     words = ["train", "--data", str(built), "--output", str(tmp_path / "run"), "--quiet"]
     words += ["--start", str(trained), "--max-epochs", "1", "--lr", "1e-9", "--batch-size", "4"]
     assert main(words) == 0
-    before, _ = load_model(trained / "model.safetensors")
-    after, provenance = load_model(tmp_path / "run" / "model.safetensors")
+    before = load_model(trained / "model.safetensors")
+    after = load_model(tmp_path / "run" / "model.safetensors")
+    provenance = after.card.provenance
     assert after.config == before.config != describe(ModelConfig())
     for (name, weight), other in zip(after.named_parameters(), before.parameters(), strict=True):
         assert torch.allclose(weight, other, atol=1e-6), name

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
 from dipolegnn.inference.blocks import (
     FAILURE_COLUMNS,
@@ -20,7 +19,7 @@ from dipolegnn.inference.blocks import (
     embed_block,
     label_block,
 )
-from dipolegnn.models import ModelChoice
+from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.nn import build_model
 
 pyarrow = pytest.importorskip("pyarrow")

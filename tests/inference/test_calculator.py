@@ -17,9 +17,9 @@ from dipolegnn.inference.calculator import DipoleCalculator
 from dipolegnn.inference.derivatives import polar_tensors
 from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
+from dipolegnn.models import load_model
 from dipolegnn.molecules import MoleculeError, from_ase, from_smiles, to_ase
 from dipolegnn.nn import DipoleModel, build_model
-from dipolegnn.pretrained import load_pretrained
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 
 STEP = 1e-4  # angstrom
@@ -89,7 +89,7 @@ def test_polar_tensors_turn_with_the_molecule() -> None:
 def test_a_trained_model_has_the_polar_tensors_of_water() -> None:
     # Hydrogen's mean dynamic charge, a third of the trace, is about 0.3 e (Person and Newton 1974).
     (water,) = from_smiles("O")
-    tensors = polar_tensors(load_pretrained("painn-qm9"), water)
+    tensors = polar_tensors(load_model("painn-qm9"), water)
     mean = np.trace(tensors, axis1=1, axis2=2) / 3
     assert mean[1] == pytest.approx(mean[2], abs=1e-3)
     assert 0.1 < mean[1] < 0.5
@@ -107,7 +107,7 @@ def test_no_vectors_no_polar_tensors() -> None:
 def test_the_calculator_says_what_predict_says() -> None:
     atoms = molecule("CH3CHO")
     atoms.calc = DipoleCalculator("painn-qm9")
-    (expected,) = predict(load_pretrained("painn-qm9"), [from_ase(molecule("CH3CHO"))])
+    (expected,) = predict(load_model("painn-qm9"), [from_ase(molecule("CH3CHO"))])
     assert expected.dipole is not None
     assert atoms.get_dipole_moment() * DEBYE_PER_E_ANGSTROM == pytest.approx(expected.dipole)
     assert atoms.get_charges() == pytest.approx(expected.charges)
@@ -203,5 +203,5 @@ def test_the_calculator_refuses() -> None:
     water.calc = DipoleCalculator("painn-qm9")
     with pytest.raises(Exception, match="not implemented"):
         water.get_potential_energy()
-    with pytest.raises(ValueError, match="no pretrained model"):
+    with pytest.raises(FileNotFoundError, match="no model"):
         DipoleCalculator("painn")

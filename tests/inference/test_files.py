@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig
 from dipolegnn.inference import (
     JobMismatch,
@@ -28,7 +27,7 @@ from dipolegnn.inference.output import Parts
 from dipolegnn.inference.pipeline import Source, answer
 from dipolegnn.inference.progress import Progress
 from dipolegnn.inference.table import Line, as_csv
-from dipolegnn.models import ModelChoice
+from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.molecules import (
     MoleculeError,
     TableColumns,

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from dipolegnn.checkpoint import save_model
 from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
 from dipolegnn.inference import failures_path, predict_files
 from dipolegnn.inference.blocks import PREDICTION_COLUMNS
 from dipolegnn.labels import label_many
-from dipolegnn.models import ModelChoice
+from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.molecules import SmilesRow, embed_smiles, read_failures
 from dipolegnn.nn import build_model
 

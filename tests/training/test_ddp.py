@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from dipolegnn._pyg import Batch
-from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig
+from dipolegnn.models import load_model
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training import FitResult, RunFolder, fit, read_history
 from tests.training.toy import ToyDataset, dipole_loss, toy_model, toy_parts
@@ -80,7 +80,8 @@ def test_two_devices_train_as_one_with_the_batch_of_both(
     # Weights, their average, the gradient's norm, the schedule; labels that are not as many on
     # both; batches cut out of arrays, and made by PyG.
     folder = RunFolder(both.folder / run)
-    model, provenance = load_model(folder.model)
+    model = load_model(folder.model)
+    provenance = model.card.provenance
     assert provenance["devices"] == 2
     for name, weight in one[1].model.state_dict().items():
         # The gradient of the last bias is 0 but for rounding, because charges are made to add up;
@@ -140,7 +141,7 @@ def test_both_stop_at_the_same_epoch(both: Both) -> None:
 
 def test_a_resumed_run_is_the_uninterrupted_one(both: Both) -> None:
     runs = [RunFolder(both.folder / run) for run in ("usual", "cut")]
-    whole, resumed = (load_model(run.model)[0].state_dict() for run in runs)
+    whole, resumed = (load_model(run.model).state_dict() for run in runs)
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
     assert len(read_history(runs[1].history)) == TWO.max_epochs
 
@@ -200,7 +201,7 @@ def test_two_nodes_of_slurm(both: Both, tmp_path: Path, project_root: Path) -> N
             task.kill()
             task.wait()
     runs = [RunFolder(both.folder / "usual"), RunFolder(tmp_path / "nodes")]
-    one_node, two_nodes = (load_model(run.model)[0].state_dict() for run in runs)
+    one_node, two_nodes = (load_model(run.model).state_dict() for run in runs)
     assert all(torch.equal(weight, two_nodes[name]) for name, weight in one_node.items())
 
 

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from dipolegnn._pyg import Batch
-from dipolegnn.checkpoint import load_model
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.metrics import MagnitudeMAE
+from dipolegnn.models import load_model
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training import RunFolder, TrainingDiverged, fit, read_history
 from dipolegnn.training.averaging import warmed_up_decay
@@ -53,7 +53,8 @@ def test_learns_and_leaves_everything_in_its_place(
         "angle",
     }
     # What was validated, and tested, is what was saved.
-    saved, provenance = load_model(folder.model)
+    saved = load_model(folder.model)
+    provenance = saved.card.provenance
     assert mae_on(saved, "val") == pytest.approx(result.metrics["val"]["dipole_mae"], rel=1e-5)
     assert mae_on(saved, "test") == pytest.approx(result.metrics["test"]["dipole_mae"], rel=1e-5)
     assert saved.calibration is None
@@ -94,7 +95,7 @@ def test_a_model_gets_error_bars_from_its_validation_molecules(tmp_path: Path) -
     config = replace(CONFIG, max_epochs=2)
     model = toy_model()
     result = fit(model, *toy_parts(240), config, tmp_path / "one")
-    _, provenance = load_model(result.model_path)
+    provenance = load_model(result.model_path).card.provenance
     assert provenance["error_bars"] == "from 40 validation structures"
     first = result.model.calibration
     assert first is not None

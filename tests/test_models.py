@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dipolegnn._pyg import Data
-from dipolegnn.checkpoint import ModelFileError, load_model, save_model
 from dipolegnn.config import ModelConfig
+from dipolegnn.models import ModelFileError, load_model, save_model
 from dipolegnn.nn.model import describe
 from tests.training.toy import molecule, toy_model
 
@@ -46,7 +46,7 @@ def example(dtype: torch.dtype = torch.float32) -> Data:
 def test_round_trip(tmp_path: Path, config: ModelConfig, dtype: torch.dtype) -> None:
     model = toy_model(config=config).to(dtype)
     save_model(tmp_path / "m.safetensors", model, {})
-    loaded, _ = load_model(tmp_path / "m.safetensors")
+    loaded = load_model(tmp_path / "m.safetensors")
     assert loaded.config == describe(config)
     assert not loaded.training
     expected, actual = model(example(dtype)), loaded(example(dtype))
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path: Path, config: ModelConfig, dtype: torch.dtype) -> 
 
 
 def test_provenance_comes_back_with_date_and_versions(path: Path) -> None:
-    _, provenance = load_model(path)
+    provenance = load_model(path).card.provenance
     assert provenance["data"] == {"name": "toy"}
     assert isinstance(provenance["created"], str)
     versions = provenance["versions"]
@@ -76,7 +76,7 @@ def test_nothing_is_unpickled(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (torch, "load"),
     ]:
         monkeypatch.setattr(place, name, refuse)
-    assert load_model(path)[0].config == describe(CONFIGS[0])
+    assert load_model(path).config == describe(CONFIGS[0])
 
 
 def test_loading_leaves_the_random_numbers_alone(path: Path) -> None:
@@ -100,7 +100,9 @@ def test_others_may_read_it_as_any_file(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no model file .*nowhere.*dipolegnn train"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model .*nowhere.*the folder of a run.*painn-qm9"
+    ):
         load_model(tmp_path / "nowhere.safetensors")
 
 
