@@ -6,13 +6,21 @@ interpolate in that table; gradients flow back through the table to the weights.
 every edge has its reverse needs each distance once for both directions, and lets every atom
 gather its own gradient, without atomics.
 
-``operators.py`` holds the operators as autograd sees them, ``cpu_*.py`` and ``gpu_*.py`` the
-kernels; ``mixing.py`` the elementwise work of PaiNN's mixing, done in the same way.
+:func:`painn_message` and :func:`cfconv` take such a graph
+(:class:`dipolegnn.nn.graph.RadiusGraph`), sorted by target and compressed (``rowptr``, ``col``),
+and a filter tabulated on :func:`distance_grid`. Gradients flow to features, table and positions.
+:func:`mixing_context` and :func:`mixing_change` are the elementwise work of PaiNN's mixing. None
+of the operators has a second derivative. The plain formulas are in ``nn/painn.py`` and
+``nn/schnet.py``.
+
+A file here declares operators and their gradients; ``cpu/`` (numba) and ``gpu/`` (Triton) hold
+the kernels, each with the function that launches it.
 """
 
 from dipolegnn.ops.backend import why_not_fused
+from dipolegnn.ops.cfconv import cfconv
 from dipolegnn.ops.mixing import mixing_change, mixing_context
-from dipolegnn.ops.operators import cfconv, painn_message
+from dipolegnn.ops.painn import painn_message
 from dipolegnn.ops.table import distance_grid
 
 __all__ = [

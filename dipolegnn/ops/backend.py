@@ -1,17 +1,61 @@
-"""Which kernels can run where."""
+"""Operators of PyTorch with kernels for CPU and GPU, and where the kernels can run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.library import custom_op, infer_schema
 
 from dipolegnn.ops.table import STENCIL_POINTS
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def operator(declaration: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Makes an operator from its declaration, and registers its kernels, without a gradient.
+
+    The kernels are the functions of the same name in the same module of ``ops/cpu/`` and
+    ``ops/gpu/``. They are imported at the first call, and get contiguous tensors without a
+    gradient; under autocast, single precision (the matrix products before hand over half).
+
+    Args:
+        declaration: Its signature is that of the operator. Its body returns empty tensors with the
+            shapes of the results, for tracing.
+    """
+    name, module = declaration.__name__, declaration.__module__.rpartition(".")[2]
+
+    def kernel(folder: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            launch = getattr(import_module(f"dipolegnn.ops.{folder}.{module}"), name)
+            return launch(
+                *(a.detach().contiguous() if isinstance(a, Tensor) else a for a in arguments)
+            )
+
+        return call
+
+    made: Any = custom_op(
+        f"dipolegnn::{name}",
+        kernel("cpu"),
+        mutates_args=(),
+        device_types="cpu",
+        schema=infer_schema(declaration, mutates_args=()),
+    )
+    made.register_kernel("cuda")(kernel("gpu"))
+    made.register_fake(declaration)
+    for device in ("cpu", "cuda"):
+        made.register_autocast(device, torch.float32)
+    registered: Callable[Arguments, Result] = made
+    return registered
+
 
 def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the fused kernels cannot run on such tensors; None if they can."""
+    """Reason why the fused kernels cannot run on such tensors; None if they can."""
     if dtype not in STENCIL_POINTS:
         return f"the kernels have float32 and float64, not {dtype}"
     if device.type == "cpu":
@@ -22,15 +66,10 @@ def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 _INSTALLED: dict[str, bool] = {}
-"""What has been looked for. (A functools.cache would make torch.compile warn.)"""
+"""Packages that were searched for. (A functools.cache would make torch.compile warn.)"""
 
 
 def _missing(package: str, remedy: str) -> str | None:
     if package not in _INSTALLED:
         _INSTALLED[package] = find_spec(package) is not None
     return None if _INSTALLED[package] else f"{package} is not installed: {remedy}"
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor as the kernels want it: contiguous, known to no autograd."""
-    return tensor.detach().contiguous()

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dipolegnn.ops.cpu_compile import source_stamp
+from dipolegnn.ops.cpu.compile import source_stamp
 
 KERNEL = """
 from pathlib import Path
-from dipolegnn.ops.cpu_compile import compiler, source_stamp
+from dipolegnn.ops.cpu.compile import compiler, source_stamp
 compiled = compiler(source_stamp(Path(__file__).parent))
 """
 CALLER = """

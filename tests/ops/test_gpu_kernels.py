@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dipolegnn.ops import cpu, distance_grid
+from dipolegnn.ops import distance_grid
+from dipolegnn.ops.cpu import cfconv, mixing, painn
 from tests.ops.examples import CUTOFF, example, filters
 
 pytest.importorskip("triton", reason="Triton is not installed (extra dev, Linux)")
@@ -19,8 +20,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter is slow: 17 channels are more than a block, 3 edges more than a chunk."""
-    monkeypatch.setattr("dipolegnn.ops.gpu._LARGEST_BLOCK", 16)
-    monkeypatch.setattr("dipolegnn.ops.gpu._CHUNK", 2)
+    monkeypatch.setattr("dipolegnn.ops.gpu.launch._LARGEST_BLOCK", 16)
+    monkeypatch.setattr("dipolegnn.ops.gpu.launch._CHUNK", 2)
 
 
 def coarse_table(coefficients: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def check(got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...
 @pytest.mark.parametrize("channels", [1, 17])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_painn_message(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]) -> None:
-    from dipolegnn.ops import gpu
+    from dipolegnn.ops.gpu import painn as gpu
 
     g = example(channels, dtype, sizes)
     w = coarse_table(g.coefficients)
@@ -57,14 +58,14 @@ def test_painn_message(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]
     x, v, rows, pos, ptr, col = map(there, (g.x, g.v, w, g.pos, g.rowptr, g.col))
     check(
         gpu.painn_message(x, v, rows, pos, ptr, col, CUTOFF),
-        cpu.painn_message(g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF),
+        painn.painn_message(g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF),
     )
     for by_pos in (True, False):
         check(
             gpu.painn_message_backward(
                 there(up_s), there(up_v), x, v, rows, pos, ptr, col, CUTOFF, by_pos
             ),
-            cpu.painn_message_backward(
+            painn.painn_message_backward(
                 up_s, up_v, g.x, g.v, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos
             ),
         )
@@ -74,19 +75,19 @@ def test_painn_message(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]
 @pytest.mark.parametrize("channels", [1, 17])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_cfconv(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]) -> None:
-    from dipolegnn.ops import gpu
+    from dipolegnn.ops.gpu import cfconv as gpu
 
     g = example(channels, dtype, sizes, parts=1)
     w, up = coarse_table(g.coefficients), torch.randn(g.x.shape, dtype=dtype)
     x, rows, pos, ptr, col = map(there, (g.x, w, g.pos, g.rowptr, g.col))
     check(
         gpu.cfconv(x, rows, pos, ptr, col, CUTOFF),
-        cpu.cfconv(g.x, w, g.pos, g.rowptr, g.col, CUTOFF),
+        cfconv.cfconv(g.x, w, g.pos, g.rowptr, g.col, CUTOFF),
     )
     for by_pos in (True, False):
         check(
             gpu.cfconv_backward(there(up), x, rows, pos, ptr, col, CUTOFF, by_pos),
-            cpu.cfconv_backward(up, g.x, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos),
+            cfconv.cfconv_backward(up, g.x, w, g.pos, g.rowptr, g.col, CUTOFF, by_pos),
         )
 
 
@@ -94,21 +95,21 @@ def test_cfconv(dtype: torch.dtype, channels: int, sizes: tuple[int, ...]) -> No
 @pytest.mark.parametrize("channels", [1, 17])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_mixing(dtype: torch.dtype, channels: int, atoms: int) -> None:
-    from dipolegnn.ops import gpu
+    from dipolegnn.ops.gpu import mixing as gpu
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(atoms, *shape, dtype=dtype)
 
     s, vectors, abc = normal(channels), normal(3, 2 * channels), normal(3 * channels)
     up, up_s, up_v = normal(2 * channels), normal(channels), normal(3, channels)
-    context = cpu.mixing_context(s, vectors, 1e-8)
+    context = mixing.mixing_context(s, vectors, 1e-8)
     check(gpu.mixing_context(there(s), there(vectors), 1e-8), context)
     check(
         gpu.mixing_context_backward(there(up), there(vectors), there(context)),
-        cpu.mixing_context_backward(up, vectors, context),
+        mixing.mixing_context_backward(up, vectors, context),
     )
-    check(gpu.mixing_change(there(vectors), there(abc)), cpu.mixing_change(vectors, abc))
+    check(gpu.mixing_change(there(vectors), there(abc)), mixing.mixing_change(vectors, abc))
     check(
         gpu.mixing_change_backward(there(up_s), there(up_v), there(vectors), there(abc)),
-        cpu.mixing_change_backward(up_s, up_v, vectors, abc),
+        mixing.mixing_change_backward(up_s, up_v, vectors, abc),
     )

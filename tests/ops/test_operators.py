@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ DTYPES = [torch.float64, torch.float32]
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Small examples are shared out between threads as well."""
-    monkeypatch.setattr("dipolegnn.ops.threads._LEAST_EDGES", 1)
+    monkeypatch.setattr("dipolegnn.ops.cpu.launch._LEAST_EDGES", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -153,3 +155,17 @@ def test_pytorch_finds_nothing_wrong(dtype: torch.dtype) -> None:
     torch.library.opcheck(
         torch.ops.dipolegnn.cfconv.default, (*tensors, given.rowptr, given.col, CUTOFF)
     )
+
+
+@pytest.mark.parametrize("module", ["painn", "cfconv", "mixing"])
+@pytest.mark.parametrize("folder", ["cpu", "gpu"])
+def test_kernels_are_launched_with_the_arguments_of_the_operator(folder: str, module: str) -> None:
+    if folder == "gpu":
+        pytest.importorskip("triton", reason="Triton is not installed (extra dev, Linux)")
+    declared = vars(import_module(f"dipolegnn.ops.{module}"))
+    operators = [name for name in declared if name[0] != "_" and hasattr(torch.ops.dipolegnn, name)]
+    assert len(operators) >= 2  # forward and backward
+    for name in operators:
+        launch = getattr(import_module(f"dipolegnn.ops.{folder}.{module}"), name)
+        schema = getattr(torch.ops.dipolegnn, name).default._schema
+        assert list(inspect.signature(launch).parameters) == [a.name for a in schema.arguments]

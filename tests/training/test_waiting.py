@@ -108,11 +108,11 @@ def test_a_step_from_batch_to_new_weights(
 def test_what_surrounds_the_gpu_kernels() -> None:
     """Their buffers and the order of the edges; the kernels themselves cannot wait."""
     pytest.importorskip("triton", reason="Triton is not installed (extra dev, Linux)")
-    from dipolegnn.ops import gpu
+    from dipolegnn.ops.gpu.launch import cut_into_chunks
 
     given = example(4, torch.float32)
     filters = table(given.coefficients)
     with Waiting() as mode:
-        gpu._chunks(filters, given.pos, given.rowptr, given.col, CUTOFF, 4)
+        cut_into_chunks(filters, given.pos, given.rowptr, given.col, CUTOFF, 4)
     assert mode.found == []
     assert ops.why_not_fused(given.pos.device, given.pos.dtype) is None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipolegnn.ops.cpu_compile import compiled
+from dipolegnn.ops.cpu.compile import compiled
 
 
 @compiled

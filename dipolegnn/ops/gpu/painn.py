@@ -6,16 +6,20 @@ Arrays as on the CPU: ``x [N, 3F]``, ``v [N, 3F]``, ``table [T, 3F]``, ``ds [N, 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from dipolegnn.ops.gpu_interpolation import (
+from dipolegnn.ops.gpu.interpolation import (
     interpolate,
     interpolate_slope,
     pair_geometry,
     stencil,
     weights,
 )
+from dipolegnn.ops.gpu.launch import block_size, cut_into_chunks, summed
+from dipolegnn.ops.table import SLOPE_POINTS, STENCIL_POINTS, rows_per_length, slope_table
 
 
 @triton.jit
@@ -141,7 +145,7 @@ def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad
                    POINTS: tl.constexpr):  # fmt: skip
     """One program sums the filter's gradients over a chunk of edges that share a stencil.
 
-    ``partial [chunks, POINTS, 3F]``; :func:`dipolegnn.ops.gpu_interpolation.sum_chunks` adds up.
+    ``partial [chunks, POINTS, 3F]``; :func:`dipolegnn.ops.gpu.interpolation.sum_chunks` adds up.
     """
     chunk = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -171,3 +175,45 @@ def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad
     tl.store(place, sa, mask=mask[None, :])
     tl.store(place + F, sb, mask=mask[None, :])
     tl.store(place + 2 * F, sc, mask=mask[None, :])
+
+
+def painn_message(
+    x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
+) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/painn.py."""
+    atoms, channels = x.size(0), x.size(1) // 3
+    ds, dv = x.new_empty(atoms, channels), torch.empty_like(v)
+    if atoms:
+        block, rows = block_size(channels), table.size(0)
+        forward[(atoms, triton.cdiv(channels, block))](
+            x, v, table, pos, rowptr, col, ds, dv, rows_per_length(table, cutoff), rows,
+            channels, block, STENCIL_POINTS[x.dtype],
+        )  # fmt: skip
+    return ds, dv
+
+
+def painn_message_backward(
+    grad_ds: Tensor, grad_dv: Tensor, x: Tensor, v: Tensor, table: Tensor, pos: Tensor,
+    rowptr: Tensor, col: Tensor, cutoff: float, positions: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Runs the kernels: see ops/painn.py."""
+    atoms, channels = x.size(0), x.size(1) // 3
+    grad_x, grad_v = torch.empty_like(x), torch.empty_like(v)
+    if not atoms:
+        return grad_x, grad_v, torch.zeros_like(table), torch.zeros_like(pos)
+    points, block, rows = STENCIL_POINTS[x.dtype], block_size(channels), table.size(0)
+    blocks, scale = triton.cdiv(channels, block), rows_per_length(table, cutoff)
+    places = pos.new_zeros(blocks if positions else 1, atoms, 3)
+    slopes_from = slope_table(table)
+    backward_atoms[(atoms, blocks)](
+        x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad_v, places,
+        scale, rows, slopes_from, rows_per_length(slopes_from, cutoff), slopes_from.size(0),
+        atoms, channels, block, points, SLOPE_POINTS, positions,
+    )  # fmt: skip
+    chunks = cut_into_chunks(table, pos, rowptr, col, cutoff, points)
+    partial = table.new_empty(chunks.first.numel(), points, table.size(1))
+    backward_table[(chunks.first.numel(), blocks)](
+        x, v, pos, chunks.source, chunks.target, chunks.row, chunks.first, chunks.last,
+        grad_ds, grad_dv, partial, scale, channels, block, points,
+    )  # fmt: skip
+    return grad_x, grad_v, summed(partial, chunks, table, points), places.sum(dim=0)

@@ -11,9 +11,11 @@ import math
 
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
-from dipolegnn.ops.cpu_compile import compiled, shared_out
-from dipolegnn.ops.cpu_interpolation import (
+from dipolegnn.ops.cpu.compile import compiled, shared_out
+from dipolegnn.ops.cpu.interpolation import (
     combine_rows,
     dot,
     lagrange_scales,
@@ -22,7 +24,8 @@ from dipolegnn.ops.cpu_interpolation import (
     spread_rows,
     stencil_start,
 )
-from dipolegnn.ops.table import SLOPE_POINTS
+from dipolegnn.ops.cpu.launch import buffers, per_length, plan, run, total
+from dipolegnn.ops.table import SLOPE_POINTS, STENCIL_POINTS, slope_table
 
 
 @compiled
@@ -177,3 +180,32 @@ def backward_shares(
             x, v, table, per_length, grad_ds, grad_dv, grad_x, grad_v,
             grad_tables[shares[k, 4]], grad_places[k], slopes_from, slopes_per_length, positions,
         )  # fmt: skip
+
+
+def painn_message(
+    x: Tensor, v: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
+) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/painn.py."""
+    ds, dv = x.new_zeros(x.size(0), v.size(2)), torch.zeros_like(v)
+    run(
+        forward_shares, plan(rowptr, col, v.size(2)), STENCIL_POINTS[x.dtype], rowptr, col, pos,
+        x, v.flatten(1), table, per_length(table, cutoff), ds, dv.flatten(1),
+    )  # fmt: skip
+    return ds, dv
+
+
+def painn_message_backward(
+    grad_ds: Tensor, grad_dv: Tensor, x: Tensor, v: Tensor, table: Tensor, pos: Tensor,
+    rowptr: Tensor, col: Tensor, cutoff: float, positions: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Runs the kernel: see ops/painn.py."""
+    shares = plan(rowptr, col, v.size(2))
+    grad_x, grad_v, slopes_from = torch.zeros_like(x), torch.zeros_like(v), slope_table(table)
+    tables, places = buffers(shares, table, pos)
+    run(
+        backward_shares, shares, STENCIL_POINTS[x.dtype], rowptr, col, pos,
+        x, v.flatten(1), table, per_length(table, cutoff), grad_ds, grad_dv.flatten(1),
+        grad_x, grad_v.flatten(1), tables, places,
+        slopes_from, per_length(slopes_from, cutoff), positions,
+    )  # fmt: skip
+    return grad_x, grad_v, total(tables), total(places)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 
 import numba
+import torch
+from torch import Tensor
 
-from dipolegnn.ops.cpu_compile import shared_out
+from dipolegnn.ops.cpu.compile import shared_out
+from dipolegnn.ops.cpu.launch import equal_shares, run, scalar
 
 
 @shared_out
@@ -94,3 +97,41 @@ def change_backward(shares, grad_ds, grad_dv, vectors, abc, grad_vectors, grad_a
                     both = gs[f] * c[f]
                     gv[f] = both * u[f]
                     gu[f] = both * v[f] + gd[f] * b[f]
+
+
+def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
+    """Runs the kernel: see ops/mixing.py."""
+    out = s.new_empty(s.size(0), 2 * s.size(1))
+    run(context, equal_shares(*s.shape), s, vectors.flatten(1), scalar(eps, s), out)
+    return out
+
+
+def mixing_context_backward(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/mixing.py."""
+    grad_s = grad.new_empty(grad.size(0), grad.size(1) // 2)
+    grad_vectors = torch.zeros_like(vectors)
+    run(
+        context_backward, equal_shares(*grad_s.shape),
+        grad, vectors.flatten(1), out, grad_s, grad_vectors.flatten(1),
+    )  # fmt: skip
+    return grad_s, grad_vectors
+
+
+def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/mixing.py."""
+    atoms, channels = abc.size(0), abc.size(1) // 3
+    ds, dv = abc.new_empty(atoms, channels), abc.new_empty(atoms, 3, channels)
+    run(change, equal_shares(atoms, channels), vectors.flatten(1), abc, ds, dv.flatten(1))
+    return ds, dv
+
+
+def mixing_change_backward(
+    grad_ds: Tensor, grad_dv: Tensor, vectors: Tensor, abc: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/mixing.py."""
+    grad_vectors, grad_abc = torch.empty_like(vectors), torch.empty_like(abc)
+    run(
+        change_backward, equal_shares(*grad_ds.shape),
+        grad_ds, grad_dv.flatten(1), vectors.flatten(1), abc, grad_vectors.flatten(1), grad_abc,
+    )  # fmt: skip
+    return grad_vectors, grad_abc

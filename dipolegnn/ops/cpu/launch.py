@@ -1,4 +1,4 @@
-"""Shares the work of a CPU kernel between threads, as many as torch uses.
+"""Launching of CPU kernels: the work is shared between threads, as many as torch uses.
 
 A share is a range of atoms that no edge leaves, times a range of channels. Shares write to
 different places, or to buffers of their own that are added in a fixed order, so that the result
@@ -20,8 +20,10 @@ import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dipolegnn.ops.cpu_interpolation import closed_boundaries
+from dipolegnn.ops.cpu.interpolation import closed_boundaries
+from dipolegnn.ops.table import rows_per_length
 
 _LEAST_EDGES = 400
 """Edges per thread below which handing the work over costs more than doing it."""
@@ -29,10 +31,8 @@ _LEAST_EDGES = 400
 _LEAST_CHANNELS = 32
 """Channels per thread below which the loops over channels get too short."""
 
-
 _LEAST_ATOMS = 64
-"""Atoms per thread below which that holds for work that goes atom by atom."""
-
+"""As _LEAST_EDGES, for work that goes atom by atom."""
 
 Shares = NDArray[np.int64]
 """One row per share: atoms ``first:last``, channels ``low:high``, buffer ``slot``."""
@@ -41,7 +41,7 @@ _ONE_AT_A_TIME = threading.Lock()
 """Where numba has no OpenMP, its threads cannot be shared by two callers at once."""
 
 
-def plan(rowptr: np.ndarray, col: np.ndarray, channels: int) -> Shares:
+def plan(rowptr: Tensor, col: Tensor, channels: int) -> Shares:
     """Cuts the work into shares of about equal numbers of edges, at most one per thread.
 
     Args:
@@ -49,15 +49,16 @@ def plan(rowptr: np.ndarray, col: np.ndarray, channels: int) -> Shares:
         col: Source of each edge ``[E]``, sorted by target.
         channels: Number of channels F.
     """
-    atoms, edges = len(rowptr) - 1, len(col)
+    first = rowptr.numpy()
+    atoms, edges = len(first) - 1, len(col)
     threads = max(1, min(_threads(), edges // _LEAST_EDGES))
     if threads == 1:
         return np.array([[0, atoms, 0, channels, 0]])
-    cuts = closed_boundaries(rowptr, col)
+    cuts = closed_boundaries(first, col.numpy())
     wanted = edges * np.arange(1, threads) / threads
-    inner = cuts[np.searchsorted(rowptr[cuts], wanted).clip(max=len(cuts) - 1)]
+    inner = cuts[np.searchsorted(first[cuts], wanted).clip(max=len(cuts) - 1)]
     bounds = np.unique(np.concatenate([[0], inner, [atoms]]))
-    heaviest = np.diff(rowptr[bounds]).max()
+    heaviest = np.diff(first[bounds]).max()
     if heaviest <= 1.5 * edges / threads:
         return np.array(
             [[a, b, 0, channels, slot] for slot, (a, b) in enumerate(itertools.pairwise(bounds))]
@@ -78,14 +79,44 @@ def equal_shares(atoms: int, channels: int) -> Shares:
 
 
 def run(kernel: Callable[..., None], shares: Shares, *arguments: Any) -> None:
-    """Calls a kernel that goes through all shares by ``prange``, with a thread for each."""
+    """Calls a kernel that goes through all shares by ``prange``, with a thread for each.
+
+    Tensors are passed on as arrays.
+    """
+    arrays = [a.numpy() if isinstance(a, Tensor) else a for a in arguments]
     with _ONE_AT_A_TIME:
         before = numba.get_num_threads()
         numba.set_num_threads(len(shares))
         try:
-            kernel(shares, *arguments)
+            kernel(shares, *arrays)
         finally:
             numba.set_num_threads(before)
+
+
+def buffers(shares: Shares, table: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros to add the gradients of table and positions to, where shares meet.
+
+    Shares of atoms meet in the table ``[slots, T, C]``, shares of channels in the positions
+    ``[shares, N, 3]``.
+    """
+    slots = int(shares[:, 4].max()) + 1
+    return table.new_zeros(slots, *table.shape), pos.new_zeros(len(shares), *pos.shape)
+
+
+def total(parts: Tensor) -> Tensor:
+    """Sum of the buffers of all shares."""
+    return parts[0] if parts.size(0) == 1 else parts.sum(dim=0)
+
+
+def scalar(value: float, like: Tensor) -> np.floating:
+    """A number of the precision of a tensor, for which the kernels are compiled."""
+    number: np.floating = like.numpy().dtype.type(value)
+    return number
+
+
+def per_length(table: Tensor, cutoff: float) -> np.floating:
+    """Rows of a table per angstrom."""
+    return scalar(rows_per_length(table, cutoff), table)
 
 
 def _threads() -> int:

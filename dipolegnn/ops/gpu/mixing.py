@@ -6,8 +6,12 @@ Arrays as on the CPU: ``s [N, F]``, ``vectors [N, 6F]``, ``context [N, 2F]``, ``
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from dipolegnn.ops.gpu.launch import block_size
 
 
 @triton.jit
@@ -88,3 +92,49 @@ def change_backward(grad_ds, grad_dv, vectors, abc, grad_vectors, grad_abc,
     tl.store(grad_abc + 3 * F * i + f, gs, mask=mask)
     tl.store(grad_abc + 3 * F * i + F + f, gb, mask=mask)
     tl.store(grad_abc + 3 * F * i + 2 * F + f, gc, mask=mask)
+
+
+def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
+    """Runs the kernel: see ops/mixing.py."""
+    atoms, channels = s.shape
+    out = s.new_empty(atoms, 2 * channels)
+    if atoms:
+        block = block_size(channels)
+        context[(atoms, triton.cdiv(channels, block))](s, vectors, out, eps, channels, block)
+    return out
+
+
+def mixing_context_backward(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/mixing.py."""
+    atoms, channels = grad.size(0), grad.size(1) // 2
+    grad_s, grad_vectors = grad.new_empty(atoms, channels), torch.empty_like(vectors)
+    if atoms:
+        block = block_size(channels)
+        context_backward[(atoms, triton.cdiv(channels, block))](
+            grad, vectors, out, grad_s, grad_vectors, channels, block
+        )
+    return grad_s, grad_vectors
+
+
+def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/mixing.py."""
+    atoms, channels = abc.size(0), abc.size(1) // 3
+    ds, dv = abc.new_empty(atoms, channels), abc.new_empty(atoms, 3, channels)
+    if atoms:
+        block = block_size(channels)
+        change[(atoms, triton.cdiv(channels, block))](vectors, abc, ds, dv, channels, block)
+    return ds, dv
+
+
+def mixing_change_backward(
+    grad_ds: Tensor, grad_dv: Tensor, vectors: Tensor, abc: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Runs the kernel: see ops/mixing.py."""
+    grad_vectors, grad_abc = torch.empty_like(vectors), torch.empty_like(abc)
+    atoms, channels = grad_ds.shape
+    if atoms:
+        block = block_size(channels)
+        change_backward[(atoms, triton.cdiv(channels, block))](
+            grad_ds, grad_dv, vectors, abc, grad_vectors, grad_abc, channels, block
+        )
+    return grad_vectors, grad_abc

@@ -5,16 +5,20 @@ Arrays as on the CPU: ``x [N, F]``, ``table [T, F]``, ``out [N, F]``.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from dipolegnn.ops.gpu_interpolation import (
+from dipolegnn.ops.gpu.interpolation import (
     interpolate,
     interpolate_slope,
     pair_geometry,
     stencil,
     weights,
 )
+from dipolegnn.ops.gpu.launch import block_size, cut_into_chunks, summed
+from dipolegnn.ops.table import SLOPE_POINTS, STENCIL_POINTS, rows_per_length, slope_table
 
 
 @triton.jit
@@ -74,7 +78,7 @@ def backward_table(x, pos, source, target, row, chunk_first, chunk_last, grad, p
                    POINTS: tl.constexpr):  # fmt: skip
     """One program sums the filter's gradients over a chunk of edges that share a stencil.
 
-    ``partial [chunks, POINTS, F]``; :func:`dipolegnn.ops.gpu_interpolation.sum_chunks` adds up.
+    ``partial [chunks, POINTS, F]``; :func:`dipolegnn.ops.gpu.interpolation.sum_chunks` adds up.
     """
     chunk = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -91,3 +95,47 @@ def backward_table(x, pos, source, target, row, chunk_first, chunk_last, grad, p
         total += share * (gi * xj)[None, :]
     place = partial + (chunk * POINTS + m[:, None]) * F + f[None, :]
     tl.store(place, total, mask=mask[None, :])
+
+
+def cfconv(
+    x: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
+) -> Tensor:
+    """Runs the kernel: see ops/cfconv.py."""
+    atoms, channels = x.shape
+    out = torch.empty_like(x)
+    if atoms:
+        block, rows = block_size(channels), table.size(0)
+        forward[(atoms, triton.cdiv(channels, block))](
+            x, table, pos, rowptr, col, out, rows_per_length(table, cutoff), rows,
+            channels, block, STENCIL_POINTS[x.dtype],
+        )  # fmt: skip
+    return out
+
+
+def cfconv_backward(
+    grad: Tensor, x: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor,
+    cutoff: float, positions: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Runs the kernels: see ops/cfconv.py."""
+    atoms, channels = x.shape
+    # Every edge has its reverse: the gradient of the sources is the same sum over neighbours.
+    grad_x = cfconv(grad, table, pos, rowptr, col, cutoff)
+    if not atoms:
+        return grad_x, torch.zeros_like(table), torch.zeros_like(pos)
+    points, block = STENCIL_POINTS[x.dtype], block_size(channels)
+    blocks, scale = triton.cdiv(channels, block), rows_per_length(table, cutoff)
+    places = pos.new_zeros(blocks if positions else 1, atoms, 3)
+    slopes_from = slope_table(table)
+    if positions:
+        backward_positions[(atoms, blocks)](
+            x, slopes_from, pos, rowptr, col, grad, places,
+            rows_per_length(slopes_from, cutoff), slopes_from.size(0), atoms, channels, block,
+            SLOPE_POINTS,
+        )  # fmt: skip
+    chunks = cut_into_chunks(table, pos, rowptr, col, cutoff, points)
+    partial = table.new_empty(chunks.first.numel(), points, channels)
+    backward_table[(chunks.first.numel(), blocks)](
+        x, pos, chunks.source, chunks.target, chunks.row, chunks.first, chunks.last,
+        grad, partial, scale, channels, block, points,
+    )  # fmt: skip
+    return grad_x, summed(partial, chunks, table, points), places.sum(dim=0)

@@ -10,9 +10,11 @@ import math
 
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
-from dipolegnn.ops.cpu_compile import compiled, shared_out
-from dipolegnn.ops.cpu_interpolation import (
+from dipolegnn.ops.cpu.compile import compiled, shared_out
+from dipolegnn.ops.cpu.interpolation import (
     combine_rows,
     dot,
     lagrange_scales,
@@ -21,7 +23,8 @@ from dipolegnn.ops.cpu_interpolation import (
     spread_rows,
     stencil_start,
 )
-from dipolegnn.ops.table import SLOPE_POINTS
+from dipolegnn.ops.cpu.launch import buffers, per_length, plan, run, total
+from dipolegnn.ops.table import SLOPE_POINTS, STENCIL_POINTS, slope_table
 
 
 @compiled
@@ -109,3 +112,31 @@ def backward_shares(
             x, table, per_length, grad, grad_x, grad_tables[shares[k, 4]], grad_places[k],
             slopes_from, slopes_per_length, positions,
         )  # fmt: skip
+
+
+def cfconv(
+    x: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float
+) -> Tensor:
+    """Runs the kernel: see ops/cfconv.py."""
+    out = torch.zeros_like(x)
+    run(
+        forward_shares, plan(rowptr, col, x.size(1)), STENCIL_POINTS[x.dtype], rowptr, col, pos,
+        x, table, per_length(table, cutoff), out,
+    )  # fmt: skip
+    return out
+
+
+def cfconv_backward(
+    grad: Tensor, x: Tensor, table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor,
+    cutoff: float, positions: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Runs the kernel: see ops/cfconv.py."""
+    shares = plan(rowptr, col, x.size(1))
+    grad_x, slopes_from = torch.zeros_like(x), slope_table(table)
+    tables, places = buffers(shares, table, pos)
+    run(
+        backward_shares, shares, STENCIL_POINTS[x.dtype], rowptr, col, pos,
+        x, table, per_length(table, cutoff), grad, grad_x, tables, places,
+        slopes_from, per_length(slopes_from, cutoff), positions,
+    )  # fmt: skip
+    return grad_x, total(tables), total(places)

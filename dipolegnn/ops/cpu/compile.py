@@ -52,10 +52,10 @@ class _Cache(FunctionCache):
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
 
-_STAMP = source_stamp(Path(__file__).parent)
+_STAMP = source_stamp(Path(__file__).parents[1])  # with the constants of table.py
 
 compiled = compiler(_STAMP)
 """For functions that handle one share of the work, or less."""
 
 shared_out = compiler(_STAMP, parallel=True)
-"""For a loop over shares by ``prange``, one thread each; see threads.py."""
+"""For a loop over shares by ``prange``, one thread each; see launch.py."""

@@ -1,0 +1,1 @@
+"""The kernels of the operators for the GPU, written in Triton."""
