@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import os
+import queue
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,6 +23,7 @@ import pytest
 pytest.importorskip("dash", reason="dash is not installed (extra app)")
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+import waitress.server
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dipolegnn.cli import main
@@ -53,23 +57,44 @@ pytestmark = pytest.mark.xdist_group("page")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 
-@contextmanager
-def serving() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``dipolegnn serve``, and its address."""
-    command = [sys.executable, "-m", "dipolegnn", "serve", "--port", "0"]
-    environment = {k: v for k, v in os.environ.items() if k != "DIPOLEGNN_MODEL"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
+class Served:
+    """``dipolegnn serve``: one process for all tests, started again after it was ended."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.address = ""
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self.process is not None:
+            return
+        command = [sys.executable, "-m", "dipolegnn", "serve", "--port", "0"]
+        environment = {k: v for k, v in os.environ.items() if k != "DIPOLEGNN_MODEL"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), line
-        yield process, line.split()[0]
-        process.terminate()
+        self.address = line.split()[0]
+
+    def kill(self) -> None:
+        """End it, as when its machine is short of memory."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving() as (_, found):
-        yield found
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def address(served: Served) -> str:
+    served.start()
+    return served.address
 
 
 @pytest.fixture(scope="module")
@@ -227,20 +252,6 @@ def test_a_request_that_the_server_refuses(page: Page) -> None:
     expect(page.locator("#unanswered")).to_be_hidden()
 
 
-@needs_browser
-def test_a_page_whose_program_has_ended_says_so(browser: Browser) -> None:
-    with serving() as (process, address):
-        context = browser.new_context()
-        opened = context.new_page()
-        opened.goto(address)
-        opened.wait_for_selector("#predict")
-        process.kill()
-        process.wait()
-        opened.click("#predict")
-        expect(opened.locator("#unanswered")).to_contain_text("(dipolegnn serve) has ended")
-        context.close()
-
-
 def status(address: str, host: str | None = None, body: bytes | None = None) -> tuple[int, str]:
     headers = {"Content-Type": "application/json"} | ({} if host is None else {"Host": host})
     request = urllib.request.Request(address, data=body, headers=headers)
@@ -267,18 +278,49 @@ def test_the_page_is_for_this_machine_and_shows_no_traceback(address: str) -> No
         other.connect(("127.0.0.2", port))
 
 
+@contextmanager
+def serving_here(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[list[str]]:
+    """``dipolegnn serve`` in a thread, and the lines that it prints; without the first question,
+    which would start a process that imports everything.
+    """
+    made: queue.Queue[Any] = queue.Queue()
+
+    def create_server(*arguments: Any, **options: Any) -> Any:
+        server = waitress.server.create_server(*arguments, **options)
+        made.put(server)
+        return server
+
+    monkeypatch.setattr("dipolegnn.app.server.create_server", create_server)
+    monkeypatch.setattr("dipolegnn.app.server.Service.ask", lambda *_: None)
+    thread = threading.Thread(target=main, args=(["serve", "--host", host, "--port", "0"],))
+    thread.start()
+    server = made.get(timeout=60)
+    status(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}/")
+    yield capsys.readouterr().out.splitlines()
+    server.trigger.pull_trigger(server.close)  # in the thread that waits for requests
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6")
-def test_other_addresses() -> None:
-    for host, shown, said in (("::1", "[::1]", ""), ("0.0.0.0", "0.0.0.0", "can use the page")):
-        command = [sys.executable, "-m", "dipolegnn", "serve", "--host", host, "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith(f"http://{shown}:"), line
-            if said:
-                assert said in process.stdout.readline()
-            assert status(line.split()[0])[0] == 200
-            process.terminate()
+@pytest.mark.parametrize(
+    ("host", "shown", "notes"),
+    [("::1", "[::1]", []), ("0.0.0.0", "0.0.0.0", ["can use the page"])],
+)
+def test_other_addresses(
+    host: str,
+    shown: str,
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with serving_here(host, monkeypatch, capsys) as (line, *others):
+        assert line.startswith(f"http://{shown}:"), line
+        assert len(others) == len(notes)
+        assert all(note in other for note, other in zip(notes, others, strict=True))
+        assert status(line.split()[0])[0] == 200
 
 
 def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None:
@@ -289,3 +331,16 @@ def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None
     assert_message(capsys, "--port must be between 0 and 65535, got 70000")
     assert main(["serve", "--model", "nowhere"]) == 2
     assert_message(capsys, "There is no model nowhere.")
+
+
+@needs_browser
+def test_a_page_whose_program_has_ended_says_so(browser: Browser, served: Served) -> None:
+    served.start()
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.goto(served.address)
+    opened.wait_for_selector("#predict")
+    served.kill()
+    opened.click("#predict")
+    expect(opened.locator("#unanswered")).to_contain_text("(dipolegnn serve) has ended")
+    context.close()

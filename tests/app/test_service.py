@@ -16,6 +16,9 @@ pytest.importorskip("dash", reason="dash is not installed (extra app)")
 from dipolegnn.app.service import Request, Service, respond
 from dipolegnn.molecules import from_smiles, read_text, text_of
 
+# One process that answers: all tests in one process.
+pytestmark = pytest.mark.xdist_group("page")
+
 MODEL = "painn-xtb"
 
 
@@ -91,15 +94,22 @@ def test_what_it_refuses(asked: Request, reason: str) -> None:
     assert response.report == {}
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
-    made = Service(MODEL, time_limit=60)
+@pytest.fixture(scope="module")
+def started() -> Iterator[Service]:
+    made = Service(MODEL)
     yield made
     made.close()
 
 
+@pytest.fixture
+def service(started: Service) -> Service:
+    """One for all tests: its process takes seconds to start."""
+    started.time_limit = 60
+    return started
+
+
 def test_a_request_that_takes_too_long_is_given_up_and_the_next_one_answered(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service,
 ) -> None:
     assert service.ask("O").refusal == ""  # the process is warm
     process = service._worker
