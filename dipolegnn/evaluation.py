@@ -13,7 +13,7 @@ import torch
 from dipolegnn._pyg import Data
 from dipolegnn.inference.result import Prediction
 from dipolegnn.inference.structures import predict
-from dipolegnn.metrics import Group, breakdown
+from dipolegnn.metrics import Group, MeanError, breakdown
 from dipolegnn.nn import BaseDipoleHead, DipoleModel, HeadMetric, Target
 from dipolegnn.units import DECIMALS_D
 
@@ -99,7 +99,7 @@ def score(predictions: Sequence[Prediction]) -> Evaluation:
     metrics = {}
     for name, described in BaseDipoleHead.metrics.items():
         if described.target in targets:
-            metric = described.metric()
+            metric = MeanError(described.error, described.root)
             metric.update(*targets[described.target])
             value = float(metric.compute())
             if not math.isnan(value):

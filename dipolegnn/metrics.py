@@ -7,7 +7,7 @@ Of no molecule at all it is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -18,11 +18,6 @@ from ase.data import chemical_symbols
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchmetrics import Metric
-
-ANGLE_THRESHOLD = 0.1
-"""Shortest reference dipole, in debye, whose direction counts in :class:`MeanAngle`."""
-
-_DEGREES_PER_RADIAN = 57.29577951308232
 
 
 class _Mean(Metric):
@@ -67,11 +62,19 @@ class MeanLoss(_Mean):
         self.count += labelled.sum()
 
 
-class MeanOverMolecules(_Mean):
-    """Mean of a number per molecule, over the molecules where it is not NaN.
+class MeanError(_Mean):
+    """Mean of the errors of the labelled molecules.
 
-    A metric of a new property implements ``_per_molecule(predicted, reference) -> [B]``.
+    Args:
+        error: Maps predictions ``[B, ...]`` and labels of the same shape to errors ``[B]``, NaN
+            where a molecule has no label; :mod:`dipolegnn.nn.errors` has some.
+        root: Whether to take the root of the mean: for squared errors.
     """
+
+    def __init__(self, error: Callable[[Tensor, Tensor], Tensor], root: bool = False) -> None:
+        super().__init__()
+        self.error = error
+        self.root = root
 
     def update(self, predicted: Tensor, reference: Tensor) -> None:
         """Adds a batch.
@@ -85,73 +88,18 @@ class MeanOverMolecules(_Mean):
         """
         if predicted.shape != reference.shape:
             raise ValueError(
-                f"{type(self).__name__} compares arrays of one shape, got predicted "
+                f"{self.error.__name__} compares arrays of one shape, got predicted "
                 f"{list(predicted.shape)} and reference {list(reference.shape)}."
             )
-        value = self._per_molecule(predicted.detach().double(), reference.detach().double())
+        value = self.error(predicted.detach().double(), reference.detach().double())
         known = ~value.isnan()
         self.total += value.where(known, 0.0).sum()
         self.count += known.sum()
 
-    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class MagnitudeMAE(MeanOverMolecules):
-    r"""Mean absolute error of the magnitude, in debye.
-
-    .. math:: \langle|\,|\mu|-|\mu_0|\,|\rangle
-    """
-
-    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        return unless_unlabelled((predicted - reference).abs(), reference)
-
-
-class MagnitudeRMSE(MeanOverMolecules):
-    r"""Root of the mean squared error of the magnitude, in debye.
-
-    .. math:: \sqrt{\langle(|\mu|-|\mu_0|)^2\rangle}
-    """
-
-    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        return unless_unlabelled((predicted - reference).square(), reference)
-
     def compute(self) -> Tensor:
-        """The root of the mean so far; NaN if there was no molecule with a label."""
-        return super().compute().sqrt()
-
-
-class VectorMAE(MeanOverMolecules):
-    r"""Mean length of the error vector, in debye: :math:`\langle|\mu-\mu_0|\rangle`.
-
-    Unlike a mean over components it does not depend on the orientation of the molecules.
-    """
-
-    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        return unless_unlabelled(torch.linalg.vector_norm(predicted - reference, dim=1), reference)
-
-
-class MeanAngle(MeanOverMolecules):
-    """Mean angle between predicted and reference dipole, in degrees.
-
-    Over the molecules whose reference is at least :data:`ANGLE_THRESHOLD` long: the direction of
-    a dipole that is nearly 0 is noise. A predicted dipole of exactly 0 counts as 90 degrees.
-    """
-
-    def _per_molecule(self, predicted: Tensor, reference: Tensor) -> Tensor:
-        # atan2 keeps its precision at 0 and 180 degrees, where acos loses it.
-        cross = torch.linalg.vector_norm(torch.linalg.cross(predicted, reference, dim=1), dim=1)
-        dot = (predicted * reference).sum(dim=1)
-        angle = torch.atan2(cross, dot) * _DEGREES_PER_RADIAN
-        angle = angle.where((cross != 0) | (dot != 0), 90.0)
-        has_direction = torch.linalg.vector_norm(reference, dim=1) >= ANGLE_THRESHOLD
-        return angle.nan_to_num(nan=torch.inf).where(has_direction, torch.nan)
-
-
-def unless_unlabelled(value: Tensor, reference: Tensor) -> Tensor:
-    """``value`` where the reference is known, else NaN; a NaN prediction is an error, not a gap."""
-    known = ~reference.reshape(reference.size(0), -1).isnan().any(dim=1)
-    return value.nan_to_num(nan=torch.inf).where(known, torch.nan)
+        """The mean so far; NaN if there was no molecule with a label."""
+        mean = super().compute()
+        return mean.sqrt() if self.root else mean
 
 
 By = Literal["size", "element", "magnitude"]

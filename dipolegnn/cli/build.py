@@ -18,11 +18,6 @@ from dipolegnn.molecules.workers import usable_cores
 def run(options: Build) -> int:
     """Builds a data set, and says what is in it and what is not."""
     method = label_method(options.label)
-    if method is not None and options.magnitude_column is not None:
-        raise ValueError(
-            "--magnitude-column gives reference dipoles, and --label would replace them; add "
-            "--label none, or leave the column out."
-        )
     if (options.output / CARD_FILE).exists() and not options.overwrite:
         raise FileExistsError(
             f"{options.output} already holds a data set. Add --overwrite, or choose another folder."
@@ -64,24 +59,10 @@ def label_method(options: LabelOptions) -> XTBConfig | DFTConfig | None:
     Raises:
         ValueError: Relaxation without a method.
     """
-    if options.label == "xtb":
-        return XTBConfig(
-            optimize=options.optimize,
-            fmax=options.fmax,
-            max_steps=options.max_steps,
-            electronic_temperature=options.electronic_temperature,
-        )
-    if options.label == "dft":
-        return DFTConfig(
-            xc=options.xc,
-            basis=options.basis,
-            density_fit=not options.exact_integrals,
-            grid_level=options.grid_level,
-            scf_tolerance=options.scf_tolerance,
-            optimize=options.optimize,
-            fmax=options.fmax,
-            max_steps=options.max_steps,
-        )
+    if options.label != "none":
+        kind = XTBConfig if options.label == "xtb" else DFTConfig
+        settings = {**vars(options), "density_fit": not options.exact_integrals}
+        return kind(**{field.name: settings[field.name] for field in fields(kind)})
     if options.optimize:
         raise ValueError("--optimize needs a method: --label xtb or --label dft.")
     return None

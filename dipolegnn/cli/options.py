@@ -92,7 +92,7 @@ class SplitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Build(Debug):
-    """Build a data set: read molecules, embed them in 3D, label them with dipoles, split them.
+    """Build a data set: read molecules, embed them in 3D, label and split them.
 
     INPUT is .smi, .csv or .parquet (SMILES, embedded in 3D), .sdf, .xyz or .extxyz (structures),
     all but .parquet also as .gz. If interrupted, repeat the same command to resume.

@@ -16,28 +16,23 @@ from typing import TypeVar
 import tyro
 
 from dipolegnn import __version__
-from dipolegnn.cli.options import Build, Evaluate, Export, Predict, Serve, Train
+from dipolegnn.cli.options import Build, Debug, Evaluate, Export, Predict, Serve, Train
 
 FAILED_MOLECULES = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-HELP = f"""\
-usage: dipolegnn [-h] [--version] {{build,train,evaluate,predict,export,serve}} ...
+COMMANDS: dict[str, type[Debug]] = {
+    "build": Build,
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
+    "serve": Serve,
+}
+"""The options of each command; it is the function ``run`` of the module of its name."""
 
-Dipole moments of molecules, by graph neural networks (dipolegnn {__version__}).
-
-  build      build a data set: read molecules, embed, label with dipoles, split
-  train      train a model on a data set
-  evaluate   evaluate a model on a part of a data set
-  predict    predict dipole moments, in debye, from SMILES or from files of molecules
-  export     write a model as a program that runs without dipolegnn (.pt2, .onnx)
-  serve      serve a web page that predicts dipole moments
-
-`dipolegnn COMMAND --help` lists the options of a command.
-"""
-
-_Options = TypeVar("_Options", Build, Train, Evaluate, Predict, Export, Serve)
+_Options = TypeVar("_Options", bound=Debug)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,35 +66,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    # A command is imported only once its options are good: torch, Lightning and RDKit take seconds.
-    match name:
-        case "build":
-            build = _parse(Build, name, arguments)
-            return int(_load("build").run(build))
-        case "train":
-            train = _with_defaults(_parse(Train, name, arguments), arguments)
-            return int(_load("train").run(train))
-        case "evaluate":
-            evaluate = _parse(Evaluate, name, arguments)
-            return int(_load("evaluate").run(evaluate))
-        case "predict":
-            predict = _parse(Predict, name, arguments)
-            return int(_load("predict").run(predict))
-        case "export":
-            export = _parse(Export, name, arguments)
-            return int(_load("export").run(export))
-        case "serve":
-            serve = _parse(Serve, name, arguments)
-            return int(_load("serve").run(serve))
-        case "-h" | "--help":
-            print(HELP, end="")
-            return 0
-        case "--version":
-            print(f"dipolegnn {__version__}")
-            return 0
+    if name in COMMANDS:
+        options = _parse(COMMANDS[name], name, arguments)
+        if isinstance(options, Train):
+            options = _with_defaults(options, arguments)
+        # A command is imported only once its options are good: torch, Lightning and RDKit take
+        # seconds.
+        return int(_load(name).run(options))
+    if name in ("-h", "--help"):
+        print(_help(), end="")
+        return 0
+    if name == "--version":
+        print(f"dipolegnn {__version__}")
+        return 0
     problem = f"there is no command {name!r}" if name else "a command is missing"
-    print(f"dipolegnn: error: {problem}\n\n{HELP}", end="", file=sys.stderr)
+    print(f"dipolegnn: error: {problem}\n\n{_help()}", end="", file=sys.stderr)
     return USAGE_ERROR
+
+
+def _help() -> str:
+    summaries = (
+        f"  {name:<10} {inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}"
+        for name, kind in COMMANDS.items()
+    )
+    return "\n".join(
+        [
+            f"usage: dipolegnn [-h] [--version] {{{','.join(COMMANDS)}}} ...\n",
+            f"Dipole moments of molecules, by graph neural networks (dipolegnn {__version__}).\n",
+            *summaries,
+            "\n`dipolegnn COMMAND --help` lists the options of a command.\n",
+        ]
+    )
 
 
 def _load(command: str) -> ModuleType:

@@ -64,7 +64,7 @@ class Recipe:
         if self.label is not None and self.columns.magnitude is not None:
             raise ValueError(
                 f"The column {self.columns.magnitude!r} gives reference dipoles, and label would "
-                "replace them; leave one of the two out."
+                "replace them; leave one of the two out (on the command line: --label none)."
             )
 
     def inputs(self) -> dict[str, object]:

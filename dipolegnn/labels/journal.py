@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from dipolegnn._pyg import Data
 from dipolegnn.labels.calculators import LabelMethod, engine_version, method_settings
-from dipolegnn.molecules import MoleculeError, make_data
+from dipolegnn.molecules import MoleculeError
+from dipolegnn.molecules.molecule import relabelled
 
 HEADER = '{"file": "dipolegnn labels", "version": 1}\n'
 
@@ -40,20 +41,13 @@ def label_of(data: Data) -> Label:
 
 def with_label(data: Data, found: Label) -> Data:
     """A copy of the molecule with a label."""
-    labelled = make_data(
-        data.z,
-        found.pos,
-        charge=data.charge.item(),
+    return relabelled(
+        data,
+        pos=found.pos,
         dipole=found.dipole,
         atomic_charges=found.atomic_charges,
         energy=found.energy,
-        mol_id=int(data.mol_id.item()),
-        smiles=data.smiles,
-        name=data.name,
     )
-    if "mol_block" in data:
-        labelled.mol_block = data.mol_block
-    return labelled
 
 
 def fingerprint(data: Data, method: LabelMethod) -> str:

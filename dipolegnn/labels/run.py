@@ -14,7 +14,8 @@ from ase.optimize import LBFGS
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules import MoleculeError, make_data
+from dipolegnn.molecules import MoleculeError
+from dipolegnn.molecules.molecule import relabelled
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
 CHARGE_TOLERANCE = 0.05
@@ -96,20 +97,13 @@ def label(
     except MoleculeError as error:
         raise error.located(molecule=name) from None
     centre = centre_of_mass(atoms.numbers, atoms.positions)
-    labelled = make_data(
-        data.z,
-        atoms.positions if optimize else data.pos,
-        charge=data.charge.item(),
+    return relabelled(
+        data,
+        pos=atoms.positions if optimize else None,
         dipole=move_origin(dipole, data.charge.item(), centre) * DEBYE_PER_E_ANGSTROM,
         atomic_charges=charges,
         energy=energy * KCAL_PER_MOL_PER_EV,
-        mol_id=int(data.mol_id.item()),
-        smiles=data.smiles,
-        name=data.name,
     )
-    if "mol_block" in data:
-        labelled.mol_block = data.mol_block
-    return labelled
 
 
 def _relax(atoms: Atoms, fmax: float, max_steps: int) -> None:

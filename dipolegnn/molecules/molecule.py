@@ -109,6 +109,36 @@ def make_data(
     )
 
 
+def relabelled(
+    data: Data,
+    *,
+    pos: ArrayLike | torch.Tensor | None = None,
+    dipole: ArrayLike | torch.Tensor | None = None,
+    dipole_magnitude: float | None = None,
+    atomic_charges: ArrayLike | torch.Tensor | None = None,
+    energy: float | None = None,
+) -> Data:
+    """A copy of a molecule with these labels, and with other coordinates if any are given.
+
+    Args and Raises are those of :func:`make_data`.
+    """
+    copy = make_data(
+        data.z,
+        data.pos if pos is None else pos,
+        charge=data.charge.item(),
+        dipole=dipole,
+        dipole_magnitude=dipole_magnitude,
+        atomic_charges=atomic_charges,
+        energy=energy,
+        mol_id=int(data.mol_id.item()),
+        smiles=data.smiles,
+        name=data.name,
+    )
+    if "mol_block" in data:
+        copy.mol_block = data.mol_block
+    return copy
+
+
 def to_arrays(data: Data) -> dict[str, Any]:
     """The fields of a molecule with NumPy arrays for tensors: a tenth of the time to pickle."""
     return {

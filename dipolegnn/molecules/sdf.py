@@ -15,7 +15,7 @@ from rdkit import Chem
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
 from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.molecule import make_data
+from dipolegnn.molecules.molecule import relabelled
 
 _DIPOLE = "dipole_debye"
 _MAGNITUDE = "dipole_magnitude_debye"
@@ -73,20 +73,15 @@ def _read_record(record: str, mol_id: int) -> Data:
         return data
     energy = _numbers(labels, _ENERGY)
     magnitude = _numbers(labels, _MAGNITUDE)
-    labelled = make_data(
-        data.z,
-        data.pos,
-        charge=data.charge.item(),
+    data.mol_id.fill_(_stated_number(labels, mol_id))
+    data.smiles = labels.get(_SMILES, data.smiles)
+    return relabelled(
+        data,
         dipole=_numbers(labels, _DIPOLE),
         dipole_magnitude=None if magnitude is None else magnitude[0],
         atomic_charges=_numbers(labels, _CHARGES),
         energy=None if energy is None else energy[0],
-        mol_id=_stated_number(labels, mol_id),
-        smiles=labels.get(_SMILES, data.smiles),
-        name=data.name,
     )
-    labelled.mol_block = data.mol_block
-    return labelled
 
 
 def _numbers(labels: dict[str, str], name: str) -> list[float] | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.metrics import MagnitudeMAE, MagnitudeRMSE, MeanAngle, VectorMAE
+from dipolegnn.nn.errors import absolute_error, angle, length_of_error, squared_error
 from dipolegnn.nn.features import Linear
 from dipolegnn.nn.parts import (
     AtomFeatures,
@@ -56,10 +56,10 @@ class BaseDipoleHead(Head[DipoleOutput]):
         "charges": OutputField(("N",), "e"),
     }
     metrics: ClassVar[Mapping[str, HeadMetric]] = {
-        "dipole_mae": HeadMetric(MagnitudeMAE, "magnitude", "MAE {:.4f} D", "debye"),
-        "dipole_rmse": HeadMetric(MagnitudeRMSE, "magnitude", "RMSE {:.4f} D", "debye"),
-        "vector_mae": HeadMetric(VectorMAE, "vector", "MAE {:.4f} D", "debye"),
-        "angle": HeadMetric(MeanAngle, "vector", "angle {:.1f}°", "degree"),
+        "dipole_mae": HeadMetric(absolute_error, "magnitude", "MAE {:.4f} D", "debye"),
+        "dipole_rmse": HeadMetric(squared_error, "magnitude", "RMSE {:.4f} D", "debye", root=True),
+        "vector_mae": HeadMetric(length_of_error, "vector", "MAE {:.4f} D", "debye"),
+        "angle": HeadMetric(angle, "vector", "angle {:.1f}°", "degree"),
     }
 
     @property

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import JSON, TrainConfig
-from dipolegnn.metrics import MeanOverMolecules
 from dipolegnn.nn.graph import RadiusGraph, can_check_values
 
 Edges = Tensor | RadiusGraph
@@ -159,16 +158,18 @@ class HeadMetric(NamedTuple):
     """A metric of a head, computed on training, validation and test molecules.
 
     Attributes:
-        metric: Class of the metric.
+        error: Error of each molecule ``[B]``, given prediction and label; NaN without a label.
         target: Which of :meth:`Head.targets` it compares.
         text: How it is printed, with its unit: ``"MAE {:.4f} D"``.
         unit: Its unit, as it is written into files.
+        root: Whether it is the root of the mean instead of the mean.
     """
 
-    metric: type[MeanOverMolecules]
+    error: Callable[[Tensor, Tensor], Tensor]
     target: str
     text: str
     unit: str
+    root: bool = False
 
 
 class Target(NamedTuple):

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.metrics import MeanLoss
+from dipolegnn.metrics import MeanError, MeanLoss
 from dipolegnn.nn import PropertyModel
 
 ONECYCLE_START = 1 / 25
@@ -50,7 +50,10 @@ class DipoleModule(pl.LightningModule):
                 f"{stage}_stage": nn.ModuleDict(
                     {
                         "loss": MeanLoss(),
-                        **{name: m.metric() for name, m in model.head.metrics.items()},
+                        **{
+                            name: MeanError(m.error, m.root)
+                            for name, m in model.head.metrics.items()
+                        },
                     }
                 )
                 for stage in ("train", "val", "test")

@@ -90,7 +90,7 @@ def test_build_interrupted_says_how_to_go_on(
     ("words", "message"),
     [
         (["--label", "none", "--optimize"], "--optimize needs a method"),
-        (["--magnitude-column", "mu"], "add --label none"),
+        (["--magnitude-column", "mu"], "on the command line: --label none"),
         (["--label", "none", "--smiles-column", "smi"], "No column 'smi'"),
         (["--label", "none", "--val", "0.6", "--test", "0.5"], "--split, --val and --test"),
     ],

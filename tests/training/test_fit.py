@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from dipolegnn._pyg import Batch
 from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.metrics import MagnitudeMAE
+from dipolegnn.metrics import MeanError
 from dipolegnn.models import load_model
 from dipolegnn.nn import DipoleModel
+from dipolegnn.nn.errors import absolute_error
 from dipolegnn.training import RunFolder, TrainingDiverged, fit, read_history
 from dipolegnn.training.averaging import warmed_up_decay
 from dipolegnn.training.module import ONECYCLE_START, cosine, onecycle
@@ -29,7 +30,7 @@ CONFIG = TrainConfig(max_epochs=3, batch_size=8, lr=5e-3, accelerator="cpu")
 def mae_on(model: DipoleModel, part: str, config: TrainConfig = CONFIG) -> float:
     data = toy_data(config)
     batch = Batch.from_data_list(list(data.dataset[getattr(data.split, part)]))
-    metric = MagnitudeMAE()
+    metric = MeanError(absolute_error)
     metric.update(model(batch).magnitude, batch.dipole_magnitude)
     return float(metric.compute())
 
