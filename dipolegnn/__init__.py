@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dipolegnn.evaluation import evaluate
     from dipolegnn.export import export_model
     from dipolegnn.inference.calculator import DipoleCalculator
-    from dipolegnn.inference.structures import predict, predict_smiles
+    from dipolegnn.inference.pipeline import predict_smiles
+    from dipolegnn.inference.structures import predict
     from dipolegnn.labels import ASEConfig
     from dipolegnn.models import load_model, save_model
     from dipolegnn.molecules import from_smiles
@@ -73,7 +74,7 @@ _HOME = {
     "from_smiles": "dipolegnn.molecules",
     "load_model": "dipolegnn.models",
     "predict": "dipolegnn.inference.structures",
-    "predict_smiles": "dipolegnn.inference.structures",
+    "predict_smiles": "dipolegnn.inference.pipeline",
     "radius_graph": "dipolegnn.nn",
     "save_model": "dipolegnn.models",
 }

@@ -1,4 +1,4 @@
-"""The configuration schema: frozen dataclasses, standard library only.
+"""The configuration schema: frozen dataclasses.
 
 The command line is made out of these classes, the resolved values are written as JSON into
 the folder of a run and into every saved model. A hyper-parameter is stated here and nowhere
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+from dipolegnn.units import ROOM_TEMPERATURE_K
 
 JSON = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
 """Values of a JSON file."""
@@ -126,6 +128,22 @@ class ConformerConfig:
 
     def __post_init__(self) -> None:
         _require(self.conformers >= 1, "conformers", self.conformers, "at least 1")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Prediction of molecules."""
+
+    embedding: ConformerConfig = ConformerConfig()
+    """Embedding of SMILES; structures are taken as they are."""
+    temperature: float = ROOM_TEMPERATURE_K
+    """Temperature of the Boltzmann average, in kelvin."""
+    coverage: float = COVERAGE
+    """Coverage of the error bars, between 0 and 1."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "temperature", self.temperature, "positive, in kelvin")
+        _require(0 < self.coverage < 1, "coverage", self.coverage, "between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ STEPS = {
     "relax (MMFF94s)": ("molecules/conformers.py", "_minimize"),
     "read the structure": ("molecules/embedding.py", "structures"),
     "predict": ("inference/structures.py", "predict"),
-    "write": ("inference/output.py", "write"),
+    "write": ("inference/output.py", "flush"),
 }
 """Functions whose time is that of a step; for SMILES "read the structure" is what is left of it."""
 
@@ -129,7 +129,8 @@ def look(watch: Watch, stop: threading.Event, parts: Path) -> None:
                 continue  # it has ended in the meantime
         done = 0
         for path in parts.glob("*.counts.json"):
-            done += sum(json.loads(path.read_text(encoding="utf-8")))
+            counts = json.loads(path.read_text(encoding="utf-8"))
+            done += counts["molecules"] + counts["failures"]
         watch.seconds.append(time.monotonic() - start)
         watch.molecules.append(done or max(watch.molecules, default=0))
         watch.memory.append(memory / MIB)

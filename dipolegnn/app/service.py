@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from dipolegnn.config import ConformerConfig
-from dipolegnn.files import READABLE_TEXT, MoleculeFormat, molecule_format
-from dipolegnn.inference.pipeline import Source, answer
+from dipolegnn.config import ConformerConfig, PredictConfig
+from dipolegnn.files import READABLE_TEXT
+from dipolegnn.inference.pipeline import predict_batches
+from dipolegnn.inference.result import Predictions
 from dipolegnn.inference.table import as_csv, as_json, structures_text
 from dipolegnn.models import ModelChoice, pretrained_names
-from dipolegnn.molecules import (
-    MoleculeError,
-    SmilesRow,
-    TableColumns,
-    count_atoms,
-    embed_smiles,
-    read_text,
-)
-from dipolegnn.molecules.records import Record, text_records
+from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, count_atoms
+from dipolegnn.molecules.embedding import Outcome, embed_records
+from dipolegnn.molecules.files import read_records
+from dipolegnn.molecules.records import Record, chained
 from dipolegnn.molecules.workers import Lost, Worker
 
 MAX_CHARACTERS = 1_000_000
@@ -102,18 +98,22 @@ def _respond(request: Request) -> Response:
         raise Refused(TOO_MUCH)
     if not 1 <= request.conformers <= MAX_CONFORMERS:
         raise Refused(f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}.")
-    sources = _sources(request)
-    report = answer(sources, _models(request.model))
-    files = {".csv": as_csv(report), ".json": as_json(report)}
+    config = PredictConfig(ConformerConfig(conformers=request.conformers))
+    embedded = list(embed_records(_records(request), config.embedding, workers=0))
+    _require_few_and_small(embedded)
+    batches = predict_batches(embedded, _models(request.model), config)
+    found = Predictions.of(outcome for batch in batches for outcome in batch.outcomes)
+    report = as_json(found, config)
+    files = {".csv": as_csv(found.molecules, config.coverage), ".json": report}
     files |= dict.fromkeys((".extxyz", ".sdf"), "")
     without_bonds = []
-    for number, found in enumerate(report.molecules, start=1):
-        files[".extxyz"] += structures_text(report, found, ".extxyz")
+    for number, molecule in enumerate(found.molecules, start=1):
+        files[".extxyz"] += structures_text(molecule, ".extxyz", config.coverage)
         try:
-            files[".sdf"] += structures_text(report, found, ".sdf")
+            files[".sdf"] += structures_text(molecule, ".sdf", config.coverage)
         except MoleculeError:
-            without_bonds.append(found.molecule.lowest.data.name or f"molecule {number}")
-    return Response(json.loads(as_json(report)), files, tuple(without_bonds))
+            without_bonds.append(molecule.lowest.data.name or f"molecule {number}")
+    return Response(json.loads(report), files, tuple(without_bonds))
 
 
 @cache
@@ -121,57 +121,46 @@ def _models(named: str | None) -> ModelChoice:
     return ModelChoice(named)
 
 
-def _sources(request: Request) -> list[Source]:
-    config = ConformerConfig(conformers=request.conformers)
-    lines = [line.strip() for line in request.smiles.splitlines() if line.strip()]
-    found = []
-    if lines:
-        _require_few(len(lines))
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            smiles, *name = line.split(maxsplit=1)
-            _require_small_smiles(smiles)
-            rows.append(SmilesRow(number, smiles, name[0] if name else ""))
-        found.append(Source("", request.conformers, embed_smiles(rows, config)))
+def _records(request: Request) -> list[Record]:
+    """The records of a request; too many, or SMILES of too large molecules, are refused."""
+    lines = [
+        (row, line.split(maxsplit=1)) for row, line in enumerate(request.smiles.splitlines(), 1)
+    ]
+    rows = [SmilesRow(row, words[0], "".join(words[1:]).strip()) for row, words in lines if words]
+    sources = [[Record(row.row, row) for row in rows]] if rows else []
     if request.file_name:
-        suffix = Path(request.file_name).suffix.lower()
-        if suffix not in READABLE_TEXT:
+        if Path(request.file_name).suffix.lower() not in READABLE_TEXT:
             raise Refused(
                 f"{request.file_name}: files of that kind cannot be read; those that can are "
                 f"{', '.join(READABLE_TEXT)}."
             )
-        kind = molecule_format(request.file_name, READABLE_TEXT)
-        _require_possible(request.file_text, request.file_name, kind)  # before any is embedded
-        molecules = read_text(request.file_text, request.file_name, conformers=config)
-        # Structures without an energy are no conformers of each other.
-        alone = sum(not bool(data.energy.isfinite()) for data in molecules.data)
-        together = {int(data.mol_id) for data in molecules.data if bool(data.energy.isfinite())}
-        _require_few(alone + len(together))
-        for data in molecules.data:
-            _require_small(data.name or data.smiles, data.z.numel())
-        asked = request.conformers if kind.smiles else 0
-        found.append(Source(request.file_name, asked, molecules))
-    if not found:
+        sources.append(read_records(request.file_text, request.file_name))
+    if not sources:
         raise Refused("Type or paste a SMILES, such as CCO for ethanol, or drop a file.")
-    return found
+    for records in sources:
+        smiles = [r.content.smiles for r in records if isinstance(r.content, SmilesRow)]
+        if smiles or len(records) > MAX_MOLECULES * MAX_CONFORMERS:
+            _require_few(len(records))
+        for text in smiles:
+            with contextlib.suppress(MoleculeError):  # which is a failure when it is embedded
+                _require_small(text, count_atoms(text))
+    return list(chained(sources))
 
 
-def _require_possible(text: str, name: str, kind: MoleculeFormat) -> None:
-    """Refuses too many records, and tables of too large molecules."""
-    lines = io.StringIO(text, newline=None)
-    records: list[Record] = []
-    with contextlib.suppress(MoleculeError):  # what is wrong with the file, reading it says
-        records += text_records(lines, kind.suffix, name, TableColumns())
-    if kind.smiles or len(records) > MAX_MOLECULES * MAX_CONFORMERS:
-        _require_few(len(records))
-    for record in records:
-        if isinstance(record.content, SmilesRow):
-            _require_small_smiles(record.content.smiles)
-
-
-def _require_small_smiles(smiles: str) -> None:
-    with contextlib.suppress(MoleculeError):  # what is wrong with it, embedding says
-        _require_small(smiles, count_atoms(smiles))
+def _require_few_and_small(embedded: Sequence[tuple[Record, Outcome]]) -> None:
+    """Refuses too many, or too large, structures of a file."""
+    structures = [
+        data
+        for record, found in embedded
+        if not isinstance(record.content, SmilesRow) and not isinstance(found, Failure)
+        for data in found
+    ]
+    # Structures without an energy are no conformers of each other.
+    alone = sum(not bool(data.energy.isfinite()) for data in structures)
+    together = {int(data.mol_id) for data in structures if bool(data.energy.isfinite())}
+    _require_few(alone + len(together))
+    for data in structures:
+        _require_small(data.name or data.smiles, data.z.numel())
 
 
 def _require_few(count: int) -> None:

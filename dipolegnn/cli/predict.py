@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from dipolegnn.cli.options import Predict
 from dipolegnn.cli.program import FAILED_MOLECULES
-from dipolegnn.files import READABLE, is_molecule_file, molecule_format
-from dipolegnn.inference import STREAMED, failures_path, predict_files, require_apart, write_report
-from dipolegnn.inference.pipeline import Source, answer
-from dipolegnn.inference.table import Report, as_json, print_tables
-from dipolegnn.models import ModelChoice
-from dipolegnn.molecules import (
-    Failure,
-    SmilesRow,
-    TableColumns,
-    embed_smiles,
-    read_file,
-    read_text,
+from dipolegnn.config import PredictConfig
+from dipolegnn.files import READABLE, is_molecule_file
+from dipolegnn.inference.output import (
+    STREAMED,
+    failures_path,
+    require_apart,
+    write_predictions,
 )
+from dipolegnn.inference.pipeline import predict_files, predict_list
+from dipolegnn.inference.result import Predictions
+from dipolegnn.inference.table import as_json, print_tables
+from dipolegnn.models import ModelChoice
+from dipolegnn.molecules import Failure, SmilesRow, TableColumns
+from dipolegnn.molecules.files import file_records, read_records
+from dipolegnn.molecules.records import Record, chained
 from dipolegnn.units import duration
 
 OUTPUTS = (*STREAMED, ".json")
@@ -31,6 +33,9 @@ PICTURES = (".png", ".svg", ".html")
 """Suffixes of what can be drawn."""
 
 MOST_PICTURES = 100
+
+PROGRESS_FROM_RECORDS = 50
+"""Records from which on a progress bar is worth while."""
 
 STDIN = "-"
 """Argument that stands for SMILES from standard input."""
@@ -67,26 +72,30 @@ def run(options: Predict) -> int:
     models = ModelChoice(options.model)
     if _can_be_streamed(options):
         return _stream(options, models)
-    report = answer(
-        _sources(options),
+    if options.model is not None:
+        models.for_geometry(embedded=True)  # a missing model is an error, whatever the molecules
+    config = PredictConfig(options.conformer, options.temperature, options.coverage)
+    records = list(chained(list(_sources(options))))
+    found = predict_list(
+        records,
         models,
-        temperature=options.temperature,
-        coverage=options.coverage,
-        progress=not options.json,
+        config,
+        workers=options.workers or 1,
+        progress=len(records) >= PROGRESS_FROM_RECORDS and sys.stderr.isatty(),
     )
     if options.json:
-        print(as_json(report))
+        print(as_json(found, config))
     else:
-        print_tables(report)
-    failures, written = report.failures, list[Path]()
+        print_tables(found.molecules, config)
+    failures, written = found.failures, list[Path]()
     if options.output is not None:
-        failures, written = _write(options.output, report)
+        failures, written = _write(options.output, found, config)
     for failure in failures:
         print(f"failed: {_describe(failure)}", file=sys.stderr)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
-    if options.picture is not None and report.molecules:
-        for path in _draw(options.picture, report):
+    if options.picture is not None and found.molecules:
+        for path in _draw(options.picture, found, config):
             print(f"wrote {path}", file=sys.stderr)
     return FAILED_MOLECULES if failures else 0
 
@@ -145,62 +154,48 @@ def _columns(options: Predict) -> TableColumns:
     return TableColumns(smiles=options.csv.smiles_column, name=options.csv.name_column)
 
 
-def _sources(options: Predict) -> Iterator[Source]:
-    """What the arguments hold: SMILES together, file by file."""
+def _sources(options: Predict) -> Iterator[Sequence[Record]]:
+    """The records of the arguments: SMILES together, file by file."""
     columns = _columns(options)
     numbered = enumerate(options.molecules, start=1)
-    many, progress, asked = options.workers or 1, not options.json, options.conformer.conformers
-    for is_smiles, group in groupby(numbered, lambda argument: _is_smiles(argument[1])):
-        arguments = list(group)
+    for is_smiles, arguments in groupby(numbered, lambda argument: _is_smiles(argument[1])):
         if is_smiles:
-            rows = [SmilesRow(number, smiles) for number, smiles in arguments]
-            yield Source("", asked, embed_smiles(rows, options.conformer, workers=many))
+            yield [Record(row, SmilesRow(row, smiles)) for row, smiles in arguments]
             continue
         for _, path in arguments:
             if path == STDIN:
-                found = read_text(
-                    # As files are read: with or without a byte order mark, and bytes that are no
-                    # text cost a line only itself.
-                    sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape"),
-                    STDIN_NAME,
-                    conformers=options.conformer,
-                    workers=many,
-                    progress=progress,
-                )
-                yield Source(STDIN_NAME, asked, found)
-                continue
-            found = read_file(
-                path,
-                columns=columns,
-                conformers=options.conformer,
-                workers=many,
-                progress=progress,
-            )
-            embedded = molecule_format(path).smiles
-            yield Source(Path(path).name, asked if embedded else 0, found)
+                # As files are read: with or without a byte order mark, and bytes that are no text
+                # cost a line only itself.
+                text = sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
+                yield read_records(text, STDIN_NAME)
+            else:
+                yield file_records(path, columns)
 
 
 def _is_smiles(argument: str) -> bool:
     return argument != STDIN and not is_molecule_file(argument)
 
 
-def _write(path: Path, report: Report) -> tuple[list[Failure], list[Path]]:
+def _write(
+    path: Path, found: Predictions, config: PredictConfig
+) -> tuple[list[Failure], list[Path]]:
     """Writes predictions and, beside them, the failures, if any; returns both and the files."""
     if not path.name.lower().endswith(".json"):
-        failures = write_report(path, report)
+        failures = write_predictions(path, found, config.coverage)
         return failures, [path, failures_path(path)] if failures else [path]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(as_json(report) + "\n", encoding="utf-8")  # which lists the failures itself
-    return report.failures, [path]
+    # JSON lists the failures itself.
+    path.write_text(as_json(found, config) + "\n", encoding="utf-8")
+    return found.failures, [path]
 
 
-def _draw(path: Path, report: Report) -> list[Path]:
+def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
     """Draws the lowest conformer of each molecule; returns what was written."""
     # Only now: matplotlib takes a while to import.
     from dipolegnn.plots import draw_molecule
     from dipolegnn.plots.scene import scene, write_page
 
-    lowest = [answer.molecule.lowest for answer in report.molecules]
+    lowest = [molecule.lowest for molecule in found.molecules]
     if len(lowest) > MOST_PICTURES:
         raise ValueError(
             f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; choose some."
@@ -212,7 +207,7 @@ def _draw(path: Path, report: Report) -> list[Path]:
                 p.data.z.tolist(),
                 p.data.pos.tolist(),
                 p.dipole,
-                half_width=p.half_width(report.coverage),
+                half_width=p.half_width(config.coverage),
                 title=p.data.name,
             )
             for p in lowest
@@ -227,7 +222,7 @@ def _draw(path: Path, report: Report) -> list[Path]:
             prediction.data.pos.tolist(),
             prediction.dipole,
             magnitude=prediction.magnitude,
-            half_width=prediction.half_width(report.coverage),
+            half_width=prediction.half_width(config.coverage),
             title=prediction.data.name,
         )
         paths.append(path.with_stem(f"{path.stem}-{number}") if several else path)

@@ -3,17 +3,23 @@
 Files are streamed, embedded in processes, and resumed after a crash.
 """
 
-from dipolegnn.inference.files import BulkResult, predict_files
-from dipolegnn.inference.formats import STREAMED
 from dipolegnn.inference.output import (
+    STREAMED,
     JobMismatch,
     OutputInUse,
     failures_path,
     require_apart,
-    write_report,
+    write_predictions,
 )
-from dipolegnn.inference.result import MoleculePrediction, Prediction
-from dipolegnn.inference.structures import Predictions, predict, predict_smiles
+from dipolegnn.inference.pipeline import (
+    BulkResult,
+    predict_files,
+    predict_list,
+    predict_records,
+    predict_smiles,
+)
+from dipolegnn.inference.result import MoleculePrediction, Prediction, Predictions
+from dipolegnn.inference.structures import predict
 
 __all__ = [
     "STREAMED",
@@ -26,7 +32,9 @@ __all__ = [
     "failures_path",
     "predict",
     "predict_files",
+    "predict_list",
+    "predict_records",
     "predict_smiles",
     "require_apart",
-    "write_report",
+    "write_predictions",
 ]

@@ -8,7 +8,7 @@ from ase.data import atomic_masses
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.inference.structures import unsupported
+from dipolegnn.inference.structures import evaluating, unsupported
 from dipolegnn.nn import DipoleModel
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
@@ -47,22 +47,17 @@ def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
     if problem is not None:
         raise problem
     weight = next(model.parameters())
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            pos = data.pos.detach().to(weight).requires_grad_()
-            charge = 0.0 if data.get("charge") is None else float(data.charge)
-            batch = Data(z=data.z.to(weight.device), pos=pos, charge=pos.new_tensor([charge]))
-            dipole = model(batch).dipole
-            if dipole is None:
-                raise ValueError(
-                    "The model has an atomwise head, which gives a magnitude and no vector that "
-                    "could be differentiated; take one with a dipole head."
-                )
-            rows = [torch.autograd.grad(dipole[0, a], pos, retain_graph=a < 2)[0] for a in range(3)]
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.enable_grad():
+        pos = data.pos.detach().to(weight).requires_grad_()
+        charge = 0.0 if data.get("charge") is None else float(data.charge)
+        batch = Data(z=data.z.to(weight.device), pos=pos, charge=pos.new_tensor([charge]))
+        dipole = model(batch).dipole
+        if dipole is None:
+            raise ValueError(
+                "The model has an atomwise head, which gives a magnitude and no vector that "
+                "could be differentiated; take one with a dipole head."
+            )
+        rows = [torch.autograd.grad(dipole[0, a], pos, retain_graph=a < 2)[0] for a in range(3)]
     tensors = torch.stack(rows, dim=1).double().cpu().numpy() / DEBYE_PER_E_ANGSTROM
     masses = atomic_masses[data.z.cpu().numpy()]
     shift = charge * masses / masses.sum()

@@ -1,31 +1,59 @@
-"""An output that grows part by part on disk, so that a run that is killed loses one part at most.
+"""Outputs in files: formats, and an output that grows part by part on disk.
 
-Beside the output ``OUT`` lies the folder ``OUT.parts`` while it grows: ``job.json`` says what it is
-of, ``lock`` is locked by the run at work, and each part is a file of predictions and a file of
-failures. A part appears under its name only when it is complete, and is not touched again. In the
-end they are put together; the output, too, appears under its name only when it is complete.
+Beside the output ``OUT`` lies the folder ``OUT.parts`` while it grows: ``job.json`` states what it
+is of, ``lock`` is locked by the run at work, and each part is a file of predictions, a file of
+failures and a file of numbers. A part appears under its name only when it is complete, and is not
+touched again; parts are written in order. In the end they are put together; the output, too,
+appears under its name only when it is complete. So a run that is killed loses one part at most.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
+from rich import progress as rich
+from rich.console import Console
 
-from dipolegnn.inference.formats import format_of, join_csv
-from dipolegnn.inference.table import Report
-from dipolegnn.molecules import Failure, failures_text, read_failures, write_failures
+from dipolegnn.files import WRITABLE
+from dipolegnn.inference.result import MoleculePrediction, Predictions
+from dipolegnn.inference.table import Line, arrow_schema, as_csv, structures_text
+from dipolegnn.molecules import (
+    Failure,
+    MoleculeError,
+    failures_text,
+    read_failures,
+    write_failures,
+)
+from dipolegnn.molecules.records import Records
+from dipolegnn.molecules.tables import import_pyarrow
+from dipolegnn.units import duration
+
+STREAMED = (".csv", ".csv.gz", ".parquet", *WRITABLE, *(f"{suffix}.gz" for suffix in WRITABLE))
+"""Suffixes of outputs that can be written part by part."""
 
 LOCK = "lock"
 """File among the parts that the run at work has locked."""
+
+PART_SECONDS = 20.0
+"""A part is written after this time at the latest (but for what a batch takes) ..."""
+
+PART_RECORDS = 1000
+"""... or after so many records, which bounds the memory."""
+
+LINE_EVERY_S = 60.0
+"""Time between two lines of progress in a log."""
 
 
 class JobMismatch(ValueError):
@@ -36,9 +64,74 @@ class OutputInUse(ValueError):
     """Another run is at work on the same output."""
 
 
-class Counts(NamedTuple):
-    """What an output came to."""
+class Format:
+    """The format of an output, by its suffix.
 
+    Args:
+        output: The output.
+        coverage: Coverage of the error bars.
+
+    Raises:
+        ImportError: A Parquet table without pyarrow.
+        ValueError: Another suffix than one of ``STREAMED``.
+    """
+
+    def __init__(self, output: Path, coverage: float) -> None:
+        name = output.name.lower()
+        if not name.endswith(STREAMED):
+            raise ValueError(f"{output}: unknown suffix, expected one of {', '.join(STREAMED)}.")
+        self.coverage = coverage
+        self.packed = name.endswith(".gz")
+        self.suffix = Path(name.removesuffix(".gz")).suffix
+        if self.suffix == ".parquet":
+            self._arrow, self._parquet = import_pyarrow()
+            self._schema = arrow_schema(Line._fields)
+
+    def write(self, file: IO[bytes], molecules: Sequence[MoleculePrediction]) -> list[Failure]:
+        """Writes predictions as a part; returns those that cannot be written."""
+        failures = []
+        if self.suffix == ".csv":
+            file.write(as_csv(molecules, self.coverage).encode())
+        elif self.suffix == ".parquet":
+            rows = [Line.of(molecule, self.coverage)._asdict() for molecule in molecules]
+            table = self._arrow.Table.from_pylist(rows, schema=self._schema)
+            self._parquet.write_table(table, file)
+        else:
+            for molecule in molecules:
+                try:
+                    file.write(structures_text(molecule, self.suffix, self.coverage).encode())
+                except MoleculeError as error:  # no bonds for an SDF
+                    located = error.located(row=molecule.row, source=molecule.source)
+                    failures.append(Failure.from_error(located, "write"))
+        return failures
+
+    def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
+        """Puts the parts together, which are not packed."""
+        if self.suffix == ".parquet":
+            with self._parquet.ParquetWriter(file, self._schema) as writer:
+                for part in parts:
+                    writer.write_table(self._parquet.read_table(part, schema=self._schema))
+        elif self.packed:
+            # Without a time: equal input, equal bytes.
+            with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
+                _join_text(cast("IO[bytes]", packed), parts, header=self.suffix == ".csv")
+        else:
+            _join_text(file, parts, header=self.suffix == ".csv")
+
+
+def _join_text(file: IO[bytes], parts: Sequence[Path], *, header: bool) -> None:
+    """Writes texts as one; of those with a header line, only the first one's is kept."""
+    for number, part in enumerate(parts):
+        with part.open("rb") as text:
+            if header and number:
+                text.readline()
+            shutil.copyfileobj(text, file)
+
+
+class Counts(NamedTuple):
+    """Numbers of a part, or of all parts."""
+
+    records: int
     molecules: int
     failures: int
 
@@ -49,6 +142,8 @@ class Parts:
     Args:
         output: The output.
         job: What it is of: everything that it depends on, as JSON.
+        coverage: Coverage of the error bars.
+        part_records: Records per part, from which on it is written.
 
     Raises:
         JobMismatch: On entering, there are parts of another job.
@@ -57,13 +152,21 @@ class Parts:
         ValueError: Another suffix than one of ``STREAMED``.
     """
 
-    def __init__(self, output: Path, job: dict[str, Any]) -> None:
+    def __init__(
+        self, output: Path, job: dict[str, Any], coverage: float, part_records: int = PART_RECORDS
+    ) -> None:
         self.output = output
+        self.done: list[Counts] = []
+        """The numbers of the parts on disk."""
         self._job = job
-        self._format = format_of(output)
+        self._format = Format(output, coverage)
+        self._most = part_records
         self.folder = _parts_folder(output)
         self._finished = output.with_name(f"{output.name}.parts.done")
         self._lock = FileLock(self.folder / LOCK, timeout=0)
+        self._records = 0
+        self._outcomes: list[MoleculePrediction | Failure] = []
+        self._begun = time.monotonic()
 
     def __enter__(self) -> Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,52 +184,61 @@ class Parts:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        try:
+            if self._records and isinstance(error, MoleculeError | KeyboardInterrupt):
+                self.flush()  # what was done until then is kept
+        finally:
+            self._lock.release()
 
     def _begin(self) -> None:
         shutil.rmtree(self._finished, ignore_errors=True)  # of a run that was killed at its end
+        while (path := self._path(len(self.done), ".counts.json")).exists():
+            self.done.append(Counts(**json.loads(path.read_text(encoding="utf-8"))))
         described = self.folder / "job.json"
-        if self.done():  # without any, nothing would be lost by another job
+        if self.done:  # without any, nothing would be lost by another job
             _require_same(json.loads(described.read_text(encoding="utf-8")), self._job, self.folder)
             return
         with _complete(described) as file:
             file.write((json.dumps(self._job, indent=2) + "\n").encode())
 
-    def done(self) -> dict[int, Counts]:
-        """The parts that are complete, and what they came to."""
-        found = {}
-        for path in self.folder.glob("*.counts.json"):
-            counts = json.loads(path.read_text(encoding="utf-8"))
-            found[int(path.name.split(".")[0])] = Counts(*counts)
-        return found
+    def add(self, records: int, outcomes: Iterable[MoleculePrediction | Failure]) -> None:
+        """Takes what neighbouring records came to, and writes a part when it is time to.
 
-    def write(self, number: int, report: Report) -> Counts:
-        """Writes a part; it is complete when the last of its files is there."""
-        with _complete(self._part(number)) as file:
-            unwritten = self._format.write_part(file, report)
-        counts = Counts(
-            len(report.molecules) - len(unwritten), len(report.failures) + len(unwritten)
-        )
-        with _complete(self._failures(number)) as file:
-            file.write(failures_text(report.failures + unwritten).encode())
-        with _complete(self.folder / f"{number:08}.counts.json") as file:
-            file.write(json.dumps(counts).encode())
-        return counts
+        A part ends where a batch ends: the next run goes on with the same batches.
+        """
+        self._records += records
+        self._outcomes += outcomes
+        if self._records >= self._most or time.monotonic() - self._begun >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was added as a part; it is complete when the last of its files is there."""
+        if self.done and not self._records:
+            return
+        number = len(self.done)
+        found = Predictions.of(self._outcomes)
+        with _complete(self._path(number, self._format.suffix)) as file:
+            unwritten = self._format.write(file, found.molecules)
+        failures = found.failures + unwritten
+        with _complete(self._path(number, ".failures.csv")) as file:
+            file.write(failures_text(failures).encode())
+        counts = Counts(self._records, len(found.molecules) - len(unwritten), len(failures))
+        with _complete(self._path(number, ".counts.json")) as file:
+            file.write(json.dumps(counts._asdict()).encode())
+        self.done.append(counts)
+        self._records, self._outcomes, self._begun = 0, [], time.monotonic()
 
     def assemble(self) -> Counts:
         """Puts the parts together: the output, and the failures beside it if there are any."""
-        done = self.done()
-        numbers = sorted(done)
-        total = Counts(*map(sum, zip(Counts(0, 0), *done.values(), strict=True)))
-        if not numbers:  # an empty table has its header, too
-            self.write(0, Report([], [], 0.0, 0.0))
-            numbers = [0]
+        self.flush()  # an empty table has its header, too
+        numbers = range(len(self.done))
+        total = Counts(*map(sum, zip(*self.done, strict=True)))
         with _complete(self.output) as file:
-            self._format.join(file, [self._part(number) for number in numbers])
+            self._format.join(file, [self._path(n, self._format.suffix) for n in numbers])
         beside = failures_path(self.output)
         if total.failures:
             with _complete(beside) as file:
-                join_csv(file, [self._failures(number) for number in numbers])
+                _join_text(file, [self._path(n, ".failures.csv") for n in numbers], header=True)
         else:
             beside.unlink(missing_ok=True)  # of an earlier run, perhaps
         # Under another name at once: a folder that is half removed would be taken for a run to go
@@ -137,18 +249,15 @@ class Parts:
         return total
 
     def first_failures(self, count: int) -> list[Failure]:
-        """So many of the failures of the parts."""
+        """So many of the failures."""
         found: list[Failure] = []
-        for number, counts in sorted(self.done().items()):
+        for number, counts in enumerate(self.done):
             if counts.failures and len(found) < count:
-                found += read_failures(self._failures(number))
+                found += read_failures(self._path(number, ".failures.csv"))
         return found[:count]
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"{number:08}{self._format.suffix}"
-
-    def _failures(self, number: int) -> Path:
-        return self.folder / f"{number:08}.failures.csv"
+    def _path(self, number: int, suffix: str) -> Path:
+        return self.folder / f"{number:08}{suffix}"
 
 
 def failures_path(output: Path) -> Path:
@@ -175,18 +284,18 @@ def require_apart(output: Path, inputs: Iterable[str | Path]) -> None:
         raise ValueError(f"{output} is a folder; choose a file as output.")
 
 
-def write_report(output: Path, report: Report) -> list[Failure]:
+def write_predictions(output: Path, found: Predictions, coverage: float) -> list[Failure]:
     """Writes predictions in one piece, and the failures beside them if there are any.
 
     Returns:
-        All failures: the report's, and the molecules that could not be written.
+        All failures: those given, and the molecules that could not be written.
 
     Raises:
         ImportError: A Parquet table without pyarrow.
         OutputInUse: A run that writes it part by part is at work.
         ValueError: Another suffix than one of ``STREAMED``.
     """
-    kind = format_of(output)
+    kind = Format(output, coverage)
     folder = _parts_folder(output)
     if folder.exists():
         lock = FileLock(folder / LOCK, timeout=0)
@@ -195,7 +304,7 @@ def write_report(output: Path, report: Report) -> list[Failure]:
     with tempfile.TemporaryDirectory() as scratch:
         part = Path(scratch) / f"part{kind.suffix}"
         with part.open("wb") as file:
-            failures = report.failures + kind.write_part(file, report)
+            failures = found.failures + kind.write(file, found.molecules)
         with _complete(output) as file:
             kind.join(file, [part])
     beside = failures_path(output)
@@ -204,6 +313,67 @@ def write_report(output: Path, report: Report) -> list[Failure]:
     else:
         beside.unlink(missing_ok=True)  # of an earlier run, perhaps
     return failures
+
+
+class Progress:
+    """Shows molecules, rate and time left on standard error; to be used in a ``with``.
+
+    A bar on a terminal, a line a minute elsewhere.
+
+    Args:
+        wanted: Show anything at all.
+        records: What is read.
+        done: The parts of an earlier run, which do not count for the rate.
+    """
+
+    def __init__(self, wanted: bool, records: Records, done: Sequence[Counts] = ()) -> None:
+        self._records = records
+        self._skipped = self._written = sum(counts.records for counts in done)
+        self._earlier = sum(counts.molecules + counts.failures for counts in done)
+        self._count = 0
+        self._start = self._printed = time.monotonic()
+        console = Console(file=sys.stderr)
+        self._lines = wanted and not console.is_terminal
+        self._bar = rich.Progress(
+            rich.TextColumn("Predicting"),
+            rich.BarColumn(),
+            rich.TaskProgressColumn(),
+            rich.TextColumn("{task.fields[count]:,} molecules, {task.fields[rate]:.0f}/s"),
+            rich.TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not wanted or self._lines,
+        )
+        self._task = self._bar.add_task("", total=1.0, count=self._earlier, rate=0.0, left="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, records: int, outcomes: int) -> None:
+        """So many more records are predicted, which came to so many molecules and failures."""
+        self._written += records
+        self._count += outcomes
+        now = time.monotonic()
+        elapsed = now - self._start
+        # Files are read ahead, at times to the end: the position alone would promise too much.
+        per_record = self._records.position / max(self._records.read, 1)
+        position = min(per_record * self._written, 1.0)
+        share = per_record * (self._written - self._skipped)
+        left = "finishing" if position == 1 else ""
+        if share and not left:
+            left = f"{duration(max(1.0, (1 - position) / share * elapsed))} left"
+        count, rate = self._earlier + self._count, self._count / elapsed
+        self._bar.update(self._task, completed=position, count=count, rate=rate, left=left)
+        if self._lines and now - self._printed >= LINE_EVERY_S:
+            self._printed = now
+            print(
+                f"{count:,} molecules ({100 * position:.0f} %), {rate:.0f}/s, {left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _parts_folder(output: Path) -> Path:

@@ -1,120 +1,453 @@
-"""From molecules of several sources to a report: the right model for each, failures kept."""
+"""From records to predictions, the same way for the command, the page, Python, files and Ray.
+
+    records -> structures (in the order of the records) -> batches for the model -> predictions
+
+A source is anything that gives records, a sink anything that takes predictions of molecules and
+failures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
+from dipolegnn import __version__
 from dipolegnn._pyg import Data
-from dipolegnn.config import COVERAGE
-from dipolegnn.inference.result import average
-from dipolegnn.inference.structures import predict, unsupported
-from dipolegnn.inference.table import Answer, Report
+from dipolegnn.config import COVERAGE, ConformerConfig, PredictConfig
+from dipolegnn.files import sha256_of
+from dipolegnn.inference.output import PART_RECORDS, Parts, Progress, require_apart
+from dipolegnn.inference.result import MoleculePrediction, Predictions, average
+from dipolegnn.inference.structures import (
+    BATCH_ATOMS,
+    on_device,
+    predict,
+    unsupported,
+    with_plain_kernels,
+)
 from dipolegnn.models import LoadedModel, ModelChoice, unknown_elements
-from dipolegnn.molecules import Failure, Molecules
+from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, TableColumns, can_turn
+from dipolegnn.molecules.embedding import Outcome, embed_records
+from dipolegnn.molecules.records import Record, Records
+from dipolegnn.molecules.workers import usable_cores
+from dipolegnn.nn import DipoleModel
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
-KERNELS_FROM_ATOMS = 2000
-"""Atoms from which on the fused kernels save more time than the half second that loading takes."""
+KERNELS_FROM_ATOMS = 1000
+"""Atoms of a batch from which on the fused kernels are used: loading them takes half a second."""
 
-PROGRESS_FROM_STRUCTURES = 1000
-"""Structures from which on predicting takes long enough for a progress bar."""
+BATCH_RECORDS = 1000
+"""Records per batch at most."""
 
+FEW_CONFORMERS = 200
+"""Fewer are embedded before worker processes would have started."""
 
-class Source(NamedTuple):
-    """Molecules from one place."""
-
-    name: str
-    """Name of the file; empty for SMILES that were given one by one."""
-    conformers: int
-    """How many were asked for of each SMILES; 0: the geometries were not made here."""
-    molecules: Molecules
+SHOWN_FAILURES = 10
 
 
-class Job(NamedTuple):
-    """Neighbouring structures for the same model."""
+class Batch(NamedTuple):
+    """What neighbouring records came to."""
 
-    model: LoadedModel
-    structures: list[Data]
+    records: int
+    outcomes: list[MoleculePrediction | Failure]
 
 
-def answer(
-    sources: Iterable[Source],
-    models: ModelChoice,
+def predict_records(
+    records: Iterable[Record],
+    models: ModelChoice | DipoleModel,
+    config: PredictConfig,
     *,
-    temperature: float = ROOM_TEMPERATURE_K,
-    coverage: float = COVERAGE,
-    progress: bool = False,
+    workers: int = 0,
     device: torch.device | str | None = None,
-) -> Report:
-    """Predicts all molecules of all sources, in order.
+) -> Iterator[MoleculePrediction | Failure]:
+    """Predicts the molecules of records, in the order of the records.
+
+    Records are read as they are needed. Nothing that is given is changed: on another device a copy
+    of the model computes.
 
     Args:
-        sources: Where the molecules come from, with those that could not be read.
-        models: Which model predicts.
-        temperature: Temperature of the Boltzmann average, in kelvin.
-        coverage: How often the error bars shall hold, between 0 and 1.
-        progress: Show a progress bar where it takes long.
-        device: Where to compute, and the models are moved there; None: where they are.
-
-    Returns:
-        A prediction for each molecule, and a line for each that failed.
+        records: The records; see :mod:`dipolegnn.molecules.records`.
+        models: The model, or the choice of one for each kind of geometry.
+        config: Conformers of SMILES, temperature and coverage.
+        workers: Processes that embed; 0: the calling process.
+        device: Where the model computes; None: where it is.
 
     Raises:
         FileNotFoundError: There is no such model.
-        ValueError: It is no model file.
+        MoleculeError: The records cannot be read from some place on; raised after the predictions
+            of those before.
+        ValueError: The file of the model is not a model file.
     """
-    jobs, failures, places = _jobs(sources, models)
-    few = sum(data.num_nodes or 0 for job in jobs for data in job.structures) < KERNELS_FROM_ATOMS
-    answers = []
-    for loaded, structures in jobs:
-        loaded.model.kernels = "plain" if few else "auto"
-        shown = progress and len(structures) > PROGRESS_FROM_STRUCTURES
-        if device is not None:
-            loaded.model.to(device)  # Once, and not a copy for each block of a large file.
-        predictions = predict(loaded.model, structures, progress=shown)
-        for molecule in average(predictions, temperature):
-            # Of the file's order, whichever conformer has the lowest energy.
-            place = min(places[id(conformer.data)] for conformer in molecule.conformers)
-            answers.append(Answer(molecule, loaded, *place))
-    return Report(answers, failures, temperature, coverage)
+    embedded = embed_records(records, config.embedding, workers=workers)
+    for batch in predict_batches(embedded, models, config, device=device):
+        yield from batch.outcomes
 
 
-class _Place(NamedTuple):
-    source: str
-    row: int
-    conformers: int
+def predict_batches(
+    embedded: Iterable[tuple[Record, Outcome]],
+    models: ModelChoice | DipoleModel,
+    config: PredictConfig,
+    *,
+    device: torch.device | str | None = None,
+    most_records: int = BATCH_RECORDS,
+) -> Iterator[Batch]:
+    """As :func:`predict_records`, from records with their structures, batch by batch.
 
+    A batch has whole molecules, for one model, and about ``BATCH_ATOMS`` atoms at most. Which
+    molecules are in it depends on those from its first on alone, so that a run that goes on at the
+    beginning of a batch gives the same numbers.
 
-def _jobs(
-    sources: Iterable[Source], models: ModelChoice
-) -> tuple[list[Job], list[Failure], dict[int, _Place]]:
-    """All structures that can be predicted, each molecule with a number, and their places.
-
-    Numbers that a file states may occur in it again, so that places go by the objects.
+    Args:
+        embedded: Records with their structures, as :func:`embed_records` gives them.
+        models: The model, or the choice of one for each kind of geometry.
+        config: Conformers of SMILES, temperature and coverage.
+        device: Where the model computes; None: where it is.
+        most_records: Records per batch at most; a molecule of more is a batch of its own.
     """
-    jobs: list[Job] = []
-    failures: list[Failure] = []
-    places: dict[int, _Place] = {}
-    first = 0
-    for source in sources:
-        found = source.molecules
-        loaded = models.for_geometry(embedded=source.conformers > 0)
-        if not jobs or jobs[-1].model is not loaded:
-            jobs.append(Job(loaded, []))
-        for k, structure in enumerate(found.data):
-            row = int(structure.mol_id) + 1 if found.rows is None else found.rows[k]
-            problem = unsupported(structure) or unknown_elements(loaded, structure)
-            if problem is None:
-                numbered = structure.clone()
-                numbered.mol_id = structure.mol_id + first
-                places[id(numbered)] = _Place(source.name, row, source.conformers)
-                jobs[-1].structures.append(numbered)
-            else:
-                located = problem.located(row=row, source=source.name)
-                failures.append(Failure.from_error(located, "predict"))
-        failures += found.failures
-        first += 1 + max((int(structure.mol_id) for structure in found.data), default=0)
-    return jobs, failures, places
+    engines: dict[bool, _Engine] = {}
+    batch: list[_Molecule] = []
+    embedded_here = False  # True: the structures of the batch were embedded from SMILES
+    atoms = records = 0
+    broken: MoleculeError | None = None
+
+    def outcomes() -> Batch:
+        if atoms and embedded_here not in engines:
+            engines[embedded_here] = _Engine(_loaded(models, embedded_here), device)
+        return Batch(records, _outcomes(batch, engines.get(embedded_here), config))
+
+    try:
+        for molecule in _molecules(embedded):
+            size = sum(data.z.numel() for data in _structures(molecule))
+            smiles = isinstance(molecule[0][0].content, SmilesRow)
+            full = atoms + size > BATCH_ATOMS or records + len(molecule) > most_records
+            if batch and (full or (atoms and size and smiles != embedded_here)):
+                yield outcomes()
+                batch, atoms, records = [], 0, 0
+            batch.append(molecule)
+            atoms += size
+            records += len(molecule)
+            if size:
+                embedded_here = smiles
+    except MoleculeError as error:
+        broken = error
+    if batch:
+        yield outcomes()
+    if broken is not None:
+        raise broken
+
+
+def predict_smiles(
+    model: DipoleModel,
+    smiles: Sequence[str],
+    *,
+    conformers: ConformerConfig | None = None,
+    temperature: float = ROOM_TEMPERATURE_K,
+    workers: int = 1,
+    progress: bool = False,
+) -> Predictions:
+    """Predicts the dipole moments of molecules from their SMILES.
+
+    Args:
+        model: The model.
+        smiles: The SMILES.
+        conformers: How they are embedded in 3D; None: one conformer each.
+        temperature: Temperature of the average over conformers, in kelvin.
+        workers: Processes that embed; 1: the calling process.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        A prediction for each molecule, in order, except for those in the failures.
+    """
+    records = [Record(row, SmilesRow(row, text)) for row, text in enumerate(smiles, start=1)]
+    config = PredictConfig(conformers or ConformerConfig(), temperature)
+    return predict_list(records, model, config, workers=workers, progress=progress)
+
+
+def predict_list(
+    records: Sequence[Record],
+    models: ModelChoice | DipoleModel,
+    config: PredictConfig,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+) -> Predictions:
+    """As :func:`predict_records`, as a list in memory.
+
+    Args:
+        records: The records.
+        models: The model, or the choice of one for each kind of geometry.
+        config: Conformers of SMILES, temperature and coverage.
+        workers: Processes that embed; 1: the calling process.
+        progress: Show a progress bar on standard error.
+    """
+    outcomes = predict_records(
+        records, models, config, workers=workers if min(workers, len(records)) > 1 else 0
+    )
+    return Predictions.of(
+        track(
+            outcomes,
+            description="Predicting",
+            total=len(records),
+            console=Console(stderr=True),
+            disable=not progress,
+        )
+    )
+
+
+_Molecule = list[tuple[Record, Outcome]]
+"""The records of one molecule, with their structures."""
+
+
+def _molecules(embedded: Iterable[tuple[Record, Outcome]]) -> Iterator[_Molecule]:
+    """The records of each molecule: neighbours of one file that state the same number."""
+    molecule: _Molecule = []
+    try:
+        for record, found in embedded:
+            if molecule and not (record.group and _number(record) == _number(molecule[-1][0])):
+                yield molecule
+                molecule = []
+            molecule.append((record, found))
+    except MoleculeError:
+        if molecule:
+            yield molecule
+        raise
+    if molecule:
+        yield molecule
+
+
+def _number(record: Record) -> tuple[str, str, int | None]:
+    return record.source, record.group, record.mol_id
+
+
+def _structures(molecule: _Molecule) -> Iterator[Data]:
+    for _, found in molecule:
+        if not isinstance(found, Failure):
+            yield from found
+
+
+def _loaded(models: ModelChoice | DipoleModel, embedded: bool) -> LoadedModel:
+    if isinstance(models, DipoleModel):
+        return LoadedModel("", False, models, {})
+    return models.for_geometry(embedded)
+
+
+class _Engine:
+    """A model where it computes."""
+
+    def __init__(self, loaded: LoadedModel, device: torch.device | str | None) -> None:
+        self.loaded = loaded
+        self.model = on_device(loaded.model, device)
+        self.plain = with_plain_kernels(self.model)
+
+
+def _outcomes(
+    batch: Sequence[_Molecule], engine: _Engine | None, config: PredictConfig
+) -> list[MoleculePrediction | Failure]:
+    """The failures and predictions of a batch, in order; without an engine all have failed."""
+    if engine is None:
+        return [found for molecule in batch for _, found in molecule if isinstance(found, Failure)]
+    checked = [[_checked(record, found, engine.loaded) for record, found in m] for m in batch]
+    structures = [data for molecule in checked for data in _structures(molecule)]
+    few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
+    predictions = iter(predict(engine.plain if few else engine.model, structures))
+    outcomes: list[MoleculePrediction | Failure] = []
+    for molecule in checked:
+        outcomes += [found for _, found in molecule if isinstance(found, Failure)]
+        records = {id(data): each[0] for each in molecule for data in _structures([each])}
+        conformers = list(itertools.islice(predictions, len(records)))
+        for prediction in average(conformers, config.temperature):
+            # Structures without an energy are molecules of their own, each with its record.
+            record = min(
+                (records[id(conformer.data)] for conformer in prediction.conformers),
+                key=lambda record: record.row,
+            )
+            outcomes.append(_described(prediction, record, engine.loaded, config))
+    return outcomes
+
+
+def _checked(record: Record, found: Outcome, loaded: LoadedModel) -> tuple[Record, Outcome]:
+    """The structures of a record, or why the model makes no prediction of them."""
+    for data in [] if isinstance(found, Failure) else found:
+        problem = unsupported(data) or unknown_elements(loaded, data)
+        if problem is not None:
+            located = problem.located(row=record.row, source=record.source)
+            return record, Failure.from_error(located, "predict")
+    return record, found
+
+
+def _described(
+    molecule: MoleculePrediction, record: Record, loaded: LoadedModel, config: PredictConfig
+) -> MoleculePrediction:
+    """The prediction with its source, its model and what the user should know about it."""
+    lowest = molecule.lowest
+    notes = []
+    if lowest.total_charge:
+        charge = f"{lowest.total_charge:+d} e"
+        notes.append(f"ion ({charge}): the dipole refers to the centre of mass")
+    notes += molecule.doubts
+    known = None if lowest.error else loaded.elements  # else it is among the doubts
+    unknown = [] if known is None else sorted(set(lowest.symbols) - known)
+    if unknown:
+        notes.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
+    alone = isinstance(record.content, SmilesRow) and config.embedding.conformers == 1
+    if alone and can_turn(lowest.data.smiles):
+        notes.append("this is one conformer; others may have other dipole moments")
+    if lowest.dipole is None:
+        notes.append("the model has a magnitude only, no vector and no charges")
+    return replace(
+        molecule,
+        source=record.source,
+        row=record.row,
+        model=loaded.name,
+        accuracy=loaded.accuracy,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """Numbers of a run of :func:`predict_files`.
+
+    Attributes:
+        molecules: Molecules in the output.
+        failures: Molecules that failed.
+        first_failures: The first of the failures.
+        earlier: Of molecules and failures together, how many an interrupted run had done.
+        seconds: How long this run took.
+    """
+
+    molecules: int
+    failures: int
+    first_failures: list[Failure]
+    earlier: int
+    seconds: float
+
+
+def predict_files(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    models: ModelChoice,
+    *,
+    columns: TableColumns | None = None,
+    conformers: ConformerConfig | None = None,
+    temperature: float = ROOM_TEMPERATURE_K,
+    coverage: float = COVERAGE,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    part_records: int = PART_RECORDS,
+    progress: bool = False,
+) -> BulkResult:
+    """Predicts the dipole moments of all molecules of files, of any size, into one file.
+
+    A run that was killed goes on where it stopped when it is called again with the same arguments:
+    nothing is done twice but what was under way, and nothing is lost. (Until it is complete, what
+    is done lies in a folder beside the output, in parts of about 20 seconds of work.) ``workers``
+    and ``device`` may change in between.
+
+    Structures in the output have the ``mol_id`` that they have in the file, else the number of
+    their record, from 0; with several files, the number of the record, counted through.
+
+    Args:
+        paths: Files of SMILES (embedded in worker processes) or of structures.
+        output: A table (``.csv``, ``.csv.gz``, ``.parquet``), a line per molecule in the order of
+            the files; or structures with their predictions (``.sdf``, ``.extxyz``, ``.xyz``, also
+            ``.gz``), all conformers. Failures come to lie beside it, in a file of their own.
+        models: Which model predicts.
+        columns: Columns of tables of SMILES.
+        conformers: How SMILES are embedded.
+        temperature: Temperature of the Boltzmann average, in kelvin.
+        coverage: Coverage of the error bars, between 0 and 1.
+        workers: Processes that read and embed; 0: it is done here, where a molecule that crashes
+            RDKit ends the run; None: one per core, none for a small file.
+        device: Where the model computes; None: on a CUDA device if there is one.
+        part_records: Records per batch and per part at most.
+        progress: Show the progress on standard error.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no such model.
+        ImportError: Parquet without pyarrow.
+        JobMismatch: Beside the output lie parts of another job.
+        MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
+            until then is kept.
+        OutputInUse: Another run is writing the same output.
+        ValueError: An unknown suffix, an output in the place of one of the files, ``workers`` below
+            0, ``part_records`` below 1, or a temperature or coverage that is none.
+    """
+    for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    config = PredictConfig(conformers or ConformerConfig(), temperature, coverage)
+    require_apart(Path(output), paths)
+    start = time.monotonic()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with Records(paths, columns) as records:
+        job = {
+            "version": __version__,
+            "files": [_identity(file.path) for file in records.files],
+            "models": sorted({_digest(models, file.embedded) for file in records.files}),
+            "columns": asdict(columns or TableColumns()),
+            **asdict(config),
+            "part_records": part_records,
+        }
+        if workers is None:
+            workers = 0 if _few(paths, columns, config) else usable_cores()
+        with Parts(Path(output), job, coverage, part_records) as parts, _threads_beside(workers):
+            earlier = sum(counts.molecules + counts.failures for counts in parts.done)
+            rest = itertools.islice(records, sum(counts.records for counts in parts.done), None)
+            embedded = embed_records(rest, config.embedding, workers=workers)
+            batches = predict_batches(
+                embedded, models, config, device=device, most_records=part_records
+            )
+            with Progress(progress, records, parts.done) as shown:
+                for batch in batches:
+                    parts.add(batch.records, batch.outcomes)
+                    shown.advance(batch.records, len(batch.outcomes))
+            parts.flush()
+            first = parts.first_failures(SHOWN_FAILURES)
+            total = parts.assemble()
+    seconds = time.monotonic() - start
+    return BulkResult(total.molecules, total.failures, first, earlier, seconds)
+
+
+def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: PredictConfig) -> bool:
+    """Whether the files are done before worker processes would have started."""
+    limit = max(1, FEW_CONFORMERS // config.embedding.conformers)
+    with suppress(MoleculeError), Records(paths, columns) as records:
+        return sum(1 for _ in itertools.islice(records, limit)) < limit
+    return True
+
+
+@contextmanager
+def _threads_beside(workers: int) -> Iterator[None]:
+    """Leaves the cores to the workers: with more threads than cores, they wait for each other."""
+    before = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(max(1, before - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _identity(path: Path) -> dict[str, str | int]:
+    """Name and checksum of a file."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _digest(models: ModelChoice, embedded: bool) -> str:
+    """Name and checksum of a model."""
+    loaded = models.for_geometry(embedded)
+    digest = hashlib.sha256()
+    for name, weight in sorted(loaded.model.state_dict().items()):
+        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    return f"{loaded.name} {digest.hexdigest()}"

@@ -2,32 +2,41 @@
 
 The same steps as on one machine, with the same numbers: conformers and labels in tasks that take a
 core each, the model in actors, on a CPU or a GPU. Ray runs again what was under way on a machine,
-or in a process, that is lost; a molecule that cannot be computed is a row that says why. Rows keep
-all their columns; their order is Ray's own unless it is told otherwise
-(``DataContext.execution_options.preserve_order``), so have a column that tells them apart.
+or in a process, that is lost. Rows keep all their columns; their order is Ray's own unless it is
+told otherwise (``DataContext.execution_options.preserve_order``), so have a column that tells them
+apart. A molecule that fails keeps its row, with the reason in ``stage``, ``problem`` and
+``remedy``, and nothing in the other columns.
+
+Blocks of rows are Arrow tables. Columns have their types even where a whole block has nothing in
+them: blocks of a data set that differ in type could not be put together.
 """
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import pickle
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, XTBConfig
-from dipolegnn.inference.blocks import (
-    FAILURE_COLUMNS,
-    LABEL_COLUMNS,
-    PREDICTION_COLUMNS,
-    STRUCTURES,
-    PredictBlock,
-    embed_block,
-    label_block,
-)
-from dipolegnn.inference.output import Counts
+from ase.data import chemical_symbols
+
+from dipolegnn._pyg import Data
+from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, PredictConfig, XTBConfig
+from dipolegnn.inference.pipeline import predict_batches
+from dipolegnn.inference.table import Line, arrow_schema
+from dipolegnn.labels.batch import label_one, label_time_limit, lost_label
 from dipolegnn.labels.calculators import engine_version
+from dipolegnn.labels.journal import Label, with_label
 from dipolegnn.models import ModelChoice
-from dipolegnn.molecules.tables import find_column
+from dipolegnn.molecules import Failure, MoleculeError, SmilesRow
+from dipolegnn.molecules.embedding import AHEAD, EmbeddingPool, embed_in, embedding_pool
+from dipolegnn.molecules.molecule import from_arrays, to_arrays
+from dipolegnn.molecules.records import Record
+from dipolegnn.molecules.tables import find_column, import_pyarrow
+from dipolegnn.molecules.workers import Lost, Pool, Result, Task
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 try:
@@ -47,6 +56,38 @@ LABELS_PER_TASK = 16
 ACTOR_MEMORY = 1.5 * 2**30
 """Bytes that Ray sets aside for a model. It has to differ from what the tasks before ask for: Ray
 would else run them inside the actors, one after the other."""
+
+
+STRUCTURES = "dipolegnn_structures"
+"""Column between two steps: the conformers of a molecule; null where there are none."""
+
+FAILURE_COLUMNS = ("stage", "problem", "remedy")
+"""Columns that say why a molecule failed; null where it did not."""
+
+PREDICTION_COLUMNS = tuple(
+    name for name in Line._fields if name not in ("source", "row", "name", "smiles")
+)
+"""Columns of a prediction: those of :class:`~dipolegnn.inference.table.Line` that the rows lack."""
+
+
+class LabelCells(NamedTuple):
+    """What a labelled structure adds to a row; ``conformer`` counts from 1, the lowest."""
+
+    conformer: int
+    charge_e: int
+    magnitude_D: float
+    dipole_x_D: float
+    dipole_y_D: float
+    dipole_z_D: float
+    energy_kcal_per_mol: float
+    symbols: str
+    positions_angstrom: list[float]
+    atomic_charges_e: list[float]
+    program: str
+
+
+LABEL_COLUMNS = LabelCells._fields
+"""Columns of a label."""
 
 
 def predict_dataset(
@@ -101,9 +142,7 @@ def predict_dataset(
         PredictBlock,
         fn_constructor_args=(
             models,
-            (conformers or ConformerConfig()).conformers,
-            temperature,
-            coverage,
+            PredictConfig(conformers or ConformerConfig(), temperature, coverage),
             "cuda" if gpus_per_actor else "cpu",
         ),
         batch_size=None,
@@ -156,6 +195,13 @@ def label_dataset(
         batch_format="pyarrow",
         num_cpus=1,
     )
+
+
+class Counts(NamedTuple):
+    """Numbers of an output."""
+
+    molecules: int
+    failures: int
 
 
 def write_rows(dataset: ray.data.Dataset, output: str) -> Counts:
@@ -216,3 +262,179 @@ def _embedded(
 def _require_rows(rows_per_task: int) -> None:
     if rows_per_task < 1:
         raise ValueError(f"rows_per_task must be at least 1, got {rows_per_task}.")
+
+
+def embed_block(block: Any, *, smiles_column: str, config: ConformerConfig) -> Any:
+    """Adds the structures of the molecules, and why some have none.
+
+    It works in a process of its own, which stays for the next block: a molecule that crashes RDKit
+    (twice), or keeps it busy for too long, costs only itself.
+
+    Args:
+        block: Arrow table.
+        smiles_column: Its column of SMILES; an empty cell is an empty text.
+        config: How they are embedded.
+    """
+    records = (
+        Record(row, SmilesRow(row, "" if cell is None else str(cell).strip()))
+        for row, cell in enumerate(block.column(smiles_column).to_pylist(), start=1)
+    )
+    found: list[bytes | None] = []
+    failures: list[Failure | None] = []
+    for _, outcome in embed_in(_embedder(config), records):
+        if isinstance(outcome, Failure):
+            found.append(None)
+            failures.append(outcome)
+        else:
+            found.append(pickle.dumps([to_arrays(data) for data in outcome]))
+            failures.append(None)
+    arrow, _ = import_pyarrow()
+    block = block.append_column(STRUCTURES, arrow.array(found, arrow.binary()))
+    return _with_failures(block, failures)
+
+
+class PredictBlock:
+    """Replaces structures by predictions.
+
+    Args:
+        models: Which model predicts.
+        config: Conformers of SMILES, temperature and coverage.
+        device: Where to compute.
+    """
+
+    def __init__(self, models: ModelChoice, config: PredictConfig, device: str) -> None:
+        self.models = models
+        self.config = config
+        self.device = device
+
+    def __call__(self, block: Any) -> Any:
+        """The block with ``PREDICTION_COLUMNS`` and ``FAILURE_COLUMNS``."""
+        embedded = (
+            (Record(row, SmilesRow(row, "")), conformers)
+            for row, conformers in enumerate(_structures(block), start=1)
+            if conformers
+        )
+        rows: list[dict[str, Any]] = [{} for _ in range(block.num_rows)]
+        failures = _failures(block)
+        batches = predict_batches(embedded, self.models, self.config, device=self.device)
+        for outcome in itertools.chain.from_iterable(batch.outcomes for batch in batches):
+            if isinstance(outcome, Failure):
+                failures[(outcome.row or 0) - 1] = outcome
+            else:
+                rows[outcome.row - 1] = Line.of(outcome, self.config.coverage)._asdict()
+        return _with_failures(_with_cells(block, rows, PREDICTION_COLUMNS), failures)
+
+
+def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:
+    """Replaces structures by labels: a row for each, so that a molecule may come to several.
+
+    As with :func:`embed_block`, a process of its own does it.
+
+    Args:
+        block: Arrow table with structures.
+        method: Level of theory, and whether to relax first.
+
+    Returns:
+        The block with ``LABEL_COLUMNS`` and ``FAILURE_COLUMNS``.
+    """
+    # A molecule without structures has one row, with the reason.
+    places: list[int] = []
+    structures: list[tuple[int, Data] | None] = []
+    for place, conformers in enumerate(_structures(block)):
+        structures += enumerate(conformers, start=1) if conformers else [None]
+        places += [place] * (len(structures) - len(places))
+    todo = [structure[1] for structure in structures if structure is not None]
+    found = dict(_labeller(method).run(todo))
+    outcomes = (found[place] for place in range(len(todo)))
+    arrow, _ = import_pyarrow()
+    block = block.take(arrow.array(places, arrow.int64()))
+    rows: list[dict[str, Any]] = []
+    failures = _failures(block)
+    for row, structure in enumerate(structures):
+        rows.append({})
+        if structure is None:
+            continue
+        conformer, data = structure
+        outcome = next(outcomes)
+        if isinstance(outcome, Lost):
+            outcome = lost_label(outcome)
+        if isinstance(outcome, MoleculeError):
+            failures[row] = Failure.from_error(outcome, "label")
+            rows[row] = {"conformer": conformer}
+        else:
+            rows[row] = _label_cells(conformer, data, outcome, method)._asdict()
+    return _with_failures(_with_cells(block, rows, LABEL_COLUMNS), failures)
+
+
+def _label_cells(
+    conformer: int, data: Data, outcome: Label, method: XTBConfig | DFTConfig
+) -> LabelCells:
+    labelled = with_label(data, outcome)
+    x, y, z = labelled.dipole[0].tolist()
+    return LabelCells(
+        conformer=conformer,
+        charge_e=round(float(labelled.charge)),
+        magnitude_D=float(labelled.dipole_magnitude),
+        dipole_x_D=x,
+        dipole_y_D=y,
+        dipole_z_D=z,
+        energy_kcal_per_mol=float(labelled.energy),
+        symbols=" ".join(chemical_symbols[z] for z in labelled.z.tolist()),
+        positions_angstrom=labelled.pos.flatten().tolist(),
+        atomic_charges_e=labelled.atomic_charges.tolist(),
+        program=engine_version(method),
+    )
+
+
+# Kept for the next block that the same process is given: starting a worker takes seconds.
+@cache
+def _embedder(config: ConformerConfig) -> EmbeddingPool:
+    return _kept(embedding_pool(config, workers=1))
+
+
+@cache
+def _labeller(method: XTBConfig | DFTConfig) -> Pool[Data, Label | MoleculeError]:
+    label = partial(label_one, method=method)
+    return _kept(Pool(label, workers=1, time_limit=label_time_limit(method), ahead=AHEAD))
+
+
+def _kept(pool: Pool[Task, Result]) -> Pool[Task, Result]:
+    atexit.register(pool.stop)
+    return pool
+
+
+def _structures(block: Any) -> list[list[Data]]:
+    """The conformers of each molecule; none where it failed."""
+    packed = block.column(STRUCTURES).to_pylist()
+    return [
+        [from_arrays(arrays) for arrays in pickle.loads(cell)] if cell else [] for cell in packed
+    ]
+
+
+def _failures(block: Any) -> list[Failure | None]:
+    """The failures of an earlier step."""
+    rows = block.select(FAILURE_COLUMNS).to_pylist()
+    return [None if row["problem"] is None else Failure("", None, "", **row) for row in rows]
+
+
+def _with_failures(block: Any, failures: Sequence[Failure | None]) -> Any:
+    """The block with its failure columns at the end, in place of those that it has."""
+    rows = [
+        {} if failure is None else {name: getattr(failure, name) for name in FAILURE_COLUMNS}
+        for failure in failures
+    ]
+    known = [name for name in FAILURE_COLUMNS if name in block.column_names]
+    return _appended(block.drop_columns(known), rows, FAILURE_COLUMNS)
+
+
+def _with_cells(block: Any, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
+    """The block with columns in place of the structures."""
+    return _appended(block.drop_columns([STRUCTURES]), rows, names)
+
+
+def _appended(block: Any, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
+    arrow, _ = import_pyarrow()
+    for field in arrow_schema(names):
+        column = arrow.array([row.get(field.name) for row in rows], field.type)
+        block = block.append_column(field, column)
+    return block

@@ -1,20 +1,23 @@
-"""What a model says: of a structure, with its error bar, and averages over conformers."""
+"""Results: the prediction of a structure, that of a molecule, and the lists of both kinds."""
 
 from __future__ import annotations
 
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE
+from dipolegnn.molecules.errors import Failure
 from dipolegnn.nn import Calibration
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K, ROOM_TEMPERATURE_K
 
@@ -48,7 +51,7 @@ class ErrorBar:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-    """What a model says about one structure.
+    """The prediction of one structure.
 
     Attributes:
         data: The structure, as it was given.
@@ -56,7 +59,7 @@ class Prediction:
         dipole: The vector ``[3]`` in debye, in the frame of ``data.pos``, about the centre of mass
             if the molecule is an ion; None from a model with an atomwise head.
         charges: Atomic charges ``[N]`` in e, in the order of the atoms; None from such a model.
-            They are what the dipole asks for, not those of any population analysis.
+            Fitted to reproduce the dipole; not a population analysis.
         error: How far off the magnitude may be; None from a model without error bars.
     """
 
@@ -85,6 +88,16 @@ class Prediction:
         return None if self.error is None else self.error.half_width(coverage)
 
     @property
+    def symbols(self) -> list[str]:
+        """Symbols of the elements, in the order of the atoms."""
+        return [chemical_symbols[z] for z in self.data.z.tolist()]
+
+    @property
+    def total_charge(self) -> int:
+        """Total charge in e."""
+        return round(float(self.data.charge))
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against relying on the interval; see :class:`ErrorBar`."""
         return () if self.error is None else self.error.doubts
@@ -104,17 +117,27 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MoleculePrediction:
-    """What a model says about a molecule: an average over its conformers.
+    """The prediction of a molecule: an average over its conformers.
 
     Attributes:
         conformers: The conformers, lowest energy first.
         weights: Their Boltzmann weights ``[K]``; they sum to 1.
         magnitude: Mean of the magnitudes with these weights, in debye.
+        source: Name of the file of the molecule; empty if there is none.
+        row: Its row, record or frame there, from 1.
+        model: Name of the model; empty if it has none.
+        accuracy: Accuracy of the model, in a line; empty if not known.
+        notes: Remarks and warnings for the user.
     """
 
     conformers: Sequence[Prediction]
     weights: NDArray[np.float64]
     magnitude: float
+    source: str = ""
+    row: int = 0
+    model: str = ""
+    accuracy: str = ""
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         value = _value(self.magnitude, self.half_width())
@@ -160,6 +183,24 @@ class MoleculePrediction:
     def largest(self) -> float:
         """Largest magnitude of a conformer, in debye."""
         return max(conformer.magnitude for conformer in self.conformers)
+
+
+class Predictions(NamedTuple):
+    """Predictions of molecules, in order, and a line for each molecule that failed."""
+
+    molecules: list[MoleculePrediction]
+    failures: list[Failure]
+
+    @classmethod
+    def of(cls, outcomes: Iterable[MoleculePrediction | Failure]) -> Predictions:
+        """Both kinds of outcomes, apart."""
+        found = cls([], [])
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                found.failures.append(outcome)
+            else:
+                found.molecules.append(outcome)
+        return found
 
 
 def average(

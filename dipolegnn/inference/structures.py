@@ -1,36 +1,28 @@
-"""From structures, or SMILES, and a model to predictions."""
+"""From structures and a model to predictions."""
 
 from __future__ import annotations
 
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import ConformerConfig
-from dipolegnn.inference.result import ErrorBar, MoleculePrediction, Prediction, average
-from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles
+from dipolegnn.inference.result import ErrorBar, Prediction
+from dipolegnn.molecules import MoleculeError
 from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.features import MAX_Z
-from dipolegnn.units import ROOM_TEMPERATURE_K
 
 BATCH_ATOMS = 2000
 """Atoms per batch. Memory goes with the edges: at 5 Å at most about 60 per atom, so that one edge
 tensor of PaiNN with 128 channels stays below 200 MB."""
-
-
-class Predictions(NamedTuple):
-    """What a list of molecules came to: predictions, in order, and a line for each that failed."""
-
-    molecules: list[MoleculePrediction]
-    failures: list[Failure]
 
 
 def predict(
@@ -74,53 +66,48 @@ def predict(
         problem = unsupported(data)
         if problem is not None:
             raise problem.located(row=number)
-    if device is not None:
-        wanted, here = torch.device(device), next(model.parameters()).device
-        if wanted.type != here.type or wanted.index not in (None, here.index):
-            model = copy.deepcopy(model).to(wanted)
-    was_training = model.training
-    model.eval()
+    model = on_device(model, device)
     predictions: list[Prediction] = []
     console = Console(file=sys.stderr)
-    try:
-        with torch.no_grad(), Progress(console=console, disable=not progress) as bar:
-            task = bar.add_task("Predicting", total=len(molecules))
-            for batch in _batches(molecules, batch_atoms):
-                predictions += _predict_batch(model, batch)
-                bar.advance(task, len(batch))
-    finally:
-        model.train(was_training)
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        Progress(console=console, disable=not progress) as bar,
+    ):
+        task = bar.add_task("Predicting", total=len(molecules))
+        for batch in _batches(molecules, batch_atoms):
+            predictions += _predict_batch(model, batch)
+            bar.advance(task, len(batch))
     return predictions
 
 
-def predict_smiles(
-    model: DipoleModel,
-    smiles: Sequence[str],
-    *,
-    conformers: ConformerConfig | None = None,
-    temperature: float = ROOM_TEMPERATURE_K,
-    workers: int = 1,
-    progress: bool = False,
-) -> Predictions:
-    """Predicts the dipole moments of molecules from their SMILES.
+def on_device(model: DipoleModel, device: torch.device | str | None) -> DipoleModel:
+    """The model, or a copy of it if ``device`` is another one than its own; None: its own."""
+    if device is None:
+        return model
+    wanted, here = torch.device(device), next(model.parameters()).device
+    if wanted.type == here.type and wanted.index in (None, here.index):
+        return model
+    return copy.deepcopy(model).to(wanted)
 
-    Args:
-        model: The model.
-        smiles: The SMILES.
-        conformers: How they are embedded in 3D; None: one conformer each.
-        temperature: Temperature of the average over conformers, in kelvin.
-        workers: Processes that embed.
-        progress: Show progress bars on standard error.
 
-    Returns:
-        A prediction for each molecule, in order, except for those in the failures.
-    """
-    rows = [SmilesRow(row, text) for row, text in enumerate(smiles, start=1)]
-    found = embed_smiles(rows, conformers or ConformerConfig(), workers=workers, progress=progress)
-    # SMILES are embedded with force fields, none of which has parameters beyond element 100.
-    return Predictions(
-        average(predict(model, found.data, progress=progress), temperature), found.failures
-    )
+def with_plain_kernels(model: DipoleModel) -> DipoleModel:
+    """A model with the same weights (shared, not copied) that computes without fused kernels."""
+    twin = copy.copy(model)
+    twin.kernels = "plain"
+    return twin
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def unsupported(data: Data) -> MoleculeError | None:

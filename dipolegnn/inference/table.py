@@ -1,4 +1,4 @@
-"""Predictions for people (tables) and for programs (JSON, CSV), units always said."""
+"""Predictions as tables on a terminal, rows, JSON and text of structures, with units."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
-from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dipolegnn._pyg import Data
-from dipolegnn.inference.result import MoleculePrediction, Prediction
-from dipolegnn.models import LoadedModel
-from dipolegnn.molecules import Failure, can_turn, text_of
+from dipolegnn.config import PredictConfig
+from dipolegnn.inference.result import MoleculePrediction, Prediction, Predictions
+from dipolegnn.molecules import text_of
 from dipolegnn.molecules.tables import import_pyarrow
 from dipolegnn.units import DECIMALS_D, DECIMALS_E_OR_ANGSTROM
 
@@ -44,81 +43,32 @@ UNITS = {
 }
 
 
-class Answer(NamedTuple):
-    """The prediction for a molecule, and where both are from."""
-
-    molecule: MoleculePrediction
-    model: LoadedModel
-    """The model that made the prediction."""
-    source: str
-    """Name of the molecule's file; empty for SMILES that were given one by one."""
-    row: int
-    """Its row, record or frame there, from 1."""
-    asked: int
-    """Conformers that were asked for; 0: its geometry was not made here."""
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What ``dipolegnn predict`` has to report."""
-
-    molecules: list[Answer]
-    failures: list[Failure]
-    temperature: float
-    coverage: float
-
-    @property
-    def models(self) -> list[LoadedModel]:
-        """The models that made them."""
-        return list({answer.model.name: answer.model for answer in self.molecules}.values())
-
-
-def notes(answer: Answer) -> list[str]:
-    """What one should know about a prediction."""
-    molecule, model = answer.molecule, answer.model
-    found = []
-    charge = _charge(molecule.lowest)
-    if charge:
-        found.append(f"ion ({charge:+d} e): the dipole refers to the centre of mass")
-    found += molecule.doubts
-    known = None if molecule.lowest.error else model.elements  # else it is among the doubts
-    unknown = [] if known is None else sorted(set(_symbols(molecule.lowest)) - known)
-    if unknown:
-        found.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
-    if answer.asked == 1 and can_turn(molecule.lowest.data.smiles):
-        found.append("this is one conformer; others may have other dipole moments")
-    if molecule.lowest.dipole is None:
-        found.append("the model has a magnitude only, no vector and no charges")
-    return found
-
-
-def as_json(report: Report) -> str:
-    """The report as a JSON object."""
+def as_json(found: Predictions, config: PredictConfig) -> str:
+    """Predictions and failures as a JSON object."""
     content = {
-        "models": {model.name: {"accuracy": model.accuracy} for model in report.models},
-        "temperature": report.temperature,
-        "coverage": report.coverage,
+        "models": {m.model: {"accuracy": m.accuracy} for m in found.molecules},
+        "temperature": config.temperature,
+        "coverage": config.coverage,
         "units": UNITS,
-        "molecules": [_as_dict(report, answer) for answer in report.molecules],
-        "failures": [asdict(failure) for failure in report.failures],
+        "molecules": [_as_dict(molecule, config.coverage) for molecule in found.molecules],
+        "failures": [asdict(failure) for failure in found.failures],
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def _as_dict(report: Report, answer: Answer) -> dict[str, Any]:
-    molecule = answer.molecule
+def _as_dict(molecule: MoleculePrediction, coverage: float) -> dict[str, Any]:
     return {
         "name": molecule.lowest.data.name,
         "smiles": molecule.lowest.data.smiles,
-        "charge": _charge(molecule.lowest),
+        "charge": molecule.lowest.total_charge,
         "magnitude": molecule.magnitude,
-        "half_width": _half_width(report, molecule),
+        "half_width": _half_width(molecule, coverage),
         "smallest": molecule.smallest,
         "largest": molecule.largest,
-        "symbols": _symbols(molecule.lowest),
+        "symbols": molecule.lowest.symbols,
         "conformers": _conformers(molecule),
-        "model": answer.model.name,
-        "notes": notes(answer),
+        "model": molecule.model,
+        "notes": molecule.notes,
     }
 
 
@@ -144,40 +94,35 @@ class Line(NamedTuple):
     model: str
     notes: str
 
+    @classmethod
+    def of(cls, molecule: MoleculePrediction, coverage: float) -> Line:
+        """The line of a molecule; the error bar has this coverage."""
+        lowest = molecule.lowest
+        vector = [None] * 3 if lowest.dipole is None else lowest.dipole.tolist()
+        return cls(
+            source=molecule.source,
+            row=molecule.row,
+            name=lowest.data.name,
+            smiles=lowest.data.smiles,
+            charge_e=lowest.total_charge,
+            magnitude_D=molecule.magnitude,
+            half_width_D=_half_width(molecule, coverage),
+            smallest_D=molecule.smallest,
+            largest_D=molecule.largest,
+            dipole_x_D=vector[0],
+            dipole_y_D=vector[1],
+            dipole_z_D=vector[2],
+            conformers=len(molecule.conformers),
+            symbols=" ".join(lowest.symbols),
+            positions_angstrom=lowest.data.pos.flatten().tolist(),
+            atomic_charges_e=None if lowest.charges is None else lowest.charges.tolist(),
+            model=molecule.model,
+            notes="; ".join(molecule.notes),
+        )
+
     def cells(self) -> list[str]:
         """As text, with the decimals that do not depend on the batch or the machine."""
         return [_cell(value) for value in self]
-
-
-def lines(report: Report) -> list[Line]:
-    """The table of predictions, a line per molecule."""
-    return [_line(report, answer) for answer in report.molecules]
-
-
-def _line(report: Report, answer: Answer) -> Line:
-    molecule, model, source, row, _ = answer
-    lowest = molecule.lowest
-    vector = [None] * 3 if lowest.dipole is None else lowest.dipole.tolist()
-    return Line(
-        source=source,
-        row=row,
-        name=lowest.data.name,
-        smiles=lowest.data.smiles,
-        charge_e=_charge(lowest),
-        magnitude_D=molecule.magnitude,
-        half_width_D=_half_width(report, molecule),
-        smallest_D=molecule.smallest,
-        largest_D=molecule.largest,
-        dipole_x_D=vector[0],
-        dipole_y_D=vector[1],
-        dipole_z_D=vector[2],
-        conformers=len(molecule.conformers),
-        symbols=" ".join(_symbols(lowest)),
-        positions_angstrom=lowest.data.pos.flatten().tolist(),
-        atomic_charges_e=None if lowest.charges is None else lowest.charges.tolist(),
-        model=model.name,
-        notes="; ".join(notes(answer)),
-    )
 
 
 def _cell(value: str | float | list[float] | None) -> str:
@@ -191,17 +136,12 @@ def _cell(value: str | float | list[float] | None) -> str:
     return str(value)
 
 
-def as_csv(report: Report) -> str:
-    """One line per molecule; see :class:`Line`."""
-    return csv_text(lines(report))
-
-
-def csv_text(table: Sequence[Line]) -> str:
-    """A table as CSV, under a header line."""
+def as_csv(molecules: Sequence[MoleculePrediction], coverage: float) -> str:
+    """One line per molecule, under a header line; see :class:`Line`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(Line._fields)
-    writer.writerows(line.cells() for line in table)
+    writer.writerows(Line.of(molecule, coverage).cells() for molecule in molecules)
     return text.getvalue()
 
 
@@ -219,27 +159,26 @@ def arrow_schema(names: Sequence[str]) -> Any:
     return arrow.schema((name, kinds.get(name, text)) for name in names)
 
 
-def structures_text(report: Report, answer: Answer, suffix: str) -> str:
+def structures_text(molecule: MoleculePrediction, suffix: str, coverage: float) -> str:
     """The conformers of a molecule as structures, each with its own prediction as its labels.
 
-    SDF and extended XYZ also say ``half_width_D`` and ``coverage``, where the model has error bars,
-    ``model`` and ``notes``.
+    SDF and extended XYZ also state ``half_width_D`` and ``coverage``, where the model has error
+    bars, ``model`` and ``notes``.
 
     Raises:
         MoleculeError: An SDF needs bonds, and they cannot be perceived.
         ValueError: Another suffix than those of :func:`~dipolegnn.molecules.text_of`.
     """
-    said_of_all = "; ".join(notes(answer))
     further: list[dict[str, str | float]] = []
-    for conformer in answer.molecule.conformers:
-        said: dict[str, str | float] = {"model": answer.model.name}
-        width = conformer.half_width(report.coverage)
+    for conformer in molecule.conformers:
+        fields: dict[str, str | float] = {"model": molecule.model}
+        width = conformer.half_width(coverage)
         if width is not None and np.isfinite(width):
-            said |= {"half_width_D": round(width, DECIMALS_D), "coverage": report.coverage}
-        if said_of_all:
-            said["notes"] = said_of_all
-        further.append(said)
-    labels = [_rounded(conformer.as_labels()) for conformer in answer.molecule.conformers]
+            fields |= {"half_width_D": round(width, DECIMALS_D), "coverage": coverage}
+        if molecule.notes:
+            fields["notes"] = "; ".join(molecule.notes)
+        further.append(fields)
+    labels = [_rounded(conformer.as_labels()) for conformer in molecule.conformers]
     return text_of(labels, suffix, further)
 
 
@@ -254,52 +193,47 @@ def _rounded(labels: Data) -> Data:
     return labels
 
 
-def print_tables(report: Report) -> None:
+def print_tables(molecules: Sequence[MoleculePrediction], config: PredictConfig) -> None:
     """Prints the dipoles, and the geometries that the vectors belong to if they are few."""
-    if not report.molecules:
+    if not molecules:
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to keep to
-    console.print(_dipoles(report))
-    for note, names in _noted(report).items():
-        more = len(names) - NAMES_PER_NOTE
-        shown = [*names[:NAMES_PER_NOTE], *([f"{more} more"] if more > 0 else [])]
+    console.print(_dipoles(molecules, config))
+    names: dict[str, list[str]] = {}
+    for molecule in molecules:
+        for note in molecule.notes:
+            names.setdefault(note, []).append(molecule.lowest.data.name)
+    for note, about in names.items():
+        more = len(about) - NAMES_PER_NOTE
+        shown = [*about[:NAMES_PER_NOTE], *([f"{more} more"] if more > 0 else [])]
         console.print(Text(f"{', '.join(shown)}: {note}"))
-    if len(report.molecules) <= MAX_GEOMETRIES:
-        for molecule, *_ in report.molecules:
+    if len(molecules) <= MAX_GEOMETRIES:
+        for molecule in molecules:
             console.print(_geometry(molecule.lowest))
     else:
         console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
-    for model in report.models:
-        console.print(Text(f"{model.name}{f': {model.accuracy}' if model.accuracy else ''}"))
+    for model, accuracy in {m.model: m.accuracy for m in molecules}.items():
+        console.print(Text(f"{model}: {accuracy}" if accuracy else model))
 
 
-def _noted(report: Report) -> dict[str, list[str]]:
-    """What is said about which molecules."""
-    found: dict[str, list[str]] = {}
-    for answer in report.molecules:
-        for note in notes(answer):
-            found.setdefault(note, []).append(answer.molecule.lowest.data.name)
-    return found
-
-
-def _dipoles(report: Report) -> Table:
+def _dipoles(molecules: Sequence[MoleculePrediction], config: PredictConfig) -> Table:
     table = Table(
         title=(
-            f"Dipole moments, averages over conformers at {report.temperature:g} K; ± holds for "
-            f"{100 * report.coverage:g} %"
+            f"Dipole moments, averages over conformers at {config.temperature:g} K; ± holds for "
+            f"{100 * config.coverage:g} %"
         ),
         title_justify="left",
     )
     table.add_column("molecule", overflow="fold")
     for header in ("|μ| (D)", "± (D)", "range (D)", "conformers", "μx (D)", "μy (D)", "μz (D)"):
         table.add_column(header, justify="right", no_wrap=True)
-    for molecule, *_ in report.molecules:
+    for molecule in molecules:
         vector = molecule.lowest.dipole
         components = ["–"] * 3 if vector is None else [f"{x:.3f}" for x in vector]
         several = len(molecule.conformers) > 1
-        width = _half_width(report, molecule)
+        width = _half_width(molecule, config.coverage)
         table.add_row(
             Text(molecule.lowest.data.name),  # "[O-]" is no markup
             f"{molecule.magnitude:.3f}",
@@ -320,7 +254,7 @@ def _geometry(prediction: Prediction) -> Table:
     if prediction.charges is not None:
         charges = [f"{charge:+.3f}" for charge in prediction.charges]
     for symbol, position, charge in zip(
-        _symbols(prediction), prediction.data.pos.tolist(), charges, strict=True
+        prediction.symbols, prediction.data.pos.tolist(), charges, strict=True
     ):
         table.add_row(symbol, *(f"{x:.4f}" for x in position), charge)
     return table
@@ -341,15 +275,7 @@ def _conformers(molecule: MoleculePrediction) -> list[dict[str, Any]]:
     ]
 
 
-def _half_width(report: Report, molecule: MoleculePrediction) -> float | None:
+def _half_width(molecule: MoleculePrediction, coverage: float) -> float | None:
     """Half the width of the interval, in debye; None if the model has none of that coverage."""
-    width = molecule.half_width(report.coverage)
+    width = molecule.half_width(coverage)
     return width if width is not None and np.isfinite(width) else None
-
-
-def _symbols(prediction: Prediction) -> list[str]:
-    return [chemical_symbols[z] for z in prediction.data.z.tolist()]
-
-
-def _charge(prediction: Prediction) -> int:
-    return round(float(prediction.data.charge))

@@ -6,10 +6,9 @@ it busy for too long, costs only itself.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -33,9 +32,7 @@ AHEAD = 2
 """Tasks that wait for each worker, so that it has work while the caller is busy."""
 
 WINDOW = 4000
-"""Records that are read ahead of the oldest unfinished one at most, which bounds the memory."""
-
-Key = TypeVar("Key")
+"""Records that are read ahead of the next one in order at most, which bounds the memory."""
 
 Outcome = list[Data] | Failure
 """The structures of a record (the conformers of one molecule), or why there are none."""
@@ -73,20 +70,20 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
 
 
 def embed_records(
-    records: Iterable[tuple[Key, Record]], config: ConformerConfig, *, workers: int
-) -> Iterator[tuple[Key, Outcome]]:
-    """The structures of each record, in the order in which they are complete.
+    records: Iterable[Record], config: ConformerConfig, *, workers: int
+) -> Iterator[tuple[Record, Outcome]]:
+    """Each record with its structures, in the order of the records.
 
-    Records are read as they are needed, at most ``WINDOW`` ahead of the oldest unfinished one.
+    Records are read as they are needed, at most ``WINDOW`` ahead of the one that is returned.
 
     Args:
-        records: The records, each with a key that is returned with its outcome.
+        records: The records. A :class:`MoleculeError` of theirs is raised after the records before.
         config: How SMILES are embedded.
-        workers: Processes; 0: the calling process, in order, where a crash of RDKit is not caught.
+        workers: Processes; 0: the calling process, where a crash of RDKit is not caught.
     """
     if workers == 0:
-        for key, record in records:
-            yield key, structures(record, config)
+        for record in records:
+            yield record, structures(record, config)
         return
     with embedding_pool(config, workers) as pool:
         yield from embed_in(pool, records)
@@ -108,43 +105,49 @@ def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
     )
 
 
-def embed_in(
-    pool: EmbeddingPool, records: Iterable[tuple[Key, Record]]
-) -> Iterator[tuple[Key, Outcome]]:
+def embed_in(pool: EmbeddingPool, records: Iterable[Record]) -> Iterator[tuple[Record, Outcome]]:
     """As :func:`embed_records`, in processes that stay for what comes next."""
     todo = _tasks(records)
-    given: dict[int, _Task[Key]] = {}
-    numbers = itertools.count()
-    read = 0
+    # Tasks by the position of their first record.
+    given: dict[int, list[Record]] = {}
+    done: dict[int, list[tuple[Record, Outcome]]] = {}
+    read = returned = 0
+    broken: MoleculeError | None = None
     at_end = False
 
-    def give(task: _Task[Key]) -> None:
-        number = next(numbers)
-        given[number] = task
-        pool.give(number, [record for _, record in task.records])
+    def give(first: int, task: list[Record]) -> None:
+        given[first] = task
+        pool.give(first, task)
 
     try:
-        while given or not at_end:
-            while not (at_end or pool.full or read - _oldest(given, read) >= WINDOW):
-                task = next(todo, None)
-                if task is None:
-                    at_end = True
-                else:
-                    read = task.first + len(task.records)
-                    give(task)
-            for number, found in pool.results():
-                task = given.pop(number)
+        while given or done or not at_end:
+            while not (at_end or pool.full or read - returned >= WINDOW):
+                try:
+                    task = next(todo, [])
+                except MoleculeError as error:
+                    broken, task = error, []
+                if task:
+                    give(read, task)
+                read += len(task)
+                at_end = not task
+            for first, found in pool.results():
+                task = given.pop(first)
                 if isinstance(found, Lost):
-                    if len(task.records) > 1:  # one by one: only the record at fault is lost
-                        for place, item in enumerate(task.records, start=task.first):
-                            give(_Task(place, [item]))
+                    if len(task) > 1:  # one by one: only the record at fault is lost
+                        for place, record in enumerate(task, start=first):
+                            give(place, [record])
                         continue
-                    found = [_lost(record, found) for _, record in task.records]
-                for (key, _), outcome in zip(task.records, found, strict=True):
-                    yield key, _unpacked(outcome)
+                    found = [_lost(task[0], found)]
+                done[first] = list(zip(task, map(_unpacked, found), strict=True))
+            while returned in done:
+                complete = done.pop(returned)
+                returned += len(complete)
+                yield from complete
     except BaseException:  # unfinished tasks must not be taken for the next results
         pool.stop()
         raise
+    if broken is not None:
+        raise broken
 
 
 def embed_smiles(
@@ -193,20 +196,15 @@ def molecules_of(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     smiles = sum(isinstance(record.content, SmilesRow) for record in records)
-    outcomes = dict(
-        track(
-            embed_records(
-                enumerate(records), config, workers=workers if workers > 1 and smiles > 1 else 0
-            ),
-            description="Conformers",
-            total=len(records),
-            console=Console(stderr=True),
-            disable=not (progress and smiles),
-        )
-    )
+    outcomes = embed_records(records, config, workers=workers if workers > 1 and smiles > 1 else 0)
     found = Molecules([], [], [])
-    for place, record in enumerate(records):
-        outcome = outcomes[place]
+    for record, outcome in track(
+        outcomes,
+        description="Conformers",
+        total=len(records),
+        console=Console(stderr=True),
+        disable=not (progress and smiles),
+    ):
         if isinstance(outcome, Failure):
             found.failures.append(outcome)
         else:
@@ -214,28 +212,21 @@ def molecules_of(
     return found
 
 
-class _Task(NamedTuple, Generic[Key]):
+def _tasks(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Neighbouring records that a worker is given at a time."""
-
-    first: int
-    """Position of the first among all records."""
-    records: list[tuple[Key, Record]]
-
-
-def _tasks(records: Iterable[tuple[Key, Record]]) -> Iterator[_Task[Key]]:
-    task: _Task[Key] = _Task(0, [])
-    for place, (key, record) in enumerate(records, start=1):
-        task.records.append((key, record))
-        alone = isinstance(record.content, SmilesRow)
-        if alone or len(task.records) == STRUCTURES_PER_TASK:
+    task: list[Record] = []
+    try:
+        for record in records:
+            task.append(record)
+            if isinstance(record.content, SmilesRow) or len(task) == STRUCTURES_PER_TASK:
+                yield task
+                task = []
+    except MoleculeError:
+        if task:
             yield task
-            task = _Task(place, [])
-    if task.records:
+        raise
+    if task:
         yield task
-
-
-def _oldest(given: dict[int, _Task[Key]], read: int) -> int:
-    return min((task.first for task in given.values()), default=read)
 
 
 def _embedded(row: SmilesRow, record: Record, config: ConformerConfig) -> Outcome:

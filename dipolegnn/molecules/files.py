@@ -59,9 +59,12 @@ def read_file(
         MoleculeError: The file holds no molecules, lacks a column or is a broken ``.gz``.
         ValueError: An unknown suffix.
     """
-    with RecordFile(path, columns) as file:
-        records = list(file)
-    return _molecules(records, file.path.name, conformers, workers, progress)
+    return molecules_of(
+        file_records(path, columns),
+        conformers or ConformerConfig(),
+        workers=workers,
+        progress=progress,
+    )
 
 
 def read_text(
@@ -87,31 +90,37 @@ def read_text(
         MoleculeError: There are no molecules, or a column is missing.
         ValueError: An unknown suffix.
     """
-    kind = molecule_format(name, READABLE_TEXT)
-    records = text_records(
-        io.StringIO(text, newline=None), kind.suffix, name, columns or TableColumns()
+    return molecules_of(
+        read_records(text, name, columns),
+        conformers or ConformerConfig(),
+        workers=workers,
+        progress=progress,
     )
+
+
+def file_records(path: str | Path, columns: TableColumns | None = None) -> list[Record]:
+    """The records of a file; see :func:`read_file`."""
+    with RecordFile(path, columns) as file:
+        return _some(list(file), file.path.name)
+
+
+def read_records(text: str, name: str, columns: TableColumns | None = None) -> list[Record]:
+    """The records in the content of a file; see :func:`read_text`."""
+    kind = molecule_format(name, READABLE_TEXT)
+    lines = io.StringIO(text, newline=None)
     try:
-        return _molecules(list(records), name, conformers, workers, progress)
+        found = list(text_records(lines, kind.suffix, name, columns or TableColumns()))
     except MoleculeError as error:
         raise error.located(source=name) from None
+    return _some(found, name)
 
 
-def _molecules(
-    records: Sequence[Record],
-    name: str,
-    conformers: ConformerConfig | None,
-    workers: int,
-    progress: bool,
-) -> Molecules:
-    found = molecules_of(
-        records, conformers or ConformerConfig(), workers=workers, progress=progress
-    )
-    if not (found.data or found.failures):
+def _some(records: list[Record], name: str) -> list[Record]:
+    if not records:
         raise MoleculeError(
             "The file holds no molecules", remedy="Check that it is complete", source=name
         )
-    return found
+    return records
 
 
 def text_of(

@@ -10,7 +10,8 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,12 +73,14 @@ class RecordFile:
         self.embedded = kind.smiles
         self.columns = columns or TableColumns()
         self._raw = self.path.open("rb")
-        self._size = max(self.path.stat().st_size, 1)
-        self._rows = 0
+        self.size = max(self.path.stat().st_size, 1)
+        self._rows = self._characters = 0
+        self._at_end = False
         packed = self.path.suffix.lower() == ".gz"
+        self._bytes = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
         # Bytes that are no text come through as surrogates, so that the line can be told.
         self._text = io.TextIOWrapper(
-            gzip.GzipFile(fileobj=self._raw) if packed else self._raw,
+            self._bytes,
             encoding="utf-8-sig",
             errors="surrogateescape",
         )
@@ -92,9 +95,13 @@ class RecordFile:
     @property
     def position(self) -> float:
         """How much of it has been read, from 0 to 1."""
+        if self._at_end:
+            return 1.0
         if self.suffix == ".parquet":
             return self._rows / max(parquet_length(self.path), 1)
-        return self._raw.tell() / self._size
+        # Of what was unpacked some is not yet used. The last record is only known at the end.
+        used = self._characters / max(self._bytes.tell(), 1)
+        return min(used * self._raw.tell() / self.size, 0.999)
 
     def __iter__(self) -> Iterator[Record]:
         """The records, in order.
@@ -110,16 +117,78 @@ class RecordFile:
                     yield record._replace(source=self.path.name, suffix=self.suffix)
             else:
                 yield from text_records(self._lines(), self.suffix, self.path.name, self.columns)
+            self._at_end = True
         except MoleculeError as error:
             raise error.located(source=self.path.name) from None
 
     def _lines(self) -> Iterator[str]:
         try:
-            yield from self._text
+            for line in self._text:
+                self._characters += len(line)
+                yield line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise MoleculeError(
                 f"The file cannot be decompressed: {error}", remedy="Copy or compress it again"
             ) from None
+
+
+class Records:
+    """The records of several files, one file after the other, and how far they have been read.
+
+    To be used in a ``with``; see :func:`chained` for the numbers of the molecules.
+
+    Args:
+        paths: The files.
+        columns: Columns of tables.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: An unknown suffix.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], columns: TableColumns | None = None) -> None:
+        self.read = 0
+        with ExitStack() as stack:
+            self.files = [stack.enter_context(RecordFile(path, columns)) for path in paths]
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def position(self) -> float:
+        """How much of all files has been read, from 0 to 1."""
+        read = sum(file.size * file.position for file in self.files)
+        return read / max(sum(file.size for file in self.files), 1)
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records, in order; see :class:`RecordFile`."""
+        for record in chained(self.files):
+            self.read += 1
+            yield record
+
+
+def chained(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:
+    """The records of several sources, one source after the other.
+
+    A number that one source states may be a molecule of another. With more than one source the
+    number of a molecule therefore is that of its first record among all, from 0.
+    """
+    if len(sources) == 1:
+        yield from sources[0]
+        return
+    number = mol_id = 0
+    for source in sources:
+        group = ""
+        for record in source:
+            if not record.group or record.group != group:
+                mol_id = number
+            group = record.group
+            yield record._replace(mol_id=mol_id)
+            number += 1
 
 
 def _legible(record: Record) -> Record:

@@ -33,7 +33,7 @@ def test_smiles_with_names_and_a_bad_one_among_them() -> None:
     assert names == ["ethanol", "Cl"]
     assert response.report["molecules"][0]["magnitude"] > 0.5
     (failure,) = response.report["failures"]
-    assert (failure["molecule"], failure["row"]) == ("broken", 2)
+    assert (failure["molecule"], failure["row"]) == ("broken", 3)
     assert response.files[".csv"].startswith("source,row,name,smiles,charge_e,magnitude_D")
     for suffix in (".sdf", ".extxyz"):
         read = read_text(response.files[suffix], f"out{suffix}").data

@@ -1,4 +1,4 @@
-"""What is done to a block of rows, without Ray."""
+"""What is done to a block of rows, without a cluster."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
-from dipolegnn.inference.blocks import (
+pytest.importorskip("ray")
+
+from dipolegnn.config import ConformerConfig, ModelConfig, PredictConfig, XTBConfig
+from dipolegnn.inference.ray import (
     FAILURE_COLUMNS,
     LABEL_COLUMNS,
     PREDICTION_COLUMNS,
@@ -40,7 +42,7 @@ def predict_block(tmp_path: Path) -> PredictBlock:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
     save_model(path, build_model(ModelConfig(hidden_channels=16, num_interactions=1)), {})
-    return PredictBlock(ModelChoice(path), 1, 298.15, 0.9, "cpu")
+    return PredictBlock(ModelChoice(path), PredictConfig(), "cpu")
 
 
 def test_a_block_of_failures_has_the_types_of_any_other(
@@ -60,7 +62,7 @@ def test_a_block_of_failures_has_the_types_of_any_other(
 
 
 def test_what_a_model_cannot_do_is_a_failure_too(embed: partial[Any]) -> None:
-    predict_block = PredictBlock(ModelChoice("painn-qm9"), 1, 298.15, 0.9, "cpu")
+    predict_block = PredictBlock(ModelChoice("painn-qm9"), PredictConfig(), "cpu")
     chlorine, water = predict_block(embed(block("CCl", "O"))).to_pylist()
     assert (chlorine["stage"], chlorine["magnitude_D"]) == ("predict", None)
     assert "Cl" in chlorine["problem"]

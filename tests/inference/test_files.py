@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipolegnn.config import ConformerConfig, ModelConfig
+from dipolegnn.config import COVERAGE, ConformerConfig, ModelConfig, PredictConfig
 from dipolegnn.inference import (
     JobMismatch,
     OutputInUse,
+    Predictions,
     failures_path,
     predict_files,
-    write_report,
+    predict_list,
+    write_predictions,
 )
-from dipolegnn.inference.output import Parts
-from dipolegnn.inference.pipeline import Source, answer
-from dipolegnn.inference.progress import Progress
+from dipolegnn.inference.output import Counts, Parts, Progress
 from dipolegnn.inference.table import Line, as_csv
 from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.molecules import (
@@ -36,7 +36,8 @@ from dipolegnn.molecules import (
     read_file,
     text_of,
 )
-from dipolegnn.molecules.records import RecordFile
+from dipolegnn.molecules.files import file_records
+from dipolegnn.molecules.records import RecordFile, Records, chained
 from dipolegnn.nn import build_model
 from tests.tolerances import PRINTED_D, PRINTED_E
 
@@ -70,6 +71,13 @@ def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(content.decode().splitlines()))
 
 
+def in_one_piece(
+    paths: list[Path], models: ModelChoice, conformers: ConformerConfig | None = None
+) -> Predictions:
+    records = list(chained([file_records(path) for path in paths]))
+    return predict_list(records, models, PredictConfig(conformers or ConformerConfig()))
+
+
 def test_a_table_is_what_the_same_molecules_give_in_one_piece(
     smi: Path, models: ModelChoice, tmp_path: Path
 ) -> None:
@@ -82,9 +90,8 @@ def test_a_table_is_what_the_same_molecules_give_in_one_piece(
         files[-1].write_bytes(gzip.compress(text_of(structures, suffix).encode()))
     result = predict_files(files, tmp_path / "out.csv", models, part_records=4)
 
-    sources = [Source(path.name, int(path is smi), read_file(path)) for path in files]
-    whole = answer(sources, models)
-    expected = list(csv.DictReader(as_csv(whole).splitlines()))
+    whole = in_one_piece(files, models)
+    expected = list(csv.DictReader(as_csv(whole.molecules, COVERAGE).splitlines()))
     found = table(tmp_path / "out.csv")
     assert [(line["source"], line["row"]) for line in found] == [
         (line["source"], line["row"]) for line in expected
@@ -148,13 +155,13 @@ def test_structures_with_their_predictions_are_written_part_by_part(
     result = predict_files(
         [smi], tmp_path / f"parts{suffix}", models, conformers=config, part_records=4, workers=0
     )
-    whole = answer([Source(smi.name, 4, read_file(smi, conformers=config))], models)
-    failures = write_report(tmp_path / f"whole{suffix}", whole)
+    whole = in_one_piece([smi], models, config)
+    failures = write_predictions(tmp_path / f"whole{suffix}", whole, COVERAGE)
     assert (result.molecules, result.failures) == (len(SMILES) - 1, 2)
     beside = failures_path(tmp_path / f"parts{suffix}")
     assert read_failures(beside) == failures == whole.failures
     found, expected = (read_file(tmp_path / f"{name}{suffix}").data for name in ("parts", "whole"))
-    conformers = [c for molecule in whole.molecules for c in molecule.molecule.conformers]
+    conformers = [c for molecule in whole.molecules for c in molecule.conformers]
     assert len(found) == len(expected) == len(conformers) > len(SMILES) - 1
     for data, other, prediction in zip(found, expected, conformers, strict=True):
         assert (data.name, data.mol_id.item()) == (other.name, other.mol_id.item())
@@ -201,8 +208,8 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself(
         "write",
     )
     assert "or write .xyz or .extxyz" in failure.remedy
-    in_one_piece = answer([Source(path.name, 0, read_file(path))], models)
-    assert write_report(tmp_path / "one.sdf", in_one_piece) == [failure]
+    found = in_one_piece([path], models)
+    assert write_predictions(tmp_path / "one.sdf", found, COVERAGE) == [failure]
     one, parts = (read_file(tmp_path / f"{name}.sdf").data for name in ("one", "out"))
     for data, other in zip(one, parts, strict=True):
         assert (data.name, data.mol_id.item()) == (other.name, other.mol_id.item())
@@ -217,13 +224,13 @@ def test_two_runs_do_not_write_the_same_output(
 ) -> None:
     output = tmp_path / "out.csv"
     with (
-        Parts(output, {}),
+        Parts(output, {}, COVERAGE),
         pytest.raises(OutputInUse, match=r"Another run is writing .*out\.csv\. Wait until"),
     ):
         predict_files([smi], output, models)
-    whole = answer([Source(smi.name, 1, read_file(smi))], models)
-    with Parts(output, {}), pytest.raises(OutputInUse, match="Another run is writing"):
-        write_report(output, whole)
+    whole = in_one_piece([smi], models)
+    with Parts(output, {}, COVERAGE), pytest.raises(OutputInUse, match="Another run is writing"):
+        write_predictions(output, whole, COVERAGE)
     assert predict_files([smi], output, models).failures == 2
     # A run that has failed lets go of it.
     broken = tmp_path / "broken.smi.gz"
@@ -374,8 +381,7 @@ def test_the_row_is_where_the_molecule_is(models: ModelChoice, tmp_path: Path) -
     path.write_text(text_of([water, ammonia, methane], ".sdf"))
     predict_files([path], tmp_path / "out.csv", models)
     assert [line["row"] for line in table(tmp_path / "out.csv")] == ["1", "2", "3"]
-    in_one_piece = answer([Source(path.name, 0, read_file(path))], models)
-    assert [found.row for found in in_one_piece.molecules] == [1, 2, 3]
+    assert [found.row for found in in_one_piece([path], models).molecules] == [1, 2, 3]
 
 
 def test_conformers_of_a_molecule_stay_together(models: ModelChoice, tmp_path: Path) -> None:
@@ -405,14 +411,24 @@ def test_a_file_is_read_with_little_memory(tmp_path: Path) -> None:
     assert peak < 1_000_000
 
 
+class Read(Records):
+    """Records of which so many are read, up to such a position."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    position = 0.0
+
+
 def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter((0.0, 30.0, 100.0, 110.0))
+    records = Read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dipolegnn.inference.progress.time.monotonic", lambda: next(clock))
-        with Progress(True, earlier=0) as shown:
-            shown.read(1000, 0.1)
+        patch.setattr("dipolegnn.inference.output.time.monotonic", lambda: next(clock))
+        with Progress(True, records) as shown:
+            records.read, records.position = 1000, 0.1
             shown.advance(1000, 1000)
-            shown.read(9000, 1.0)
+            records.read, records.position = 10_000, 1.0
             shown.advance(4000, 4000)  # all is read, but half is not done
             shown.advance(100, 100)
     err = capsys.readouterr().err
@@ -421,16 +437,27 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_progress_says_that_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter((0.0, 100.0, 200.0, 300.0))
+    records = Read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dipolegnn.inference.progress.time.monotonic", lambda: next(clock))
-        with Progress(True, earlier=500) as shown:
-            shown.skip(500, 0.5)
-            shown.read(10_000, 1.0)
+        patch.setattr("dipolegnn.inference.output.time.monotonic", lambda: next(clock))
+        with Progress(True, records, [Counts(500, 490, 10)]) as shown:
+            records.read, records.position = 10_500, 1.0
             shown.advance(9_999, 9_999)
             shown.advance(0, 0)
             shown.advance(1, 1)
     remarks = [line.rsplit(", ", 1)[1] for line in capsys.readouterr().err.splitlines()]
     assert remarks == ["1 s left", "1 s left", "finishing"]
+
+
+@pytest.mark.parametrize("name", ["list.smi", "list.smi.gz"])
+def test_a_file_is_at_its_end_only_when_all_is_read(tmp_path: Path, name: str) -> None:
+    content = b"CCO ethanol\n" * 1000
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with RecordFile(path) as file:
+        positions = [file.position for _ in file]
+        assert positions[499] == pytest.approx(0.5, abs=0.01)
+        assert positions[-1] < 1 == file.position
 
 
 def test_numbers_that_cannot_be(smi: Path, models: ModelChoice, tmp_path: Path) -> None:

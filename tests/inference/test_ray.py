@@ -15,7 +15,6 @@ import torch
 
 from dipolegnn.config import ConformerConfig, ModelConfig, XTBConfig
 from dipolegnn.inference import failures_path, predict_files
-from dipolegnn.inference.blocks import PREDICTION_COLUMNS
 from dipolegnn.labels import label_many
 from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.molecules import SmilesRow, embed_smiles, read_failures
@@ -170,17 +169,17 @@ def test_rows_are_those_of_one_machine_though_workers_are_killed(
     failures = {failure.row: failure for failure in read_failures(failures_path(one))}
     assert len(failures) >= len(FAILING)
     types = {field.name: field.type for field in parquet.read_schema(one)}
-    for name in PREDICTION_COLUMNS:
+    for name in ray_data.PREDICTION_COLUMNS:
         assert tables[0].schema.field(name).type == types[name]
     for row in found:
         reason = (row["stage"], row["problem"], row["remedy"])
         if failure := failures.get(row["number"]):
             assert reason == (failure.stage, failure.problem, failure.remedy)
-            assert all(row[name] is None for name in PREDICTION_COLUMNS)
+            assert all(row[name] is None for name in ray_data.PREDICTION_COLUMNS)
             continue
         assert reason == (None, None, None)
         other = expected[row["number"]]
-        for name in PREDICTION_COLUMNS:
+        for name in ray_data.PREDICTION_COLUMNS:
             if isinstance(other[name], float | list):
                 assert row[name] == pytest.approx(other[name], abs=2e-6), name
             else:

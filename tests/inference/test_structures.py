@@ -8,8 +8,9 @@ import torch
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ConformerConfig, ModelConfig
+from dipolegnn.inference.pipeline import predict_smiles
 from dipolegnn.inference.result import Prediction, average, boltzmann
-from dipolegnn.inference.structures import predict, predict_smiles
+from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import MoleculeError, from_smiles, make_data
 from dipolegnn.nn import DipoleModel, DipoleOutput, build_model
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K

@@ -11,6 +11,7 @@ import torch
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules import (
     Failure,
+    MoleculeError,
     Molecules,
     SmilesRow,
     conformers,
@@ -119,11 +120,10 @@ def test_a_structure_that_takes_its_worker_along_costs_only_itself(tmp_path: Pat
     path = tmp_path / "three.sdf"
     path.write_text(text_of([from_smiles(smiles)[0] for smiles in ("CCO", "CC=O", "O")], ".sdf"))
     with RecordFile(path) as file:
-        found = dict(embedding.embed_records(enumerate(file), ConformerConfig(), workers=2))
-    assert sorted(found) == [0, 1, 2]
-    assert isinstance(found[0], list)
-    assert isinstance(found[2], list)
-    second = found[1]
+        outcomes = embedding.embed_records(file, ConformerConfig(), workers=2)
+        first, second, third = (found for _, found in outcomes)
+    assert isinstance(first, list)
+    assert isinstance(third, list)
     assert isinstance(second, Failure)
     assert (second.row, second.source, second.stage) == (2, "three.sdf", "read")
     assert "not finished after 360 s" in second.problem
@@ -133,18 +133,31 @@ def test_records_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(embedding, "WINDOW", 5)
     read = 0
 
-    def records() -> Iterator[tuple[int, Record]]:
+    def records() -> Iterator[Record]:
         nonlocal read
         for read in range(1, 101):
-            yield read, Record(read, SmilesRow(read, "[He]"))
+            yield Record(read, SmilesRow(read, "[He]"))
 
-    done: set[int] = set()
-    for number, outcome in embedding.embed_records(records(), ConformerConfig(), workers=2):
+    rows = []
+    for record, outcome in embedding.embed_records(records(), ConformerConfig(), workers=2):
         assert isinstance(outcome, list)
-        oldest = min(set(range(1, 101)) - done)
-        assert read - oldest <= 5
-        done.add(number)
-    assert done == set(range(1, 101))
+        assert read - record.row < 5
+        rows.append(record.row)
+    assert rows == list(range(1, 101))
+
+
+@pytest.mark.usefixtures("second_is_lost")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_records_before_one_that_cannot_be_read_are_not_lost(workers: int) -> None:
+    def records() -> Iterator[Record]:
+        for row in (1, 3, 4):
+            yield Record(row, SmilesRow(row, "[He]"))
+        raise MoleculeError("The file ends here")
+
+    outcomes = embedding.embed_records(records(), ConformerConfig(), workers=workers)
+    assert [next(outcomes)[0].row for _ in range(3)] == [1, 3, 4]
+    with pytest.raises(MoleculeError, match="The file ends here"):
+        next(outcomes)
 
 
 def test_an_error_of_rdkits_own_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
