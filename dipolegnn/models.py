@@ -15,7 +15,7 @@ from dataclasses import fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from ase.data import chemical_symbols
@@ -264,12 +264,12 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def unknown_elements(model: PropertyModel[Any] | LoadedModel, data: Data) -> MoleculeError | None:
+def unknown_elements(model: PropertyModel[Any], data: Data) -> MoleculeError | None:
     """Why a pretrained model makes no prediction for the elements of a molecule; None if it does.
 
     A model of the user's own predicts, with a warning.
     """
-    card = model.model.card if isinstance(model, LoadedModel) else model.card
+    card = model.card
     if not card.pretrained or card.elements is None:
         return None
     symbols = {chemical_symbols[z] for z in data.z.tolist()}
@@ -297,30 +297,6 @@ def elements_of(name: str) -> frozenset[str]:
     return elements
 
 
-class LoadedModel(NamedTuple):
-    """A model with its card, as the pipeline of predictions uses them."""
-
-    name: str
-    pretrained: bool
-    model: DipoleModel
-    provenance: Mapping[str, JSON]
-
-    @classmethod
-    def of(cls, model: DipoleModel) -> LoadedModel:
-        """The entries of the card of a model."""
-        return cls(model.card.name, model.card.pretrained, model, model.card.provenance)
-
-    @property
-    def accuracy(self) -> str:
-        """See :class:`ModelCard`."""
-        return self.model.card.accuracy
-
-    @property
-    def elements(self) -> frozenset[str] | None:
-        """See :class:`ModelCard`."""
-        return self.model.card.elements
-
-
 class ModelChoice:
     """The model that the user named, or else the default for each kind of geometry.
 
@@ -331,9 +307,9 @@ class ModelChoice:
 
     def __init__(self, named: str | Path | None = None) -> None:
         self.named = named
-        self._loaded: dict[str, LoadedModel] = {}
+        self._loaded: dict[str, DipoleModel] = {}
 
-    def for_geometry(self, embedded: bool) -> LoadedModel:
+    def for_geometry(self, embedded: bool) -> DipoleModel:
         """The model for structures that were embedded from SMILES, or that came as they are.
 
         Raises:
@@ -345,10 +321,9 @@ class ModelChoice:
         if wanted not in self._loaded:
             # A default is the pretrained model, whatever else has its name here.
             try:
-                model = load_model(wanted) if named else _pretrained(wanted)
+                self._loaded[wanted] = load_model(wanted) if named else _pretrained(wanted)
             except FileNotFoundError as error:
                 if self.named is None:
                     raise FileNotFoundError(f"DIPOLEGNN_MODEL: {error}") from None
                 raise
-            self._loaded[wanted] = LoadedModel.of(model)
         return self._loaded[wanted]

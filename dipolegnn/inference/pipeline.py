@@ -34,12 +34,12 @@ from dipolegnn.inference.structures import (
     unsupported,
     with_plain_kernels,
 )
-from dipolegnn.models import LoadedModel, ModelChoice, unknown_elements
+from dipolegnn.models import ModelChoice, unknown_elements
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, TableColumns, can_turn
 from dipolegnn.molecules.embedding import Outcome, embed_records
 from dipolegnn.molecules.records import Record, Records
 from dipolegnn.molecules.workers import usable_cores
-from dipolegnn.nn import DipoleModel
+from dipolegnn.nn import DipoleModel, ModelCard
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 KERNELS_FROM_ATOMS = 1000
@@ -121,7 +121,7 @@ def predict_batches(
 
     def outcomes() -> Batch:
         if atoms and embedded_here not in engines:
-            engines[embedded_here] = _Engine(_loaded(models, embedded_here), device)
+            engines[embedded_here] = _Engine(models, embedded_here, device)
         return Batch(records, _outcomes(batch, engines.get(embedded_here), config))
 
     try:
@@ -234,18 +234,18 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
             yield from found
 
 
-def _loaded(models: ModelChoice | DipoleModel, embedded: bool) -> LoadedModel:
-    if isinstance(models, DipoleModel):
-        return LoadedModel("", False, models, {})
-    return models.for_geometry(embedded)
-
-
 class _Engine:
     """A model where it computes."""
 
-    def __init__(self, loaded: LoadedModel, device: torch.device | str | None) -> None:
-        self.loaded = loaded
-        self.model = on_device(loaded.model, device)
+    def __init__(
+        self,
+        models: ModelChoice | DipoleModel,
+        embedded: bool,
+        device: torch.device | str | None,
+    ) -> None:
+        self.chosen = isinstance(models, ModelChoice)
+        model = models.for_geometry(embedded) if isinstance(models, ModelChoice) else models
+        self.model = on_device(model, device)
         self.plain = with_plain_kernels(self.model)
 
 
@@ -255,7 +255,7 @@ def _outcomes(
     """The failures and predictions of a batch, in order; without an engine all have failed."""
     if engine is None:
         return [found for molecule in batch for _, found in molecule if isinstance(found, Failure)]
-    checked = [[_checked(record, found, engine.loaded) for record, found in m] for m in batch]
+    checked = [[_checked(record, found, engine) for record, found in each] for each in batch]
     structures = [data for molecule in checked for data in _structures(molecule)]
     few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
     predictions = iter(predict(engine.plain if few else engine.model, structures))
@@ -271,15 +271,20 @@ def _outcomes(
                 (records[id(conformer.data)] for conformer in prediction.conformers),
                 key=lambda record: record.row,
             )
-            outcomes.append(_described(prediction, record, engine.loaded, config))
+            outcomes.append(_described(prediction, record, engine.model.card, config))
         outcomes[start:] = sorted(outcomes[start:], key=lambda outcome: outcome.row or 0)
     return outcomes
 
 
-def _checked(record: Record, found: Outcome, loaded: LoadedModel) -> tuple[Record, Outcome]:
-    """The structures of a record, or why the model makes no prediction of them."""
+def _checked(record: Record, found: Outcome, engine: _Engine) -> tuple[Record, Outcome]:
+    """The structures of a record, or why the model makes no prediction of them.
+
+    A pretrained model that was chosen by name refuses elements that it was not trained on.
+    """
     for data in [] if isinstance(found, Failure) else found:
-        problem = unsupported(data) or unknown_elements(loaded, data)
+        problem = unsupported(data)
+        if problem is None and engine.chosen:
+            problem = unknown_elements(engine.model, data)
         if problem is not None:
             located = problem.located(row=record.row, source=record.source)
             return record, Failure.from_error(located, "predict")
@@ -287,7 +292,7 @@ def _checked(record: Record, found: Outcome, loaded: LoadedModel) -> tuple[Recor
 
 
 def _described(
-    molecule: MoleculePrediction, record: Record, loaded: LoadedModel, config: PredictConfig
+    molecule: MoleculePrediction, record: Record, card: ModelCard, config: PredictConfig
 ) -> MoleculePrediction:
     """The prediction with its source, its model and what the user should know about it."""
     lowest = molecule.lowest
@@ -296,7 +301,7 @@ def _described(
         charge = f"{lowest.total_charge:+d} e"
         notes.append(f"ion ({charge}): the dipole refers to the centre of mass")
     notes += molecule.doubts
-    known = None if lowest.error else loaded.elements  # else it is among the doubts
+    known = None if lowest.error else card.elements  # else it is among the doubts
     unknown = [] if known is None else sorted(set(lowest.symbols) - known)
     if unknown:
         notes.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
@@ -309,8 +314,8 @@ def _described(
         molecule,
         source=record.source,
         row=record.row,
-        model=loaded.name,
-        accuracy=loaded.accuracy,
+        model=card.name,
+        accuracy=card.accuracy,
         notes=tuple(notes),
     )
 
@@ -448,8 +453,8 @@ def _identity(path: Path) -> dict[str, str | int]:
 
 def _digest(models: ModelChoice, embedded: bool) -> str:
     """Name and checksum of a model."""
-    loaded = models.for_geometry(embedded)
+    model = models.for_geometry(embedded)
     digest = hashlib.sha256()
-    for name, weight in sorted(loaded.model.state_dict().items()):
+    for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode() + weight.cpu().numpy().tobytes())
-    return f"{loaded.name} {digest.hexdigest()}"
+    return f"{model.card.name} {digest.hexdigest()}"

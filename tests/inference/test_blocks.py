@@ -89,6 +89,6 @@ def test_each_conformer_is_labelled() -> None:
 
 def test_models_travel() -> None:
     models = ModelChoice()
-    name = models.for_geometry(embedded=True).name
+    name = models.for_geometry(embedded=True).card.name
     copy = pickle.loads(pickle.dumps(models))
-    assert copy.for_geometry(embedded=True).name == name
+    assert copy.for_geometry(embedded=True).card.name == name
