@@ -154,6 +154,38 @@ def test_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list((folder / "predicted").glob("*.parquet"))
 
 
+def test_a_third_representation_is_one_file(folder: Path) -> None:
+    """The class of the page, as if it were a module of dipolegnn.nn: all commands have it."""
+    page = ROOT / "docs" / "howto" / "own_representation.md"
+    code = next(block.text for block in blocks(page) if "class Minimal" in block.text)
+    words = ["train", "--data", "datasets/small_molecules", "--output", "run", "--quiet"]
+    words += ["--representation", "minimal", "--hidden-channels", "16", "--max-epochs", "1"]
+    commands = [
+        words,
+        ["predict", "CCO", "--model", "run"],
+        ["evaluate", "run", "--data", "datasets/small_molecules", "--output", "measured"],
+        ["export", "run", "--output", "run.pt2"],
+    ]
+    script = f"""
+import sys, types
+import dipolegnn.nn
+from dipolegnn.cli import main
+module = sys.modules["dipolegnn.nn.minimal"] = types.ModuleType("dipolegnn.nn.minimal")
+exec({code!r}, module.__dict__)
+for words in {commands!r}:
+    assert main(words) == 0, words
+print(dipolegnn.load_model("run").config["representation"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "{'class': 'Minimal', 'hidden_channels': 16, 'num_rbf': 20, 'cutoff': 5.0}" in done.stdout
+    )
+    assert (folder / "run.pt2").exists()
+
+
 def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= 8 * 1024
 

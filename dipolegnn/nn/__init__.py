@@ -6,7 +6,15 @@ from dipolegnn.nn.graph import RadiusGraph, radius_graph
 from dipolegnn.nn.heads import AtomwiseHead, BaseDipoleHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.model import DipoleModel, PropertyModel, build_model
 from dipolegnn.nn.painn import PaiNN
-from dipolegnn.nn.parts import AtomFeatures, Head, HeadMetric, OutputField, Representation, Target
+from dipolegnn.nn.parts import (
+    AtomFeatures,
+    Head,
+    HeadMetric,
+    OutputField,
+    Representation,
+    Target,
+    label,
+)
 from dipolegnn.nn.radial import BesselRBF, CosineCutoff, GaussianRBF
 from dipolegnn.nn.schnet import SchNet
 
@@ -32,5 +40,6 @@ __all__ = [
     "SchNet",
     "Target",
     "build_model",
+    "label",
     "radius_graph",
 ]

@@ -22,11 +22,12 @@ def squared_error(predicted: Tensor, reference: Tensor) -> Tensor:
 
 
 def length_of_error(predicted: Tensor, reference: Tensor) -> Tensor:
-    r"""Length of the error of a vector, :math:`|\mu-\mu_0|`.
+    r"""Length of the error of a vector, :math:`|\mu-\mu_0|`; of a tensor its Frobenius norm.
 
     Unlike a mean over components it does not depend on the orientation of the molecule.
     """
-    return unless_unlabelled(torch.linalg.vector_norm(predicted - reference, dim=1), reference)
+    length = torch.linalg.vector_norm((predicted - reference).flatten(1), dim=1)
+    return unless_unlabelled(length, reference)
 
 
 def angle(predicted: Tensor, reference: Tensor) -> Tensor:
