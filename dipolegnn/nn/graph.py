@@ -27,7 +27,7 @@ _FIRST_CAP = 64
 """Neighbours that the search makes room for at first; a 5 Å sphere in a dense molecular crystal
 holds about 60 atoms."""
 
-_CHUNK_PAIRS = 4_000_000
+_CHUNK_PAIRS = 1_000_000
 """Pairs of atoms whose distances the plain search holds in memory at once."""
 
 
@@ -256,12 +256,8 @@ def _radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
     points = pos.detach().float() if pos.dtype in (torch.float16, torch.bfloat16) else pos.detach()
     cluster = _torch_cluster_for(points.device.type)
     if cluster is None:
-        candidates = _plain_candidates(points, cutoff, batch)
-    else:
-        candidates = _cluster_candidates(cluster, points, cutoff, batch)
-    inside = _inside(points, candidates[0], candidates[1], cutoff)
-    # Nearly always all of them: the search goes 1e-5 further than the cutoff.
-    return candidates if bool(inside.all()) else candidates[:, inside]
+        return _plain_edges(points, cutoff, batch)
+    return _cluster_edges(cluster, points, cutoff, batch)
 
 
 def traceable_radius_graph(pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
@@ -277,16 +273,20 @@ def traceable_radius_graph(pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
     Returns:
         ``edge_index`` ``[2, E]``, sorted by target and source.
     """
-    molecule = segment_index(ptr, pos.size(0))  # [N]
-    partners = ptr.diff()[molecule]  # [N], the atom itself among them
-    first_pair = torch.cat([ptr.new_zeros(1), partners.cumsum(0)])  # [N + 1]
+    return _edges_to(torch.arange(pos.size(0), device=pos.device), pos, cutoff, ptr)
+
+
+def _edges_to(atoms: Tensor, pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
+    """The edges whose target is one of these atoms, ``atoms [n]``, from all pairs at once."""
+    molecule = segment_index(ptr, pos.size(0))[atoms]  # [n]
+    partners = ptr.diff()[molecule]  # [n], the atom itself included
+    first_pair = torch.cat([ptr.new_zeros(1), partners.cumsum(0)])  # [n + 1]
     # int() would make it the number of the molecules that the program is traced with.
     pairs: int = first_pair[-1].item()  # type: ignore[assignment]
-    target = segment_index(first_pair, pairs)  # [P]
-    number = torch.arange(pairs, device=pos.device) - first_pair[target]
-    source = ptr[molecule[target]] + number
-    inside = _inside(pos, source, target, cutoff) & (source != target)
-    kept = inside.nonzero().squeeze(1)
+    row = segment_index(first_pair, pairs)  # [P]
+    number = torch.arange(pairs, device=pos.device) - first_pair[row]
+    source, target = ptr[molecule[row]] + number, atoms[row]
+    kept = (_inside(pos, source, target, cutoff) & (source != target)).nonzero().squeeze(1)
     return torch.stack([source[kept], target[kept]])
 
 
@@ -295,37 +295,28 @@ def _inside(pos: Tensor, source: Tensor, target: Tensor, cutoff: float) -> Tenso
     return (pos[source] - pos[target]).square().sum(dim=1) < cutoff * cutoff
 
 
-def _cluster_candidates(
-    cluster: ModuleType, pos: Tensor, cutoff: float, batch: Tensor | None
-) -> Tensor:
+def _cluster_edges(cluster: ModuleType, pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
     largest = pos.size(0) if batch is None else int(batch.bincount().max()) if len(batch) else 0
     cap = min(_FIRST_CAP, max(largest, 1))
     while True:
-        edges = cluster.radius_graph(pos, cutoff * _SLACK, batch, max_num_neighbors=cap)
+        edges: Tensor = cluster.radius_graph(pos, cutoff * _SLACK, batch, max_num_neighbors=cap)
         # An atom has fewer neighbours than its molecule has atoms: at that cap nothing is lost.
         if cap >= largest or not bool((edges[1].bincount() >= cap).any()):
-            return edges
+            break
         cap = min(4 * cap, largest)
+    inside = _inside(pos, edges[0], edges[1], cutoff)
+    # Nearly always all of them: the search goes 1e-5 further than the cutoff.
+    return edges if bool(inside.all()) else edges[:, inside]
 
 
-def _plain_candidates(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
-    """Compares all pairs within each molecule, some rows at a time."""
+def _plain_edges(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
+    """Compares all pairs within each molecule, some target atoms at a time."""
     molecule = pos.new_zeros(pos.size(0), dtype=torch.long) if batch is None else batch
     sizes = molecule.bincount()
-    first = (sizes.cumsum(0) - sizes)[molecule]  # [N] first atom of the own molecule
-    width = int(sizes.max()) if sizes.numel() else 1
-    rows = max(1, _CHUNK_PAIRS // width)
-    offsets = torch.arange(width, device=pos.device)
-    chunks = []
-    for start in range(0, pos.size(0), rows):
-        i = torch.arange(start, min(start + rows, pos.size(0)), device=pos.device)
-        j = first[i, None] + offsets  # [rows, width]
-        inside = (offsets < sizes[molecule[i], None]) & (j != i[:, None])
-        j = j.clamp(max=pos.size(0) - 1)
-        near = (pos[j] - pos[i, None]).square().sum(dim=2) < (cutoff * _SLACK) ** 2
-        row, column = (inside & near).nonzero(as_tuple=True)
-        chunks.append(torch.stack([j[row, column], i[row]]))
-    return torch.cat(chunks, dim=1) if chunks else molecule.new_empty((2, 0))
+    ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    largest = int(sizes.max()) if sizes.numel() else 1
+    atoms = torch.arange(pos.size(0), device=pos.device).split(max(1, _CHUNK_PAIRS // largest))
+    return torch.cat([_edges_to(some, pos, cutoff, ptr) for some in atoms], dim=1)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""From atoms to molecules and back: sums over the atoms of each, values given to all of them.
+"""From atoms to molecules and back: sums over the atoms of a molecule, one value for all of them.
 
-Usually torch-scatter and PyTorch do that, with operators of their own. While a model is traced (to
-be exported, or by torch.compile) it is put together from what every program that runs it has.
+torch-scatter computes the sums, called by PyG's ``segment``, which falls back to PyTorch where it
+is not installed. While a model is traced (by torch.export or torch.compile), operators are used
+that every exported program may hold.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dipolegnn import _pyg
 
 
 def segment(values: Tensor, ptr: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
-    """The sum or mean of the rows of each segment.
+    """Sum or mean of the rows of each segment.
 
     Args:
         values: ``[N, ...]``.
@@ -36,7 +37,7 @@ def segment(values: Tensor, ptr: Tensor, reduce: Literal["sum", "mean"] = "sum")
 
 
 def spread(values: Tensor, ptr: Tensor, rows: int) -> Tensor:
-    """The value of its segment, for each row.
+    """Repeats the value of each segment for all of its rows.
 
     Args:
         values: ``[B, ...]``.
@@ -52,14 +53,14 @@ def spread(values: Tensor, ptr: Tensor, rows: int) -> Tensor:
 
 
 def segment_index(ptr: Tensor, rows: int) -> Tensor:
-    """Which segment each row is in ``[N]``; what ``repeat_interleave`` would say.
+    """Number of the segment of each row ``[N]``, as from ``repeat_interleave``.
 
-    For that operator the converter to ONNX would compare every row with every segment.
+    The converter to ONNX would replace that operator by comparing every row with every segment.
 
     Args:
         ptr: First row of each segment, and N: ``[B + 1]``.
         rows: Number of rows N.
     """
-    # One more, for the end. Rows beyond it get the index B, which fails wherever it is used.
+    # One more entry, for the end. Rows beyond it get the index B, which fails where it is used.
     begun = ptr.new_zeros(rows + 1).index_add(0, ptr, torch.ones_like(ptr))
     return begun.cumsum(0)[:-1] - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar
@@ -31,10 +32,16 @@ def operator(declaration: Callable[Arguments, Result]) -> Callable[Arguments, Re
     name, module = declaration.__name__, declaration.__module__.rpartition(".")[2]
 
     def kernel(folder: str) -> Callable[..., Any]:
+        @cache
+        def launcher() -> Callable[..., Any]:
+            found: Callable[..., Any] = getattr(
+                import_module(f"dipolegnn.ops.{folder}.{module}"), name
+            )
+            return found
+
         def call(*arguments: Any) -> Any:
-            launch = getattr(import_module(f"dipolegnn.ops.{folder}.{module}"), name)
-            return launch(
-                *(a.detach().contiguous() if isinstance(a, Tensor) else a for a in arguments)
+            return launcher()(
+                *[a.detach().contiguous() if isinstance(a, Tensor) else a for a in arguments]
             )
 
         return call
