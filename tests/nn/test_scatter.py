@@ -4,7 +4,6 @@ from typing import Literal
 
 import pytest
 import torch
-import torch_geometric.typing
 
 from dipolegnn.nn.scatter import segment, segment_index, spread
 from tests.tolerances import assert_close
@@ -42,7 +41,7 @@ def test_the_same_without_torch_scatter(
     upstream = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
     (by_values,) = torch.autograd.grad(expected, values, upstream)
     monkeypatch.setattr("torch_scatter.segment_csr", None)
-    monkeypatch.setattr(torch_geometric.typing, "WITH_TORCH_SCATTER", False)
+    monkeypatch.setattr("torch_geometric.typing.WITH_TORCH_SCATTER", False)
     got = segment(values, PTR, reduce)
     assert_close(got, expected, torch.float64)
     assert_close(torch.autograd.grad(got, values, upstream)[0], by_values, torch.float64)
