@@ -16,6 +16,7 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import ConvexHull
 
 from dipolegnn.plots.molecule import ANGSTROM_PER_DEBYE, LONGEST_ARROW, bonds, checked, view
 
@@ -210,28 +211,9 @@ def _ball(rings: int = 10, around: int = 16) -> _Mesh:
     """A unit sphere: the poles, and rings between them."""
     theta = np.linspace(0, np.pi, rings + 1)[1:-1, None]
     phi = np.linspace(0, 2 * np.pi, around, endpoint=False)
-    ring = np.stack(
-        [
-            np.sin(theta) * np.cos(phi),
-            np.sin(theta) * np.sin(phi),
-            np.broadcast_to(np.cos(theta), (rings - 1, around)),
-        ],
-        axis=2,
-    ).reshape(-1, 3)
-    points = np.concatenate([[[0.0, 0.0, 1.0]], ring, [[0.0, 0.0, -1.0]]])
-    here = np.arange(around)
-    there = (here + 1) % around
-    last = len(points) - 1
-    faces = [np.stack([np.zeros_like(here), 1 + here, 1 + there], axis=1)]
-    for row in range(rings - 2):
-        a, b = 1 + row * around + here, 1 + row * around + there
-        faces += [
-            np.stack([a, a + around, b], axis=1),
-            np.stack([b, a + around, b + around], axis=1),
-        ]
-    bottom = last - around
-    faces.append(np.stack([bottom + here, np.full_like(here, last), bottom + there], axis=1))
-    return points, np.concatenate(faces)
+    z = np.broadcast_to(np.cos(theta), (rings - 1, around))
+    ring = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), z], axis=2)
+    return _hull(np.concatenate([ring.reshape(-1, 3), [[0, 0, 1], [0, 0, -1]]]))
 
 
 def _tube(
@@ -246,18 +228,18 @@ def _tube(
     side /= np.linalg.norm(side)
     phi = np.linspace(0, 2 * np.pi, around, endpoint=False)[:, None]
     circle = np.cos(phi) * side + np.sin(phi) * np.cross(along, side)
-    points = np.concatenate(
-        [start + radii[0] * circle, end + radii[1] * circle, start[None], end[None]]
-    )
-    here = np.arange(around)
-    there = (here + 1) % around
-    faces = [
-        np.stack([here, there, here + around], axis=1),
-        np.stack([there, there + around, here + around], axis=1),
-        np.stack([there, here, np.full_like(here, 2 * around)], axis=1),
-        np.stack([here + around, there + around, np.full_like(here, 2 * around + 1)], axis=1),
-    ]
-    return points, np.concatenate(faces)
+    return _hull(np.concatenate([start + radii[0] * circle, end + radii[1] * circle]))
+
+
+def _hull(points: NDArray[np.float64]) -> _Mesh:
+    """The surface of a convex body, given its corners."""
+    hull = ConvexHull(points)
+    faces = hull.simplices
+    # Qhull orders the corners of a face either way; plotly shades by the order.
+    a, b, c = points[faces].transpose(1, 0, 2)
+    inward = np.einsum("fx,fx->f", np.cross(b - a, c - a), hull.equations[:, :3]) < 0
+    faces[inward] = faces[inward, ::-1]
+    return points, faces
 
 
 def _plotly() -> Any:
