@@ -25,7 +25,7 @@ import tyro
 from ase.data import chemical_symbols
 from common import NOTHING, ROOT, data_folder, markdown_table, read_arrays, read_npz
 from numpy.typing import NDArray
-from rdkit import Chem, RDLogger
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds, rdForceFieldHelpers, rdMolAlign
 from rich.progress import track
 
@@ -217,13 +217,11 @@ def perceived(data: Data) -> Chem.Mol:
         for z, (x, y, w) in zip(data.z.tolist(), data.pos.tolist(), strict=True)
     ]
     mol = Chem.MolFromXYZBlock(f"{len(lines)}\n\n" + "\n".join(lines) + "\n")
-    RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     try:
-        rdDetermineBonds.DetermineBonds(mol, charge=0, allowChargedFragments=True)
+        with rdBase.BlockLogs():
+            rdDetermineBonds.DetermineBonds(mol, charge=0, allowChargedFragments=True)
     except ValueError as error:
         raise MoleculeError("No Lewis structure fits the geometry", molecule=data.name) from error
-    finally:
-        RDLogger.EnableLog("rdApp.*")  # type: ignore[attr-defined]
     if len(Chem.GetMolFrags(mol)) > 1:
         raise MoleculeError("The geometry is that of several fragments", molecule=data.name)
     return mol

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.console import Console
 
 from dipolegnn._pyg import InMemoryDataset
 from dipolegnn.calibrate import TooFewMolecules, calibrate_on
@@ -26,7 +24,7 @@ from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
 from dipolegnn.models import save_model
 from dipolegnn.molecules.workers import usable_cores
-from dipolegnn.nn import DipoleModel, HeadMetric, ModelCard, PropertyModel
+from dipolegnn.nn import DipoleModel, ModelCard, PropertyModel
 from dipolegnn.nn.model import ModelDescription
 from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import (
@@ -40,7 +38,7 @@ from dipolegnn.training.callbacks import (
 )
 from dipolegnn.training.devices import check_devices, from_first
 from dipolegnn.training.module import DipoleModule
-from dipolegnn.training.progress import EpochLines, ProgressBar, Silence
+from dipolegnn.training.progress import ShownProgress
 from dipolegnn.training.result import (
     FitResult,
     StoppedBy,
@@ -141,7 +139,7 @@ def fit(
     limit = None if time_limit is None else TimeLimit(time_limit)
     patience = config.early_stopping_patience
     early = None if patience is None else PatientEarlyStopping(patience)
-    shown = _progress(progress, model.head.metrics, limit)
+    shown = ShownProgress(progress, model.head.metrics, limit)
     history = History(folder.history, history_columns(model.head.metrics), shown.epoch)
     stops = Stops()
     all_callbacks: list[Callback | None] = [
@@ -322,16 +320,6 @@ def _accelerator(config: TrainConfig) -> str:
             "PyTorch, or train with accelerator 'cpu'."
         )
     return "cuda" if config.accelerator == "gpu" else "cpu"
-
-
-def _progress(
-    wanted: bool, metrics: Mapping[str, HeadMetric], limit: TimeLimit | None
-) -> ProgressBar | EpochLines | Silence:
-    if not wanted:
-        return Silence()
-    console = Console(file=sys.stdout)
-    kind = ProgressBar if console.is_terminal else EpochLines
-    return kind(console, metrics, limit)
 
 
 @contextmanager
