@@ -1,4 +1,4 @@
-"""Making the error bars of a trained model."""
+"""Calibration: the error bars of a trained model."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from torch import Tensor
 from dipolegnn._pyg import Data, InMemoryDataset
 from dipolegnn.data import DipoleDataModule, Split
 from dipolegnn.nn import Calibration, DipoleModel
-from dipolegnn.nn.calibration import UNSURE
+from dipolegnn.nn.calibration import UNSURE, scale_of
 from dipolegnn.nn.features import MAX_Z
+from dipolegnn.nn.scatter import segment
 
 TRAINING_MOLECULES = 10_000
-"""Of so many the covariance of the sensitivities is taken, which is a mean."""
+"""Number of training molecules used to estimate the covariance of the last-layer gradients."""
 
 BATCH_SIZE = 100
 
 LEAST_MOLECULES = 20
-"""Fewer labelled molecules say nothing about how large errors are."""
+"""Smallest number of labelled molecules in a calibration set."""
 
 LEAST_OF_A_SIZE = 3
-"""Fewer training molecules with so many heavy atoms are exceptions, not what the model knows."""
+"""Training molecules that a number of heavy atoms needs to count as covered by the training set."""
 
 RIDGES = tuple(10.0**k for k in range(-6, 1))
-"""Tried as what is added to the training molecules' covariance, relative to its diagonal."""
+"""Candidates for the ridge added to the covariance, relative to the mean of its diagonal."""
 
 FLOORS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
-"""Tried as the smallest scale: quantiles of what the calibration molecules have."""
+"""Candidates for the smallest scale, as quantiles of the scales of the calibration set."""
 
 
 class TooFewMolecules(ValueError):
-    """Error bars cannot be made: too few molecules with labels are left for them."""
+    """The calibration set has too few molecules with labels."""
 
 
 def calibrate_on(model: DipoleModel, dataset: InMemoryDataset, split: Split) -> None:
-    """Gives a model its error bars, from the molecules of its training run.
+    """Calibrates a model with the molecules of its training run.
 
     Args:
         model: A model trained on the training part of the data; its weights stay as they are.
         dataset: The molecules.
-        split: Some thousand molecules of the training part are used; errors are those of the
-            validation part.
+        split: The training part gives the covariance (at most 10,000 molecules of it), the
+            validation part the errors.
 
     Raises:
         TooFewMolecules: As :func:`calibrate`.
     """
     train, val = split.train, split.val
     some = train[:: -(-len(train) // TRAINING_MOLECULES)]
-    # In the order of the data, so that the same run gives the same error bars.
-    nobody = train[:0]
-    batches = DipoleDataModule(dataset, Split(nobody, some, val), BATCH_SIZE)
+    # As validation and test part: these are not shuffled.
+    batches = DipoleDataModule(dataset, Split(train[:0], some, val), BATCH_SIZE)
     calibrate(model, batches.val_dataloader(), batches.test_dataloader())
 
 
 def calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterable[Data]) -> None:
-    """Gives a model its error bars: sets ``model.calibration``.
+    """Sets ``model.calibration``, from which predictions get error bars.
 
-    Half of the calibration molecules, every other one, chooses how the scale depends on the
-    features, the other half says how large the errors are for a scale.
+    Every other molecule of the calibration set is used to choose the ridge and the floor of the
+    scale, the others for the distribution of errors relative to the scale.
 
     Args:
         model: A trained model; its weights stay as they are.
-        training: Batches of the molecules that it was trained on, or of some thousands of them.
-        calibration: Batches of molecules with labels that it was not trained on; those without a
-            magnitude are passed over.
+        training: Batches of the molecules that it was trained on, or of a few thousand of them.
+        calibration: Batches of molecules with labels that it was not trained on; molecules without
+            a magnitude are skipped.
 
     Raises:
         TooFewMolecules: If fewer than 20 calibration molecules have labels.
@@ -103,22 +103,21 @@ def _calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterab
         )
     sensitivity = torch.cat([part[1] for part in parts])
     whitening, floor = _fitted(moment / molecules, sensitivity[::2], error[::2])
-    scale = _scale(sensitivity @ whitening.T, floor)
-    elements, sizes, charges = seen.tensors()
+    scale = scale_of(sensitivity @ whitening.T, floor)
     made = Calibration(
         whitening=whitening,
         floor=floor,
         scores=error[1::2] / scale[1::2],
         widest=scale.quantile(UNSURE),
-        elements=elements,
-        sizes=sizes,
-        charges=charges,
+        elements=seen.elements,
+        sizes=seen.usual_sizes(),
+        charges=torch.tensor(sorted(seen.charges)),
     )
     model.calibration = made.to(weight)
 
 
 def _in_precision_of(weight: Tensor, batch: Data) -> Data:
-    """The batch where the model is, with its floating point numbers in the model's precision."""
+    """The batch on the device and in the precision of the model."""
     batch = batch.to(weight.device)
     if batch.pos.dtype == weight.dtype:
         return batch
@@ -135,10 +134,10 @@ def _errors(model: DipoleModel, batch: Data) -> tuple[Tensor, Tensor]:
 
 
 def _fitted(moment: Tensor, sensitivity: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """The whitening and the floor under which the errors are likeliest, by Laplace's law."""
+    """The whitening and the floor of largest likelihood for errors with a Laplace distribution."""
     unit = torch.eye(moment.size(0)).to(moment)
     diagonal = moment.diagonal().mean().clamp(min=torch.finfo(moment.dtype).tiny)
-    best, chosen = torch.inf, (unit, moment.new_ones(()))
+    best, chosen = -torch.inf, (unit, moment.new_ones(()))
     for ridge in RIDGES:
         factor = torch.linalg.cholesky(moment + ridge * diagonal * unit)
         whitening = torch.linalg.solve_triangular(factor, unit, upper=False)
@@ -146,19 +145,15 @@ def _fitted(moment: Tensor, sensitivity: Tensor, error: Tensor) -> tuple[Tensor,
         lengths = torch.linalg.vector_norm(distances, dim=1)
         for quantile in FLOORS:
             floor = lengths.quantile(quantile).clamp(min=1e-3 * float(lengths.mean()) + 1e-12)
-            scale = _scale(distances, floor)
-            surprise = float(scale.log().mean() + (error / scale).mean().log())
-            if surprise < best:
-                best, chosen = surprise, (whitening, floor)
+            scale = scale_of(distances, floor)
+            likelihood = -float(scale.log().mean() + (error / scale).mean().log())
+            if likelihood > best:
+                best, chosen = likelihood, (whitening, floor)
     return chosen
 
 
-def _scale(distances: Tensor, floor: Tensor) -> Tensor:
-    return (distances.square().sum(dim=1) + floor.square()).sqrt()
-
-
 class _Seen:
-    """What kinds of molecules there were."""
+    """Elements, charges and sizes of the training molecules."""
 
     def __init__(self) -> None:
         self.elements = torch.zeros(MAX_Z + 1, dtype=torch.bool)
@@ -166,20 +161,14 @@ class _Seen:
         self.sizes: Counter[int] = Counter()
 
     def add(self, batch: Data) -> None:
-        z = batch.z.cpu()
-        self.elements[z] = True
-        ptr = batch.ptr.cpu()
-        heavy = torch.zeros(ptr.numel() - 1, dtype=torch.long)
-        heavy.index_add_(
-            0, torch.arange(heavy.numel()).repeat_interleave(ptr.diff()), (z > 1).long()
-        )
-        self.sizes.update(heavy.tolist())
+        self.elements[batch.z.cpu()] = True
+        self.sizes.update(segment((batch.z > 1).long(), batch.ptr).tolist())
         charge = batch.get("charge")
         found = [0.0] if charge is None else charge.flatten().tolist()
         self.charges |= {round(value) for value in found}
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def usual_sizes(self) -> Tensor:
+        """Smallest and largest number of heavy atoms, without exceptions ``[2]``."""
         usual = [size for size, count in self.sizes.items() if count >= LEAST_OF_A_SIZE]
         usual = usual or list(self.sizes)
-        sizes = torch.tensor([min(usual), max(usual)])
-        return self.elements, sizes, torch.tensor(sorted(self.charges))
+        return torch.tensor([min(usual), max(usual)])

@@ -1,15 +1,14 @@
-"""Error bars: how sure a model is of a molecule, and how often it is right to be.
+"""Error bars: an uncertainty for each molecule, calibrated on molecules with known errors.
 
-How far a trained model may be off for a molecule is read off the features that reach its last
-layer. Those that the training molecules had leave the last layer little freedom, unusual ones leave
-it much (last-layer prediction rigidity: Bigi, Chong, Ceriotti, Grasselli, Mach. Learn.: Sci.
-Technol. 5, 045018, 2024). How large the errors are in debye comes from molecules that were not
-trained on (split-conformal prediction: Papadopoulos et al., ECML 2002; Lei et al., J. Am. Stat.
-Assoc. 113, 1094, 2018), with its guarantee: on molecules of the same kind an interval of 90 %
-holds for 90 %, whatever the estimate of the single molecule is worth. It is about what the model
-learnt: neither about another level of theory, nor about a geometry that was made elsewhere. (The
-validation molecules that :func:`dipolegnn.fit` calibrates with have also chosen the epoch, one
-number among thousands of errors: the guarantee is as good as exact.)
+The uncertainty of a molecule is its distance from the training molecules in the space of the
+gradients by the weights of the last layer (last-layer prediction rigidity: Bigi, Chong, Ceriotti,
+Grasselli, Mach. Learn.: Sci. Technol. 5, 045018, 2024). Its scale in debye comes from a calibration
+set of molecules that the model was not trained on (split-conformal prediction: Papadopoulos et al.,
+ECML 2002; Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018). For molecules from the distribution of
+the calibration set, an interval of 90 % contains 90 % of the references, however good the
+uncertainties of single molecules are. The errors are those of the model relative to its level of
+theory and for the given geometry. (:func:`dipolegnn.fit` calibrates on the validation molecules,
+which were also used to choose the epoch: one choice among thousands of errors, a negligible bias.)
 """
 
 from __future__ import annotations
@@ -17,28 +16,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
 
 UNSURE = 0.995
-"""Molecules less sure than this fraction of the calibration molecules are remarked upon."""
+"""A prediction gets a warning if its scale exceeds this quantile of the calibration set."""
+
+
+def scale_of(distances: Tensor, floor: Tensor) -> Tensor:
+    """Scales ``[B]`` from whitened gradients ``[B, P]`` and the smallest scale."""
+    return (distances.square().sum(dim=1) + floor.square()).sqrt()
 
 
 class Calibration(nn.Module):
-    """What a model knows about its own errors; it is saved with the model.
+    """The data of the error bars, saved with the model.
 
     Args:
-        whitening: ``[P, P]``: the length of this matrix times a molecule's sensitivity is how far
-            it lies from what the training molecules determine.
-        floor: Smallest scale, in the same unit.
+        whitening: Inverse Cholesky factor ``[P, P]`` of the covariance of the last-layer gradients
+            of the training molecules.
+        floor: Smallest scale.
         scores: Errors of calibration molecules, divided by their scales, ``[n]`` in debye.
-        widest: Scale that only few calibration molecules exceed.
-        elements: Whether the training molecules had the element, by atomic number.
-        sizes: Heavy atoms of the smallest and the largest of them, but for single exceptions.
-        charges: Their total charges.
+        widest: The quantile :data:`UNSURE` of the scales of the calibration set.
+        elements: True for the elements of the training molecules, by atomic number.
+        sizes: Smallest and largest number of heavy atoms of the training molecules, without
+            exceptions ``[2]``.
+        charges: Total charges of the training molecules.
     """
 
     whitening: Tensor
@@ -50,15 +54,9 @@ class Calibration(nn.Module):
     charges: Tensor
 
     def __init__(
-        self,
-        whitening: Tensor,
-        floor: Tensor,
-        scores: Tensor,
-        widest: Tensor,
-        elements: Tensor,
-        sizes: Tensor,
-        charges: Tensor,
-    ) -> None:
+        self, whitening: Tensor, floor: Tensor, scores: Tensor, widest: Tensor,
+        elements: Tensor, sizes: Tensor, charges: Tensor,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.register_buffer("whitening", whitening)
         self.register_buffer("floor", floor)
@@ -70,10 +68,10 @@ class Calibration(nn.Module):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Calibration:
-        """The calibration whose ``state_dict()`` this is.
+        """The calibration with this ``state_dict()``.
 
         Raises:
-            ValueError: If something of it is missing.
+            ValueError: If an entry is missing.
         """
         names = ("whitening", "floor", "scores", "widest", "elements", "sizes", "charges")
         missing = [name for name in names if name not in state]
@@ -82,27 +80,25 @@ class Calibration(nn.Module):
         return cls(*(state[name] for name in names))
 
     def scale(self, sensitivity: Tensor) -> Tensor:
-        """How unsure the model is, relative to other molecules.
+        """Uncertainty of each molecule relative to other molecules.
 
         Args:
-            sensitivity: ``[B, P]``, from :meth:`DipoleModel.with_sensitivity`.
+            sensitivity: Last-layer gradients ``[B, P]`` from :meth:`DipoleModel.with_sensitivity`.
 
         Returns:
-            ``[B]``, in no unit of its own.
+            ``[B]``, in an arbitrary unit.
         """
-        distance = torch.linalg.vector_norm(sensitivity @ self.whitening.T, dim=1)
-        return (distance.square() + self.floor.square()).sqrt()
+        return scale_of(sensitivity @ self.whitening.T, self.floor)
 
     def half_width(self, scale: Tensor, coverage: float) -> Tensor:
         """Half the width of an interval around the prediction.
 
         Args:
             scale: ``[B]``, from :meth:`scale`.
-            coverage: How often the truth shall lie inside, between 0 and 1.
+            coverage: Fraction of references inside of their interval, between 0 and 1.
 
         Returns:
-            ``[B]`` in debye; infinite if there were too few calibration molecules for such a
-            coverage.
+            ``[B]`` in debye; infinite if the calibration set is too small for such a coverage.
 
         Raises:
             ValueError: If ``coverage`` is not between 0 and 1.
@@ -114,16 +110,16 @@ class Calibration(nn.Module):
         return scale * (self.scores[rank - 1] if rank <= count else math.inf)
 
     def doubts(self, molecules: Sequence[Data], scales: Sequence[float]) -> list[tuple[str, ...]]:
-        """What speaks against each prediction, beyond its interval.
+        """Warnings about molecules unlike the training set.
 
         Args:
             molecules: ``z [N]`` and, of ions, ``charge`` in e.
             scales: Their scales.
 
         Returns:
-            Reasons, for each molecule; none where it is of the kind that was trained on.
+            The warnings of each molecule.
         """
-        # Read once: on a GPU each look would wait for it.
+        # Read once: each read of a tensor on a GPU synchronizes.
         known = set(self.elements.nonzero().flatten().tolist())
         smallest, largest = self.sizes.tolist()
         charges, widest = set(self.charges.tolist()), float(self.widest)
