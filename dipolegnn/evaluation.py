@@ -84,7 +84,7 @@ def score(predictions: Sequence[Prediction]) -> Evaluation:
         ValueError: If no structure has a label.
     """
     _require_labels([prediction.data for prediction in predictions])
-    vectors = [p for p in predictions if p.dipole is not None]
+    vectors = [p for p in predictions if p.has_vector]
     targets = {
         "magnitude": Target(
             torch.tensor([p.magnitude for p in predictions]),
@@ -149,7 +149,7 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
         for prediction in predictions:
             data = prediction.data
             reference = float(data.dipole_magnitude)
-            vector = [math.nan] * 3 if prediction.dipole is None else prediction.dipole.tolist()
+            vector = prediction.dipole.tolist()
             numbers = (
                 reference,
                 prediction.magnitude,

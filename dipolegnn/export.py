@@ -164,7 +164,7 @@ class _Program(nn.Module):
         ptr = torch.cat([num_atoms.new_zeros(1), num_atoms.cumsum(0)])  # [B + 1]
         graph = RadiusGraph.traced(pos, self.model.representation.cutoff, ptr)
         output = self.model(Data(z=z, pos=pos, charge=charge, ptr=ptr, radius_graph=graph))
-        return {name: value for name, value in output._asdict().items() if value is not None}
+        return {name: getattr(output, name) for name in self.outputs}
 
 
 _EXAMPLES = ((2, 3, 4), (1,), (1, 30, 1, 7))

@@ -187,12 +187,12 @@ def average(members: Sequence[Prediction], vectors: bool) -> Prediction:
     Networks that were trained on magnitudes alone disagree about the sign of the vector, so that
     only their magnitudes have a mean.
     """
-    dipoles = [member.dipole for member in members if member.dipole is not None]
-    if vectors and dipoles:
-        dipole = np.mean(dipoles, axis=0)
-        return Prediction(members[0].data, float(np.linalg.norm(dipole)), dipole, None)
+    charges = np.full(members[0].data.z.numel(), np.nan)
+    if vectors and members[0].has_vector:
+        dipole = np.mean([member.dipole for member in members], axis=0)
+        return Prediction(members[0].data, float(np.linalg.norm(dipole)), dipole, charges)
     magnitude = float(np.mean([member.magnitude for member in members]))
-    return Prediction(members[0].data, magnitude, None, None)
+    return Prediction(members[0].data, magnitude, np.full(3, np.nan), charges)
 
 
 def report(options: Options, on_val: Sequence[Sequence[Prediction]]) -> None:

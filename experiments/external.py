@@ -337,9 +337,8 @@ def by_label(molecules: Sequence[Data]) -> list[Prediction]:
     found = []
     for data in molecules:
         dipole = data.dipole[0].double().numpy()
-        sure = bool(np.isfinite(dipole).all())
         magnitude = float(data.dipole_magnitude)
-        found.append(Prediction(data, magnitude, dipole if sure else None, None))
+        found.append(Prediction(data, magnitude, dipole, np.full(data.num_nodes, np.nan)))
     return found
 
 
@@ -372,7 +371,8 @@ def by_xtb(molecules: Sequence[Data]) -> list[Prediction]:
         except MoleculeError as error:
             print(f"GFN2-xTB: {error}")
             dipole = np.full(3, np.nan)
-        found.append(Prediction(data, float(np.linalg.norm(dipole)), dipole, None))
+        charges = np.full(data.num_nodes, np.nan)
+        found.append(Prediction(data, float(np.linalg.norm(dipole)), dipole, charges))
     return found
 
 
@@ -408,7 +408,7 @@ def measure(sample: Sample, predictor: Predictor) -> dict[str, dict[str, float]]
     if sample.dipole is not None:
         for k, (molecule, reference) in enumerate(zip(molecules, sample.dipole, strict=True)):
             found = molecule.lowest.dipole
-            if found is not None and sample.magnitude[k] > HAS_DIRECTION:
+            if molecule.lowest.has_vector and sample.magnitude[k] > HAS_DIRECTION:
                 cross = np.linalg.norm(np.cross(found, reference))
                 angle[k] = np.degrees(np.arctan2(cross, found @ reference))
     atoms = [molecule.lowest.data.z.tolist() for molecule in molecules]

@@ -167,7 +167,6 @@ def votes(model: DipoleModel, structures: Sequence[Data]) -> tuple[int, int]:
     found = []
     for prediction in track(predictions, "GFN2-xTB", transient=True):
         reference = label(prediction.data, calculator).dipole[0].numpy()
-        assert prediction.dipole is not None
         if np.linalg.norm(reference) > CLEAR_DIPOLE:
             found.append(float(reference @ prediction.dipole) > 0)
     return found.count(True), found.count(False)
@@ -178,7 +177,6 @@ def directions(model: DipoleModel, structures: Sequence[Data]) -> NDArray[np.flo
     angles = []
     for prediction in predict(model, structures, progress=True):
         reference = prediction.data.dipole[0].numpy().astype(float)
-        assert prediction.dipole is not None
         if np.linalg.norm(reference) > HAS_DIRECTION:
             cross = np.linalg.norm(np.cross(reference, prediction.dipole))
             angles.append(np.degrees(np.arctan2(cross, reference @ prediction.dipole)))

@@ -205,7 +205,7 @@ def test_an_average_of_magnitudes_where_vectors_have_no_sign(project_root: Path)
     challenge = module(project_root, "challenge")
     data = Data(z=torch.tensor([9, 1]), pos=torch.tensor([[0.0, 0, 0], [0, 0, 0.9]]))
     up, down = np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.5])
-    members = [Prediction(data, 1.0, up, None), Prediction(data, 1.5, down, None)]
+    members = [Prediction(data, 1.0, up, np.zeros(2)), Prediction(data, 1.5, down, np.zeros(2))]
     assert challenge.average(members, False).magnitude == pytest.approx(1.25)
     assert challenge.average(members, True).magnitude == pytest.approx(0.25)
 

@@ -92,10 +92,10 @@ class DipoleCalculator(Calculator):
         if problem is not None:
             raise problem
         (prediction,) = predict(self.model, [data])
-        if prediction.dipole is None or prediction.charges is None:
+        if not prediction.has_vector:
             raise ValueError(
-                "The model has an atomwise head, which gives a magnitude and no vector; take one "
-                "with a dipole head."
+                f"The head {type(self.model.head).__name__} of the model predicts magnitudes "
+                "and no vector; take one with a dipole head."
             )
         centre = centre_of_mass(atoms.numbers, atoms.positions)
         dipole = prediction.dipole / DEBYE_PER_E_ANGSTROM  # [3] about the centre of mass

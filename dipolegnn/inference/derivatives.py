@@ -51,12 +51,12 @@ def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
         pos = data.pos.detach().to(weight).requires_grad_()
         charge = 0.0 if data.get("charge") is None else float(data.charge)
         batch = Data(z=data.z.to(weight.device), pos=pos, charge=pos.new_tensor([charge]))
-        dipole = model(batch).dipole
-        if dipole is None:
+        if "dipole" not in model.head.outputs:
             raise ValueError(
-                "The model has an atomwise head, which gives a magnitude and no vector that "
-                "could be differentiated; take one with a dipole head."
+                f"The model has the head {type(model.head).__name__}, which predicts magnitudes "
+                "and no vector that could be differentiated; take one with a dipole head."
             )
+        dipole = model(batch).dipole
         rows = [torch.autograd.grad(dipole[0, a], pos, retain_graph=a < 2)[0] for a in range(3)]
     tensors = torch.stack(rows, dim=1).double().cpu().numpy() / DEBYE_PER_E_ANGSTROM
     masses = atomic_masses[data.z.cpu().numpy()]

@@ -308,7 +308,7 @@ def _described(
     alone = isinstance(record.content, SmilesRow) and config.embedding.conformers == 1
     if alone and can_turn(lowest.data.smiles):
         notes.append("this is one conformer; others may have other dipole moments")
-    if lowest.dipole is None:
+    if not lowest.has_vector:
         notes.append("the model has a magnitude only, no vector and no charges")
     return replace(
         molecule,

@@ -57,17 +57,22 @@ class Prediction:
         data: The structure, as it was given.
         magnitude: Magnitude of the dipole moment in debye.
         dipole: The vector ``[3]`` in debye, in the frame of ``data.pos``, about the centre of mass
-            if the molecule is an ion; None from a model with an atomwise head.
-        charges: Atomic charges ``[N]`` in e, in the order of the atoms; None from such a model.
+            if the molecule is an ion; NaN from a model that predicts only magnitudes.
+        charges: Atomic charges ``[N]`` in e, in the order of the atoms; NaN from such a model.
             Fitted to reproduce the dipole; not a population analysis.
         error: How far off the magnitude may be; None from a model without error bars.
     """
 
     data: Data
     magnitude: float
-    dipole: NDArray[np.float64] | None
-    charges: NDArray[np.float64] | None
+    dipole: NDArray[np.float64]
+    charges: NDArray[np.float64]
     error: ErrorBar | None = None
+
+    @property
+    def has_vector(self) -> bool:
+        """False from a model that predicts only magnitudes."""
+        return bool(np.isfinite(self.dipole).all())
 
     def __repr__(self) -> str:
         value = _value(self.magnitude, self.half_width())
@@ -105,13 +110,9 @@ class Prediction:
     def as_labels(self) -> Data:
         """A copy of the structure that carries the prediction in the place of labels."""
         data = self.data.clone()
-        nan = torch.full((1, 3), torch.nan)
-        data.dipole = nan if self.dipole is None else torch.tensor(self.dipole[None]).float()
+        data.dipole = torch.tensor(self.dipole[None]).float()
         data.dipole_magnitude = torch.tensor([self.magnitude])
-        if self.charges is None:
-            data.atomic_charges = torch.full((data.z.numel(),), torch.nan)
-        else:
-            data.atomic_charges = torch.tensor(self.charges).float()
+        data.atomic_charges = torch.tensor(self.charges).float()
         return data
 
 

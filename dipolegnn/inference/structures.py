@@ -161,9 +161,7 @@ def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Predic
         errors = _error_bars(model.calibration, molecules, sensitivity)
     ends = np.cumsum(sizes.numpy())[:-1]
     magnitudes = _numpy(output.magnitude)
-    no_values: list[None] = [None] * len(molecules)
-    dipoles = no_values if output.dipole is None else _numpy(output.dipole)
-    atomic = no_values if output.charges is None else np.split(_numpy(output.charges), ends)
+    dipoles, atomic = _numpy(output.dipole), np.split(_numpy(output.charges), ends)
     return [
         Prediction(data, float(magnitude), dipole, charge, error)
         for data, magnitude, dipole, charge, error in zip(

@@ -98,7 +98,7 @@ class Line(NamedTuple):
     def of(cls, molecule: MoleculePrediction, coverage: float) -> Line:
         """The line of a molecule; the error bar has this coverage."""
         lowest = molecule.lowest
-        vector = [None] * 3 if lowest.dipole is None else lowest.dipole.tolist()
+        vector = lowest.dipole.tolist() if lowest.has_vector else [None] * 3
         return cls(
             source=molecule.source,
             row=molecule.row,
@@ -115,7 +115,7 @@ class Line(NamedTuple):
             conformers=len(molecule.conformers),
             symbols=" ".join(lowest.symbols),
             positions_angstrom=lowest.data.pos.flatten().tolist(),
-            atomic_charges_e=None if lowest.charges is None else lowest.charges.tolist(),
+            atomic_charges_e=lowest.charges.tolist() if lowest.has_vector else None,
             model=molecule.model,
             notes="; ".join(molecule.notes),
         )
@@ -230,8 +230,8 @@ def _dipoles(molecules: Sequence[MoleculePrediction], config: PredictConfig) -> 
     for header in ("|μ| (D)", "± (D)", "range (D)", "conformers", "μx (D)", "μy (D)", "μz (D)"):
         table.add_column(header, justify="right", no_wrap=True)
     for molecule in molecules:
-        vector = molecule.lowest.dipole
-        components = ["–"] * 3 if vector is None else [f"{x:.3f}" for x in vector]
+        lowest = molecule.lowest
+        components = [f"{x:.3f}" for x in lowest.dipole] if lowest.has_vector else ["–"] * 3
         several = len(molecule.conformers) > 1
         width = _half_width(molecule, config.coverage)
         table.add_row(
@@ -251,7 +251,7 @@ def _geometry(prediction: Prediction) -> Table:
     for header in ("x (Å)", "y (Å)", "z (Å)", "charge (e)"):
         table.add_column(header, justify="right", no_wrap=True)
     charges = ["–"] * prediction.data.z.numel()
-    if prediction.charges is not None:
+    if prediction.has_vector:
         charges = [f"{charge:+.3f}" for charge in prediction.charges]
     for symbol, position, charge in zip(
         prediction.symbols, prediction.data.pos.tolist(), charges, strict=True
@@ -267,9 +267,9 @@ def _conformers(molecule: MoleculePrediction) -> list[dict[str, Any]]:
             "energy": None if np.isnan(lowest) else float(conformer.data.energy) - lowest,
             "weight": weight,
             "magnitude": conformer.magnitude,
-            "dipole": None if conformer.dipole is None else conformer.dipole.tolist(),
+            "dipole": conformer.dipole.tolist() if conformer.has_vector else None,
             "positions": conformer.data.pos.tolist(),
-            "charges": None if conformer.charges is None else conformer.charges.tolist(),
+            "charges": conformer.charges.tolist() if conformer.has_vector else None,
         }
         for conformer, weight in zip(molecule.conformers, molecule.weights.tolist(), strict=True)
     ]

@@ -31,14 +31,14 @@ class DipoleOutput(NamedTuple):
     """What a dipole model predicts for a batch of B molecules with N atoms.
 
     Attributes:
-        dipole: Dipole moment ``[B, 3]`` in debye; None from a head that has only a magnitude.
+        dipole: Dipole moment ``[B, 3]`` in debye; NaN from a head that has only a magnitude.
         magnitude: Its magnitude ``[B]`` in debye.
-        charges: Atomic charges ``[N]`` in e; None from a head that has none.
+        charges: Atomic charges ``[N]`` in e; NaN from a head that has none.
     """
 
-    dipole: Tensor | None
+    dipole: Tensor
     magnitude: Tensor
-    charges: Tensor | None
+    charges: Tensor
 
 
 class BaseDipoleHead(Head[DipoleOutput]):
@@ -71,9 +71,9 @@ class BaseDipoleHead(Head[DipoleOutput]):
         return None
 
     def targets(self, output: DipoleOutput, batch: Data) -> Mapping[str, Target]:
-        """Magnitudes, and vectors where the head has them."""
+        """Magnitudes, and vectors if the head has them."""
         found = {"magnitude": Target(output.magnitude, label(batch, "dipole_magnitude", "[1]"))}
-        if output.dipole is not None:
+        if "dipole" in self.outputs:
             found["vector"] = Target(output.dipole, label(batch, "dipole", "[1, 3]"))
         return found
 
@@ -299,4 +299,6 @@ class AtomwiseHead(BaseDipoleHead):
     ) -> DipoleOutput:
         """Predicts the magnitude alone; ``pos`` and ``charge`` play no part in it."""
         scalars = self.layers(features.s).squeeze(1)  # [N]
-        return DipoleOutput(None, segment(scalars, ptr, reduce=self.aggregation), None)
+        magnitude = segment(scalars, ptr, reduce=self.aggregation)  # [B]
+        unknown = torch.full_like(pos, torch.nan)  # [N, 3]
+        return DipoleOutput(unknown[: magnitude.numel()], magnitude, unknown[:, 0])

@@ -262,12 +262,7 @@ class DipoleModel(PropertyModel[DipoleOutput]):
         inputs = torch.cat([caught[0], torch.ones_like(caught[0][:, :1])], dim=1)  # and the bias
         per_atom = slope.unsqueeze(2) * inputs.unsqueeze(1)  # [N, O, H + 1]
         sensitivity = segment(per_atom.flatten(1), given.ptr)
-        detached = DipoleOutput(
-            None if output.dipole is None else output.dipole.detach(),
-            output.magnitude.detach(),
-            None if output.charges is None else output.charges.detach(),
-        )
-        return detached, sensitivity
+        return DipoleOutput(*(values.detach() for values in output)), sensitivity
 
 
 def describe(config: ModelConfig) -> ModelDescription:

@@ -43,7 +43,7 @@ def draw_molecule(
     Args:
         z: Atomic numbers ``[N]``.
         pos: Positions ``[N, 3]`` in angstrom.
-        dipole: Dipole moment ``[3]`` in debye; None: no arrow.
+        dipole: Dipole moment ``[3]`` in debye; None or NaN: no arrow.
         magnitude: Magnitude to state where there is no vector, in debye.
         half_width: Error bar of the magnitude, in debye; None: none is stated.
         title: Name of the molecule.
@@ -103,10 +103,12 @@ def checked(
         raise ValueError(
             f"z must be [N] and pos [N, 3], got the shapes {np.shape(z)} and {xyz.shape}."
         )
-    mu = None if dipole is None else np.asarray(dipole, dtype=float).reshape(-1)
-    if mu is not None and mu.shape != (3,):
+    if dipole is None:
+        return numbers, xyz, None
+    mu = np.asarray(dipole, dtype=float).reshape(-1)
+    if mu.shape != (3,):
         raise ValueError(f"The dipole must be one vector [3], got the shape {mu.shape}.")
-    return numbers, xyz, mu
+    return numbers, xyz, mu if np.isfinite(mu).all() else None
 
 
 def view(xyz: NDArray[np.float64], mu: NDArray[np.float64] | None) -> NDArray[np.float64]:

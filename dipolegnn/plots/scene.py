@@ -44,9 +44,9 @@ def scene(
     Args:
         z: Atomic numbers ``[N]``.
         pos: Positions ``[N, 3]`` in angstrom.
-        dipole: Dipole moment ``[3]`` in debye; None: no arrow. It is centred on the molecule, and
-            its scale is stated.
-        charges: Atomic charges ``[N]`` in e, to colour the atoms by; None: by element.
+        dipole: Dipole moment ``[3]`` in debye; None or NaN: no arrow. The arrow is centred on the
+            molecule, and its scale is stated.
+        charges: Atomic charges ``[N]`` in e, to colour the atoms by; None or NaN: by element.
         half_width: Error bar of the magnitude, in debye; None: none is stated.
         title: Name of the molecule.
 
@@ -62,6 +62,7 @@ def scene(
     q = None if charges is None else np.asarray(charges, dtype=float).reshape(-1)
     if q is not None and q.shape != numbers.shape:
         raise ValueError(f"charges must be one number per atom [{len(numbers)}], got {q.shape}.")
+    q = None if q is None or np.isnan(q).any() else q
     middle = xyz.mean(axis=0)
     parts = [_atoms(go, numbers, xyz, q), _sticks(go, numbers, xyz)]
     caption = ""

@@ -43,7 +43,7 @@ def test_says_what_the_model_says_in_the_order_of_the_input(
     assert [p.data for p in found] == molecules
     assert_close(np.array([p.magnitude for p in found]), output.magnitude, torch.float32)
     assert_close(np.array([p.dipole for p in found]), output.dipole, torch.float32)
-    charges = [p.charges for p in found if p.charges is not None]
+    charges = [p.charges for p in found]
     assert_close(np.concatenate(charges), output.charges, torch.float32)
     assert [len(c) for c in charges] == [data.z.numel() for data in molecules]
 
@@ -130,7 +130,7 @@ def test_a_model_without_vectors_gives_a_magnitude(molecules: list[Data]) -> Non
 
     found = predict(model, molecules)
 
-    assert all(p.dipole is None and p.charges is None for p in found)
+    assert not any(p.has_vector or np.isfinite(p.charges).any() for p in found)
     assert all(math.isfinite(p.magnitude) for p in found)
     labels = found[0].as_labels()
     assert labels.dipole.isnan().all()
@@ -172,7 +172,7 @@ def test_prediction_as_labels(model: DipoleModel) -> None:
 def conformer(energy: float | None, magnitude: float, mol_id: int = 0) -> Prediction:
     pos = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]
     data = make_data([1, 1], pos, energy=energy, mol_id=mol_id, name="H2")
-    return Prediction(data, magnitude, None, None)
+    return Prediction(data, magnitude, np.full(3, np.nan), np.full(2, np.nan))
 
 
 def test_boltzmann_average_by_hand() -> None:

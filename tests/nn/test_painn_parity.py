@@ -134,7 +134,7 @@ def test_schnetpack(peer: dict[str, Arrays], head: str) -> None:
     assert_parity(features.v, expected["v"])
 
     output = model.head(features, pos, batch.ptr, batch.charge)
-    if output.dipole is None or output.charges is None:
+    if bool(output.dipole.isnan().all()):
         assert_parity(output.magnitude, expected["value"])
         (gradient,) = torch.autograd.grad(output.magnitude.sum(), pos)
     else:

@@ -9,7 +9,7 @@ from torch.nn.functional import huber_loss
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.nn import DipoleOutput
+from dipolegnn.nn import AtomwiseHead, DipoleOutput
 from tests.training.toy import dipole_loss
 
 NAN = float("nan")
@@ -24,7 +24,7 @@ def labels(dipole: Tensor, magnitude: Tensor) -> Data:
 
 
 def output(dipole: Tensor) -> DipoleOutput:
-    return DipoleOutput(dipole, torch.linalg.vector_norm(dipole, dim=1), None)
+    return DipoleOutput(dipole, torch.linalg.vector_norm(dipole, dim=1), torch.zeros(0))
 
 
 def config(loss: Kind, beta: float = 0.1) -> TrainConfig:
@@ -52,9 +52,10 @@ def test_by_hand(loss: Kind, expected: float) -> None:
 def test_huber_of_magnitudes_is_that_of_torch_over_beta() -> None:
     predicted, reference = torch.rand(2, 50, generator=torch.Generator().manual_seed(0))
     value = dipole_loss(
-        DipoleOutput(None, predicted, None),
+        DipoleOutput(torch.full((50, 3), NAN), predicted, torch.zeros(0)),
         labels(torch.full((50, 3), NAN), reference),
         config("huber", beta=0.3),
+        AtomwiseHead,
     )
     assert float(value) == pytest.approx(float(huber_loss(predicted, reference, delta=0.3) / 0.3))
 
@@ -105,7 +106,8 @@ def test_a_vector_counts_even_if_its_magnitude_is_unknown() -> None:
 
 def test_a_model_without_vectors_learns_the_magnitude() -> None:
     batch = labels(torch.zeros(1, 3), torch.tensor([2.0]))
-    value = dipole_loss(DipoleOutput(None, torch.tensor([3.0]), None), batch, config("mse"))
+    magnitude_alone = DipoleOutput(torch.full((1, 3), NAN), torch.tensor([3.0]), torch.zeros(0))
+    value = dipole_loss(magnitude_alone, batch, config("mse"), AtomwiseHead)
     assert float(value) == pytest.approx(1.0)
 
 

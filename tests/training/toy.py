@@ -8,7 +8,7 @@ from torch import Tensor
 from dipolegnn._pyg import Data, InMemoryDataset
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import DipoleDataModule, Split
-from dipolegnn.nn import DipoleHead, DipoleModel, DipoleOutput, build_model
+from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, DipoleOutput, build_model
 
 MODEL = ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5)
 CHARGES = {1: 0.25, 6: -0.1, 8: -0.5}
@@ -60,9 +60,14 @@ def toy_data(config: TrainConfig, count: int = 40, vectors: bool = True) -> Dipo
     return DipoleDataModule(dataset, split, batch_size=config.batch_size, seed=config.seed)
 
 
-def dipole_loss(output: DipoleOutput, batch: Data, config: TrainConfig) -> Tensor:
+def dipole_loss(
+    output: DipoleOutput,
+    batch: Data,
+    config: TrainConfig,
+    head: type[DipoleHead | AtomwiseHead] = DipoleHead,
+) -> Tensor:
     """The mean of the loss over the labelled molecules."""
-    losses, labelled = DipoleHead(2).losses(output, batch, config)
+    losses, labelled = head(2).losses(output, batch, config)
     return losses.sum() / labelled.sum()
 
 
