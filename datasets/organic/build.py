@@ -2,7 +2,8 @@
 
     python datasets/organic/build.py --output datasets/organic
 
-The molecules are those of `molecules.csv` (made by `select_molecules.py`), in its order. Of every
+The molecules are those of `molecules.csv` (made by `select_molecules.py`), the smallest first, so
+that an unfinished data set has as many as possible. Of every
 five, one has the geometry of the force field (MMFF94s, else UFF), three are relaxed with GFN2-xTB,
 and one is relaxed and then displaced at random. Ions are included; their dipoles refer to the
 centre of mass.
@@ -78,6 +79,7 @@ class Row(NamedTuple):
 
     mol_id: int
     smiles: str
+    heavy_atoms: int
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -109,7 +111,10 @@ def main(arguments: list[str] | None = None) -> None:
 def read_rows(path: Path) -> list[Row]:
     """The molecules of a list made by ``select_molecules.py``."""
     with path.open(encoding="utf-8") as file:
-        return [Row(place, line["smiles"]) for place, line in enumerate(csv.DictReader(file))]
+        return [
+            Row(place, line["smiles"], int(line["heavy_atoms"]))
+            for place, line in enumerate(csv.DictReader(file))
+        ]
 
 
 def existing(folder: Path) -> Molecules:
@@ -120,10 +125,11 @@ def existing(folder: Path) -> Molecules:
 
 
 def missing(rows: list[Row], molecules: Molecules) -> list[Row]:
-    """The molecules that are neither labelled nor failed."""
+    """The molecules that are neither labelled nor failed, the smallest first."""
     done = {int(data.mol_id) for data in molecules.data}
     done |= {failure.row - 1 for failure in molecules.failures if failure.row is not None}
-    return [row for row in rows if row.mol_id not in done]
+    left = [row for row in rows if row.mol_id not in done]
+    return sorted(left, key=lambda row: row.heavy_atoms)
 
 
 def labelled(row: Row) -> Data | Failure:
