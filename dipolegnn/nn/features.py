@@ -88,9 +88,7 @@ class RadialNetwork(Representation):
         self.cutoff = float(cutoff)
         self.radial_basis: Literal["gaussian", "bessel"] = radial_basis
         self.embedding = ElementEmbedding(hidden_channels)
-        self.radial = RadialLayer(
-            radial_basis_layer(radial_basis, num_rbf, self.cutoff), self.cutoff
-        )
+        self.radial = RadialLayer(radial_basis_layer(radial_basis, num_rbf, self.cutoff))
 
     def why_not_fused(self) -> str | None:
         """Why the fused kernels cannot run where the weights are; None if they can."""

@@ -1,8 +1,8 @@
-"""What the filters of all interactions are made from: the radial basis and the cutoff function.
+"""The filters of all interactions: expansion of distances, and a row of the filter for each.
 
-Plain message passing evaluates them at the distance of every edge; the fused kernels evaluate them
-on a fixed grid of distances and interpolate (see ``dipolegnn/ops``). The interactions do not see
-the difference: they turn :class:`RadialFeatures` into filters, one row per distance.
+Plain message passing evaluates filters at the distance of every edge; the fused kernels evaluate
+them on a fixed grid of distances and interpolate (see ``dipolegnn/ops``). The interactions are the
+same for both: they turn :class:`RadialFeatures` into filters, one row per distance.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def checked_edges(edges: Edges, pos: Tensor, cutoff: float) -> Edges:
 
 
 class RadialFeatures(NamedTuple):
-    """Expanded distances, and where they were taken.
+    """Expanded distances.
 
     Attributes:
         rbf: Radial basis functions ``[E, R]``, or ``[T, R]`` on the grid.
         envelope: Cutoff factors ``[E, 1]``, or ``[T, 1]`` on the grid.
         unit: Unit vectors from target to source ``[E, 3]``; None on the grid, where the kernels
-            take them from the positions.
+            compute them from the positions.
     """
 
     rbf: Tensor
@@ -79,13 +79,12 @@ class RadialLayer(nn.Module):
 
     Args:
         rbf: Radial basis.
-        cutoff: Cutoff radius in angstrom.
     """
 
-    def __init__(self, rbf: GaussianRBF | BesselRBF, cutoff: float) -> None:
+    def __init__(self, rbf: GaussianRBF | BesselRBF) -> None:
         super().__init__()
         self.rbf = rbf
-        self.envelope = CosineCutoff(cutoff)
+        self.envelope = CosineCutoff(rbf.cutoff)
         self._grid: RadialFeatures | None = None
 
     def forward(self, pos: Tensor, edges: Edges) -> RadialFeatures:
@@ -100,16 +99,18 @@ class RadialLayer(nn.Module):
         j, i = edges[0], edges[1]
         edge_vec = pos[j] - pos[i]  # [E, 3]
         dist = torch.linalg.vector_norm(edge_vec, dim=1)  # [E]
-        unit = edge_vec / dist.unsqueeze(1)
+        return self._expanded(dist, edge_vec / dist.unsqueeze(1))
+
+    def _expanded(self, dist: Tensor, unit: Tensor | None) -> RadialFeatures:
         return RadialFeatures(self.rbf(dist), self.envelope(dist).unsqueeze(1), unit)
 
     def _on_grid(self, like: Tensor) -> RadialFeatures:
-        """The features of the grid, which are constants: worked out once per dtype and device."""
+        """The features of the grid: constants, computed once per dtype and device."""
         kept = self._grid
         if kept is None or kept.rbf.dtype != like.dtype or kept.rbf.device != like.device:
             with torch.inference_mode(False), torch.no_grad():  # as in FilterRows
                 grid = distance_grid(self.rbf.cutoff, self.rbf.intervals, like)
-                kept = RadialFeatures(self.rbf(grid), self.envelope(grid).unsqueeze(1), None)
+                kept = self._expanded(grid, None)
             if not torch.compiler.is_compiling():
                 self._grid = kept
         return kept
@@ -118,9 +119,8 @@ class RadialLayer(nn.Module):
 class FilterRows:
     """The filter of one interaction, a row for each distance.
 
-    On the grid the rows are kept as long as the weights stay the same, for as long as nobody asks
-    for their gradient: a prediction for a single molecule would otherwise spend most of its time
-    on them.
+    The rows on the grid are kept while the weights stay the same and no gradient by them is
+    needed: a prediction for a single molecule would otherwise spend most of its time on them.
     """
 
     def __init__(self) -> None:
@@ -130,13 +130,18 @@ class FilterRows:
         """The filter times the cutoff factors: ``[E, C]``, or ``[T, C]`` on the grid.
 
         Args:
-            network: What makes the filter out of the radial basis.
+            network: Computes the filter from the radial basis.
             radial: The distances.
         """
         weights = tuple(network.parameters())
-        if not _may_keep(radial, weights):
+        if (
+            radial.unit is not None
+            # Comparing the weights would synchronize with a GPU at every step.
+            or not can_check_values(radial.rbf)
+            or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+        ):
             return _rows(network, radial)
-        kept = self._kept
+        kept = self._kept  # other threads may replace it
         if kept is None or not kept.is_of(radial, weights):
             # A tensor made in inference mode could not be used in training later.
             with torch.inference_mode(False), torch.no_grad():
@@ -151,18 +156,8 @@ def _rows(network: nn.Module, radial: RadialFeatures) -> Tensor:
     return rows
 
 
-def _may_keep(radial: RadialFeatures, weights: tuple[Tensor, ...]) -> bool:
-    return (
-        radial.unit is None
-        # Comparing the weights would make every step wait for a GPU.
-        and radial.rbf.device.type == "cpu"
-        and not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
-        and not torch.compiler.is_compiling()
-    )
-
-
 class _Kept(NamedTuple):
-    """The rows on the grid, and what they were made from.
+    """The rows on the grid, and what they were computed from.
 
     The weights themselves are compared, in a few microseconds: version counters miss changes
     through ``.data``, by which moving averages are swapped in and out.
