@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 # imports Triton, as PyG does.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+# Before Ray is imported: it tells nobody that it is used.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,25 @@ def reference_data(project_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data in {folder} (set DIPOLEGNN_DATA to their folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(project_root: Path) -> Iterator[str]:
+    """The address of a Ray cluster on this machine, which this process is connected to.
+
+    Its tests share a process (``xdist_group("ray")``), and so one cluster, whose start takes long.
+    """
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        # Its workers import what is tested here.
+        patch.setenv("PYTHONPATH", str(project_root), prepend=os.pathsep)
+        context = ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield context.address_info["gcs_address"]
+        ray.shutdown()

@@ -202,15 +202,13 @@ def test_import_is_silent_and_light() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_inference_does_without_ray() -> None:
-    code = "import dipolegnn.inference, sys; assert 'ray' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_public_names_are_silent() -> None:
+def test_public_names_are_silent_and_do_without_ray() -> None:
     """Warnings are printed as for any user; ``-W error`` would also turn up those inside others."""
-    code = "import dipolegnn\nfor name in dipolegnn.__all__: getattr(dipolegnn, name)"
+    code = (
+        "import sys, dipolegnn, dipolegnn.inference\n"
+        "for name in dipolegnn.__all__: getattr(dipolegnn, name)\n"
+        "assert 'ray' not in sys.modules"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     done = subprocess.run(
         [sys.executable, "-c", code],

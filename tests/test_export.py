@@ -30,6 +30,9 @@ from tests.tolerances import model_rounding
 
 F32, F64 = torch.float32, torch.float64
 
+# Exporting takes seconds for each program: all tests in one process.
+pytestmark = pytest.mark.xdist_group("export")
+
 
 class Case(NamedTuple):
     representation: str

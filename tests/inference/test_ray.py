@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from dipolegnn.nn import build_model
 psutil = pytest.importorskip("psutil", reason="finds Ray's processes")
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
-# Before Ray is imported: it tells nobody that it is used.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
 ray_data = pytest.importorskip("dipolegnn.inference.ray", reason="needs ray[data]")
 
 pytestmark = [
     # One cluster: all tests in one process.
     pytest.mark.xdist_group("ray"),
+    pytest.mark.usefixtures("ray_cluster"),
     # Ray's own defaults are among what it deprecates.
     pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning:ray.data.context"),
     # Sockets and log files that Ray leaves for the end of the process.
@@ -45,23 +42,6 @@ SMILES += ["CC#N", "FCC", "CCCO", "CCF", "", "CCCl"]
 SMILES += [f"CC(C)CCOC{'C' * number}" for number in range(14)] * 2
 
 CONFORMERS = ConformerConfig(conformers=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(project_root: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Its workers import what is tested here.
-        patch.setenv("PYTHONPATH", str(project_root), prepend=os.pathsep)
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -202,5 +182,5 @@ def test_what_cannot_be_done_is_said_before(models: ModelChoice) -> None:
         ray_data.predict_dataset(data, models, actors=(3, 2))
     with pytest.raises(ValueError, match=r"gpus_per_actor must be zero or positive, got -1"):
         ray_data.predict_dataset(data, models, gpus_per_actor=-1)
-    with pytest.raises(FileNotFoundError, match="which is not there"):
+    with pytest.raises(FileNotFoundError, match="There is no model nowhere"):
         ray_data.predict_dataset(data, ModelChoice(Path("nowhere.safetensors")))
