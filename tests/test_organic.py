@@ -38,7 +38,8 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def molecules_file(path: Path, *smiles: str) -> Path:
-    path.write_text("smiles\n" + "".join(f"{text}\n" for text in smiles), encoding="utf-8")
+    lines = [f"{text},{Chem.MolFromSmiles(text).GetNumHeavyAtoms()}\n" for text in smiles]
+    path.write_text("smiles,heavy_atoms\n" + "".join(lines), encoding="utf-8")
     return path
 
 
@@ -108,7 +109,7 @@ class TestBuild:
 
     def test_kinds_of_geometry(self, build: ModuleType) -> None:
         def bonds(mol_id: int) -> list[float]:
-            data = build.structure(build.Row(mol_id, "O"))
+            data = build.structure(build.Row(mol_id, "O", 1))
             return [float((data.pos[0] - data.pos[k]).norm()) for k in (1, 2)]
 
         force_field, relaxed, displaced = bonds(0), bonds(1), bonds(4)
