@@ -13,8 +13,6 @@ from dipolegnn.data.splits import (
     make_split,
     random_split,
     read_split,
-    scaffold_split,
-    size_split,
     write_split,
 )
 from dipolegnn.data.storage import read_molecules, write_molecules
@@ -37,8 +35,6 @@ __all__ = [
     "read_molecules",
     "read_split",
     "save_dataset",
-    "scaffold_split",
-    "size_split",
     "write_card",
     "write_molecules",
     "write_split",

@@ -89,101 +89,10 @@ def random_split(
     Raises:
         ValueError: A part would be negative, or no molecule would be left to train on.
     """
-    molecules, _ = _molecules(mol_id)
+    molecules = np.unique(_array(mol_id))
     num_val, num_test = _counts(len(molecules), val, test)
     order = np.random.default_rng(seed).permutation(molecules)
     return _assign(mol_id, order[:num_test], order[num_test : num_test + num_val])
-
-
-def size_split(
-    mol_id: ArrayLike | torch.Tensor,
-    num_atoms: ArrayLike | torch.Tensor,
-    *,
-    val: float | int = 0.1,
-    test: float | int = 0.1,
-    seed: int = 0,
-) -> Split:
-    """Train on the small molecules, validate on larger ones, test on the largest.
-
-    The validation molecules are the next in size below the test molecules, so that the choice of a
-    model is made by how well it extrapolates, as it is tested. Among equals the seed decides.
-
-    Args:
-        mol_id: Number of the molecule of each structure ``[M]``.
-        num_atoms: Size of each structure ``[M]``.
-        val: Validation molecules: a fraction (float) or a count (int).
-        test: Test molecules: a fraction (float) or a count (int).
-        seed: Seed of the draw among molecules of equal size.
-
-    Raises:
-        ValueError: As for :func:`random_split`.
-    """
-    molecules, first = _molecules(mol_id)
-    num_val, num_test = _counts(len(molecules), val, test)
-    sizes = _array(num_atoms)[first]
-    shuffled = np.random.default_rng(seed).permutation(len(molecules))
-    order = molecules[shuffled[np.argsort(-sizes[shuffled], kind="stable")]]
-    return _assign(mol_id, order[:num_test], order[num_test : num_test + num_val])
-
-
-def scaffold_split(
-    mol_id: ArrayLike | torch.Tensor,
-    smiles: Sequence[str],
-    *,
-    val: float | int = 0.1,
-    test: float | int = 0.1,
-    seed: int = 0,
-) -> Split:
-    """Keep molecules with the same Bemis-Murcko scaffold (rings and linkers) together.
-
-    Groups are drawn in random order; each goes to the test part if it still fits, else to the
-    validation part if it fits there, else to the training part. So the counts are met from below,
-    and scaffolds shared by more molecules than a part may hold are trained on.
-
-    An acyclic molecule has no scaffold. Taking the empty scaffold for one would put all acyclic
-    molecules, which have no more in common than that, in one part; each of them is a group of its
-    own instead.
-
-    Args:
-        mol_id: Number of the molecule of each structure ``[M]``.
-        smiles: SMILES of each structure ``[M]``.
-        val: Validation molecules at most: a fraction (float) or a count (int).
-        test: Test molecules at most: a fraction (float) or a count (int).
-        seed: Seed of the order of the groups.
-
-    Raises:
-        ValueError: A molecule has no SMILES, or every scaffold is too common for a part; else as
-            for :func:`random_split`.
-
-    Source:
-        Bemis and Murcko, J. Med. Chem. 39, 2887 (1996).
-    """
-    molecules, first = _molecules(mol_id)
-    limits = dict(zip(("val", "test"), _counts(len(molecules), val, test), strict=True))
-    groups: dict[str, list[int]] = {}
-    for molecule, structure in zip(molecules.tolist(), first.tolist(), strict=True):
-        if not smiles[structure]:
-            raise ValueError(
-                f"Molecule {molecule} (structure {structure}) has no SMILES, and the scaffold is "
-                f"taken from it: give every molecule a SMILES, or split at random or by size."
-            )
-        scaffold = murcko_scaffold(smiles[structure])
-        groups.setdefault(scaffold or f"acyclic molecule {molecule}", []).append(molecule)
-    parts: dict[str, list[int]] = {"test": [], "val": []}
-    members = list(groups.values())
-    for group in np.random.default_rng(seed).permutation(len(members)).tolist():
-        for part, chosen in parts.items():
-            if len(chosen) + len(members[group]) <= limits[part]:
-                chosen.extend(members[group])
-                break
-    for part, chosen in parts.items():
-        if limits[part] and not chosen:
-            raise ValueError(
-                f"No scaffold fits into the {part} part of {limits[part]} of {len(molecules)} "
-                f"molecules: there are {len(groups)} scaffolds. Make the part larger, or split at "
-                f"random."
-            )
-    return _assign(mol_id, np.array(parts["test"], int), np.array(parts["val"], int))
 
 
 def make_split(
@@ -194,28 +103,73 @@ def make_split(
     test: float | int = 0.1,
     seed: int = 0,
 ) -> Split:
-    """Split molecules at random, by size or by scaffold; see the function of each kind.
+    """Split molecules at random, by size or by scaffold.
+
+    - ``"random"``: :func:`random_split`.
+    - ``"size"``: train on the small molecules, validate on larger ones, test on the largest. The
+      validation molecules are the next in size below the test molecules, so that the choice of a
+      model is made by how well it extrapolates, as it is tested. Among equals the seed decides.
+    - ``"scaffold"``: keep molecules with the same Bemis-Murcko scaffold (rings and linkers)
+      together. Groups are drawn in random order; each goes to the test part if it still fits, else
+      to the validation part if it fits there, else to the training part. So the counts are met from
+      below, and scaffolds shared by more molecules than a part may hold are trained on. An acyclic
+      molecule, which has no scaffold, is a group of its own.
 
     Args:
         molecules: The structures of a data set.
         kind: Which of the three.
         val: Validation molecules: a fraction (float) or a count (int).
-        test: Test molecules: a fraction (float) or a count (int).
+        test: Test molecules: a fraction (float) or a count (int). The rest trains.
         seed: Seed of the draw.
 
+    Returns:
+        The split; equal for equal arguments.
+
     Raises:
-        ValueError: As the function of the kind does.
+        ValueError: A part would be negative, no molecule would be left to train on, or, by
+            scaffold, a molecule has no SMILES or every scaffold is too common for a part.
+
+    Source: Bemis and Murcko, J. Med. Chem. 39, 2887 (1996).
     """
     mol_id = np.array([int(data["mol_id"]) for data in molecules], dtype=np.int64)
+    if kind == "random":
+        return random_split(mol_id, val=val, test=test, seed=seed)
+    ids, first = np.unique(mol_id, return_index=True)  # molecules, and the first structure of each
+    num_val, num_test = _counts(len(ids), val, test)
+    rng = np.random.default_rng(seed)
     if kind == "size":
-        sizes = [len(data["z"]) for data in molecules]
-        return size_split(mol_id, sizes, val=val, test=test, seed=seed)
-    if kind == "scaffold":
-        smiles = [str(data["smiles"]) for data in molecules]
-        return scaffold_split(mol_id, smiles, val=val, test=test, seed=seed)
-    if kind != "random":
+        sizes = np.array([len(molecules[k]["z"]) for k in first.tolist()])
+        shuffled = rng.permutation(len(ids))
+        order = ids[shuffled[np.argsort(-sizes[shuffled], kind="stable")]]
+        return _assign(mol_id, order[:num_test], order[num_test : num_test + num_val])
+    if kind != "scaffold":
         raise ValueError(f"Unknown kind of split {kind!r}; expected random, size or scaffold.")
-    return random_split(mol_id, val=val, test=test, seed=seed)
+    groups: dict[str, list[int]] = {}
+    for molecule, structure in zip(ids.tolist(), first.tolist(), strict=True):
+        smiles = molecules[structure]["smiles"]
+        if not smiles:
+            raise ValueError(
+                f"Molecule {molecule} (structure {structure}) has no SMILES, and the scaffold is "
+                f"taken from it: give every molecule a SMILES, or split at random or by size."
+            )
+        scaffold = murcko_scaffold(smiles)
+        groups.setdefault(scaffold or f"acyclic molecule {molecule}", []).append(molecule)
+    limits = {"test": num_test, "val": num_val}
+    parts: dict[str, list[int]] = {"test": [], "val": []}
+    members = list(groups.values())
+    for group in rng.permutation(len(members)).tolist():
+        for part, chosen in parts.items():
+            if len(chosen) + len(members[group]) <= limits[part]:
+                chosen.extend(members[group])
+                break
+    for part, chosen in parts.items():
+        if limits[part] and not chosen:
+            raise ValueError(
+                f"No scaffold fits into the {part} part of {limits[part]} of {len(ids)} "
+                f"molecules: there are {len(groups)} scaffolds. Make the part larger, or split at "
+                f"random."
+            )
+    return _assign(mol_id, np.array(parts["test"], int), np.array(parts["val"], int))
 
 
 def write_split(path: str | Path, split: Split, mol_id: ArrayLike | torch.Tensor) -> None:
@@ -297,14 +251,6 @@ def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
     if isinstance(values, torch.Tensor):
         values = values.cpu().numpy()
     return np.asarray(values, dtype=np.int64).reshape(-1)
-
-
-def _molecules(
-    mol_id: ArrayLike | torch.Tensor,
-) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """The different molecules, ascending, and the first structure of each."""
-    molecules, first = np.unique(_array(mol_id), return_index=True)
-    return molecules, first
 
 
 def _counts(molecules: int, val: float | int, test: float | int) -> tuple[int, int]:

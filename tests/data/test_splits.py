@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dipolegnn._pyg import Data
 from dipolegnn.data.splits import (
     Split,
+    SplitKind,
     make_split,
     random_split,
     read_split,
-    scaffold_split,
-    size_split,
     write_split,
 )
 from tests.data.samples import chain_dataset
@@ -29,12 +30,19 @@ SMILES = [
 ]
 
 
-def every_split(seed: int) -> list[Split]:
+def structures(mol_id: Iterable[int], sizes: Iterable[int], smiles: Iterable[str]) -> list[Data]:
     return [
-        random_split(MOL_ID, val=0.2, test=0.25, seed=seed),
-        size_split(MOL_ID, SIZES, val=0.2, test=0.25, seed=seed),
-        scaffold_split(MOL_ID, SMILES, val=0.2, test=0.25, seed=seed),
+        Data(mol_id=torch.tensor([m]), z=torch.ones(n), smiles=text)
+        for m, n, text in zip(mol_id, sizes, smiles, strict=True)
     ]
+
+
+MOLECULES = structures(MOL_ID.tolist(), SIZES.tolist(), SMILES)
+KINDS: tuple[SplitKind, ...] = ("random", "size", "scaffold")
+
+
+def every_split(seed: int) -> list[Split]:
+    return [make_split(MOLECULES, kind, val=0.2, test=0.25, seed=seed) for kind in KINDS]
 
 
 def molecules_of(split: Split) -> list[set[int]]:
@@ -90,12 +98,13 @@ def test_a_ring_system_is_in_one_part_and_acyclic_molecules_are_in_all() -> None
 
 def test_scaffolds_too_common_for_any_part_are_an_error() -> None:
     with pytest.raises(ValueError, match="No scaffold fits into the test part of 2 of 20"):
-        scaffold_split(range(20), ["Cc1ccccc1"] * 20)
+        make_split(structures(range(20), [1] * 20, ["Cc1ccccc1"] * 20), "scaffold")
 
 
 def test_a_missing_smiles_is_named() -> None:
+    molecules = structures([4, 5, 6, 7], [1] * 4, ["C", "", "CC", "CCC"])
     with pytest.raises(ValueError, match=r"Molecule 5 \(structure 1\) has no SMILES"):
-        scaffold_split([4, 5, 6, 7], ["C", "", "CC", "CCC"], val=0, test=1)
+        make_split(molecules, "scaffold", val=0, test=1)
 
 
 def test_sizes_as_counts_and_none_at_all() -> None:
@@ -125,10 +134,10 @@ def test_overlapping_parts_are_refused() -> None:
         Split(torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([2]))
 
 
-@pytest.mark.parametrize("kind", ["random", "size", "scaffold"])
-def test_make_split_takes_molecules(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_make_split_takes_molecules(kind: SplitKind) -> None:
     molecules = chain_dataset()
-    split = make_split(molecules, kind, val=0.2, test=0.2, seed=1)  # type: ignore[arg-type]
+    split = make_split(molecules, kind, val=0.2, test=0.2, seed=1)
     mol_ids = [
         {int(molecules[i].mol_id) for i in part.tolist()} for part in (split.val, split.test)
     ]
