@@ -67,11 +67,8 @@ class PackedBatches(Dataset[Any]):
                 self._texts[field] = value
         self._graphs: MoleculeGraphs | None = None
         if cutoff is not None:
-            graphs = MoleculeGraphs(cutoff)
-            for start in range(0, len(self), _CHUNK):
-                batch = self[torch.arange(start, min(start + _CHUNK, len(self)))]
-                graphs.append(batch.pos, batch.batch, batch.ptr)
-            self._graphs = graphs
+            chunks = torch.arange(len(self)).split(_CHUNK)
+            self._graphs = MoleculeGraphs(cutoff, (self[chunk] for chunk in chunks))
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -11,12 +11,13 @@ import functools
 import importlib
 import math
 import warnings
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dipolegnn._pyg import index2ptr
+from dipolegnn._pyg import Batch, index2ptr
 from dipolegnn.nn.scatter import segment_index
 
 _SLACK = 1.0 + 1e-5
@@ -154,29 +155,22 @@ class MoleculeGraphs:
 
     Args:
         cutoff: Cutoff radius in angstrom.
+        batches: The molecules, in batches.
+
+    Attributes:
+        ends: First edge of each molecule, and their number ``[M + 1]``; on the CPU.
     """
 
-    def __init__(self, cutoff: float) -> None:
-        self.cutoff = cutoff
-        self._edges: list[Tensor] = []
-        self._counts: list[Tensor] = [torch.zeros(1, dtype=torch.long)]
-
-    def append(self, pos: Tensor, batch: Tensor, ptr: Tensor) -> None:
-        """Builds the graphs of further molecules, given as a batch."""
-        edge_index = radius_graph(pos, self.cutoff, batch)  # [2, E]
-        owner = batch[edge_index[1]]
-        # Counted from the first atom of each molecule.
-        self._edges.append((edge_index - ptr[owner]).int())
-        self._counts.append(owner.bincount(minlength=len(ptr) - 1).cpu())
-
-    @functools.cached_property
-    def ends(self) -> Tensor:
-        """First edge of each molecule, and their number ``[M + 1]``; on the CPU."""
-        return torch.cat(self._counts).cumsum(0)
-
-    @functools.cached_property
-    def _edge_index(self) -> Tensor:
-        return torch.cat(self._edges, dim=1)
+    def __init__(self, cutoff: float, batches: Iterable[Batch]) -> None:
+        edges, counts = [], [torch.zeros(1, dtype=torch.long)]
+        for batch in batches:
+            edge_index = radius_graph(batch.pos, cutoff, batch.batch)  # [2, E]
+            owner = batch.batch[edge_index[1]]
+            # Counted from the first atom of each molecule.
+            edges.append((edge_index - batch.ptr[owner]).int())
+            counts.append(owner.bincount(minlength=batch.num_graphs).cpu())
+        self.cutoff, self.ends = cutoff, torch.cat(counts).cumsum(0)
+        self._edge_index = torch.cat(edges, dim=1)
 
     def joined(
         self, rows: Tensor, owner: Tensor, pos: Tensor, batch: Tensor, ptr: Tensor
