@@ -16,19 +16,16 @@ help:  ## This list
 
 setup: .venv/complete  ## Make .venv with everything in it; can be interrupted and run again
 
-# torch-scatter and torch-cluster are on PyPI as sources only, compiled against the installed torch in
-# 10 minutes on 2 cores. PyG's index has wheels for most versions of torch; where it has none, or
-# cannot be reached, pip builds them: in parallel and without debugging symbols, which halve the time.
+# torch-scatter and torch-cluster come as sources only, compiled against the installed torch in 10
+# minutes on 2 cores: in parallel and without debugging symbols, which halve the time.
 EXTENSIONS := 'torch-scatter>=2.1.2,<3' 'torch-cluster>=1.6.3,<2'
 BUILD := DIST_EXTRA_CONFIG=$(CURDIR)/.venv/build.cfg CFLAGS="$$CFLAGS -g0" $(PIP) install --no-build-isolation
-WHEELS = import torch; cuda = torch.version.cuda; print("https://data.pyg.org/whl/torch-%s+%s.html" % \
-	(torch.__version__.split("+")[0], "cu" + cuda.replace(".", "") if cuda else "cpu"))
 
 .venv/complete: pyproject.toml
 	test -x $(VENV)/pip || $(PYTHON) -m venv --clear .venv
 	$(PIP) install torch==$(TORCH) 'setuptools>=77' wheel scipy
 	printf '[build_ext]\nparallel = $(MAX_JOBS)\n' > .venv/build.cfg
-	$(BUILD) --find-links "$$($(VENV)/python -c '$(WHEELS)')" $(EXTENSIONS)
+	$(BUILD) $(EXTENSIONS)
 	# pip keeps wheels that it has built, also those for another torch.
 	$(VENV)/python -c 'import torch_scatter, torch_cluster' \
 	  || $(BUILD) --no-deps --no-cache-dir --force-reinstall $(EXTENSIONS)
