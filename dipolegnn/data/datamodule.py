@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import DistributedSampler
 
@@ -108,14 +108,6 @@ class DipoleDataModule(pl.LightningDataModule):
         """
         return self._eval_dataloader("test")
 
-    def predict_dataloader(self) -> Loader:
-        """The test molecules, in the order of the data set.
-
-        Raises:
-            ValueError: There are none, or fewer than devices.
-        """
-        return self._eval_dataloader("test")
-
     def _eval_dataloader(self, name: str) -> Loader:
         part = self._part(name)
         replicas, rank = self._share()
@@ -125,7 +117,12 @@ class DipoleDataModule(pl.LightningDataModule):
                 f"The {name} part has {len(part)} structures for {replicas} devices; each needs at "
                 f"least one. Use fewer devices, or a larger part."
             )
-        return self._loader(part, _EachOnce(part, replicas, rank), self.eval_batch_size)
+        # Torch's own sampler repeats molecules to make the shares equal, which would count these
+        # twice in an average.
+        sampler = UnrepeatedDistributedSampler(
+            part, num_replicas=replicas, rank=rank, shuffle=False
+        )
+        return self._loader(part, sampler, self.eval_batch_size)
 
     def _part(self, name: str) -> InMemoryDataset:
         positions = getattr(self.split, name)
@@ -150,8 +147,8 @@ class DipoleDataModule(pl.LightningDataModule):
                 PackedBatches(
                     part, self._device(), exclude=_LEFT_OUT, cutoff=self._cutoff_of_graphs()
                 ),
-                batch_size=None,
-                sampler=_Batches(sampler, batch_size),
+                batch_size=batch_size,
+                sampler=sampler,
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,
                 collate_fn=_as_it_is,
@@ -179,46 +176,5 @@ class DipoleDataModule(pl.LightningDataModule):
         return device
 
 
-class _Batches(DistributedSampler[Any]):
-    """The positions that a sampler gives, in lists of one batch each.
-
-    (A ``DistributedSampler``, because Lightning leaves those as they are.)
-    """
-
-    def __init__(self, sampler: DistributedSampler[Any], batch_size: int) -> None:
-        self.sampler = sampler
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        positions = list(self.sampler)
-        for start in range(0, len(positions), self.batch_size):
-            yield positions[start : start + self.batch_size]
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the order is for."""
-        self.sampler.set_epoch(epoch)
-
-
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-class _EachOnce(DistributedSampler[Any]):
-    """Every molecule on exactly one device; shares differ by one molecule at most.
-
-    Torch's own repeats molecules to make the shares equal, which would count these twice in an
-    average. (A subclass of it, because Lightning leaves those as they are.)
-    """
-
-    def __init__(self, part: InMemoryDataset, replicas: int, rank: int) -> None:
-        super().__init__(part, num_replicas=replicas, rank=rank, shuffle=False)
-        self.share = range(rank, len(part), replicas)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.share)
-
-    def __len__(self) -> int:
-        return len(self.share)

@@ -25,7 +25,8 @@ _CHUNK = 1000
 class PackedBatches(Dataset[Any]):
     """The batches of an in-memory data set: ``packed[positions]`` is the batch of these molecules.
 
-    Field by field what ``Batch.from_data_list([dataset[k] for k in positions])`` is.
+    Field by field it is ``Batch.from_data_list([dataset[k] for k in positions])``. A ``DataLoader``
+    takes whole batches by ``__getitems__``.
 
     Args:
         dataset: The molecules; :func:`why_not_packed` says whether they can be had like this.
@@ -104,6 +105,8 @@ class PackedBatches(Dataset[Any]):
                 edges.rows, edges.owner, batch.pos, batch.batch, batch.ptr
             )
         return batch
+
+    __getitems__ = __getitem__
 
 
 class _Pieces(NamedTuple):

@@ -112,7 +112,6 @@ def test_evaluation_keeps_the_order_of_the_data_set(
     module = DipoleDataModule(dataset, split, batch_size=4, eval_batch_size=6)
     assert ids(module.val_dataloader()) == dataset.mol_ids()[split.val].tolist()
     assert ids(module.test_dataloader()) == dataset.mol_ids()[split.test].tolist()
-    assert ids(module.predict_dataloader()) == dataset.mol_ids()[split.test].tolist()
     assert next(iter(module.val_dataloader())).num_graphs == 6
     assert next(iter(module.train_dataloader())).num_graphs == 4
     assert DipoleDataModule(dataset, split, batch_size=4).eval_batch_size == 4
