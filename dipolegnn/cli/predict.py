@@ -63,18 +63,14 @@ def run(options: Predict) -> int:
     for target in (options.output, options.picture):
         if target is not None:
             require_apart(target, [text for text in options.molecules if is_molecule_file(text)])
-    if not options.temperature > 0:
-        raise ValueError(f"--temperature must be positive, in kelvin, got {options.temperature}.")
-    if not 0 < options.coverage < 1:
-        raise ValueError(f"--coverage must be between 0 and 1, got {options.coverage}.")
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}.")
+    config = PredictConfig(options.conformer, options.temperature, options.coverage)
     models = ModelChoice(options.model)
     if _can_be_streamed(options):
         return _stream(options, models)
     if options.model is not None:
         models.for_geometry(embedded=True)  # a missing model is an error, whatever the molecules
-    config = PredictConfig(options.conformer, options.temperature, options.coverage)
     records = list(chained(list(_sources(options))))
     found = predict_list(
         records,
@@ -89,14 +85,13 @@ def run(options: Predict) -> int:
         print_tables(found.molecules, config)
     failures, written = found.failures, list[Path]()
     if options.output is not None:
-        failures, written = _write(options.output, found, config)
+        failures, written = write_predictions(options.output, found, config)
     for failure in failures:
         print(f"failed: {_describe(failure)}", file=sys.stderr)
+    if options.picture is not None and found.molecules:
+        written += _draw(options.picture, found, config)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
-    if options.picture is not None and found.molecules:
-        for path in _draw(options.picture, found, config):
-            print(f"wrote {path}", file=sys.stderr)
     return FAILED_MOLECULES if failures else 0
 
 
@@ -176,19 +171,6 @@ def _is_smiles(argument: str) -> bool:
     return argument != STDIN and not is_molecule_file(argument)
 
 
-def _write(
-    path: Path, found: Predictions, config: PredictConfig
-) -> tuple[list[Failure], list[Path]]:
-    """Writes predictions and, beside them, the failures, if any; returns both and the files."""
-    if not path.name.lower().endswith(".json"):
-        failures = write_predictions(path, found, config.coverage)
-        return failures, [path, failures_path(path)] if failures else [path]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # JSON lists the failures itself.
-    path.write_text(as_json(found, config) + "\n", encoding="utf-8")
-    return found.failures, [path]
-
-
 def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
     """Draws the lowest conformer of each molecule; returns what was written."""
     # Only now: matplotlib takes a while to import.
@@ -201,32 +183,18 @@ def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
             f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; choose some."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".html":
-        figures = [
-            scene(
-                p.data.z.tolist(),
-                p.data.pos.tolist(),
-                p.dipole,
-                half_width=p.half_width(config.coverage),
-                title=p.data.name,
-            )
-            for p in lowest
-        ]
-        write_page(path, figures, "Dipole moments")
-        return [path]
-    several = len(lowest) > 1
-    paths = []
-    for number, prediction in enumerate(lowest, start=1):
-        figure = draw_molecule(
-            prediction.data.z.tolist(),
-            prediction.data.pos.tolist(),
-            prediction.dipole,
-            magnitude=prediction.magnitude,
-            half_width=prediction.half_width(config.coverage),
-            title=prediction.data.name,
-        )
-        paths.append(path.with_stem(f"{path.stem}-{number}") if several else path)
+    pages, paths = [], [path]
+    for number, p in enumerate(lowest, start=1):
+        atoms = p.data.z.tolist(), p.data.pos.tolist(), p.dipole
+        width, name = p.half_width(config.coverage), p.data.name
+        if path.suffix.lower() == ".html":
+            pages.append(scene(*atoms, half_width=width, title=name))
+            continue
+        figure = draw_molecule(*atoms, magnitude=p.magnitude, half_width=width, title=name)
+        paths[number - 1 :] = [path.with_stem(f"{path.stem}-{number}") if len(lowest) > 1 else path]
         figure.savefig(paths[-1], dpi=150)
+    if pages:
+        write_page(path, pages, "Dipole moments")
     return paths
 
 

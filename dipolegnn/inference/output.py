@@ -19,16 +19,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 from rich import progress as rich
 from rich.console import Console
 
+from dipolegnn.config import PredictConfig
 from dipolegnn.files import WRITABLE
 from dipolegnn.inference.result import MoleculePrediction, Predictions
-from dipolegnn.inference.table import Line, arrow_schema, as_csv, structures_text
+from dipolegnn.inference.table import Line, arrow_schema, as_csv, as_json, structures_text
 from dipolegnn.molecules import (
     Failure,
     MoleculeError,
@@ -136,8 +136,11 @@ class Counts(NamedTuple):
     failures: int
 
 
-class Parts:
-    """The parts of an output; to be used in a ``with``.
+@contextmanager
+def opened_parts(
+    output: Path, job: dict[str, Any], coverage: float, part_records: int = PART_RECORDS
+) -> Iterator[Parts]:
+    """The parts of an output, locked, with those that a run before has left.
 
     Args:
         output: The output.
@@ -146,58 +149,51 @@ class Parts:
         part_records: Records per part, from which on it is written.
 
     Raises:
-        JobMismatch: On entering, there are parts of another job.
-        OutputInUse: On entering, another run is at work on them.
+        JobMismatch: There are parts of another job.
+        OutputInUse: Another run is at work on them.
         ImportError: A Parquet table without pyarrow.
         ValueError: Another suffix than one of ``STREAMED``.
     """
+    kind = Format(output, coverage)
+    _folder(output).mkdir(parents=True, exist_ok=True)
+    lock = _locked(_folder(output), output)
+    try:
+        parts = Parts(output, kind, lock, part_records)
+        parts.begin(job)
+        try:
+            yield parts
+        except (MoleculeError, KeyboardInterrupt):
+            parts.flush()  # what was done until then is kept
+            raise
+    finally:
+        lock.release()
 
-    def __init__(
-        self, output: Path, job: dict[str, Any], coverage: float, part_records: int = PART_RECORDS
-    ) -> None:
+
+class Parts:
+    """The parts of an output; see :func:`opened_parts`."""
+
+    def __init__(self, output: Path, kind: Format, lock: FileLock, part_records: int) -> None:
         self.output = output
+        self.folder = _folder(output)
         self.done: list[Counts] = []
         """The numbers of the parts on disk."""
-        self._job = job
-        self._format = Format(output, coverage)
+        self._format = kind
+        self._lock = lock
         self._most = part_records
-        self.folder = _parts_folder(output)
         self._finished = output.with_name(f"{output.name}.parts.done")
-        self._lock = FileLock(self.folder / LOCK, timeout=0)
         self._records = 0
         self._outcomes: list[MoleculePrediction | Failure] = []
         self._begun = time.monotonic()
 
-    def __enter__(self) -> Parts:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _acquire(self._lock, self.output)
-        try:
-            self._begin()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if self._records and isinstance(error, MoleculeError | KeyboardInterrupt):
-                self.flush()  # what was done until then is kept
-        finally:
-            self._lock.release()
-
-    def _begin(self) -> None:
+    def begin(self, job: dict[str, Any]) -> None:
+        """Finds the parts on disk, which must be of the same job."""
         shutil.rmtree(self._finished, ignore_errors=True)  # of a run that was killed at its end
         described = self.folder / "job.json"
         if not self._path(0, ".counts.json").exists():  # nothing would be lost by another job
             with _complete(described) as file:
-                file.write((json.dumps(self._job, indent=2) + "\n").encode())
+                file.write((json.dumps(job, indent=2) + "\n").encode())
             return
-        _require_same(json.loads(described.read_text(encoding="utf-8")), self._job, self.folder)
+        _require_same(json.loads(described.read_text(encoding="utf-8")), job, self.folder)
         while (path := self._path(len(self.done), ".counts.json")).exists():
             self.done.append(Counts(**json.loads(path.read_text(encoding="utf-8"))))
 
@@ -211,9 +207,13 @@ class Parts:
         if self._records >= self._most or time.monotonic() - self._begun >= PART_SECONDS:
             self.flush()
 
-    def flush(self) -> None:
-        """Writes what was added as a part; it is complete when the last of its files is there."""
-        if self.done and not self._records:
+    def flush(self, *, empty: bool = False) -> None:
+        """Writes what was added as a part; it is complete when the last of its files is there.
+
+        Args:
+            empty: Also if nothing was added.
+        """
+        if not (self._records or empty):
             return
         number = len(self.done)
         found = Predictions.of(self._outcomes)
@@ -230,11 +230,12 @@ class Parts:
 
     def assemble(self) -> Counts:
         """Puts the parts together: the output, and the failures beside it if there are any."""
-        self.flush()  # an empty table has its header, too
+        self.flush(empty=not self.done)  # an empty table has its header, too
         numbers = range(len(self.done))
         total = Counts(*map(sum, zip(*self.done, strict=True)))
         with _complete(self.output) as file:
-            self._format.join(file, [self._path(n, self._format.suffix) for n in numbers])
+            parts = [self._path(number, self._format.suffix) for number in numbers]
+            self._format.join(file, parts)
         beside = failures_path(self.output)
         if total.failures:
             with _complete(beside) as file:
@@ -284,35 +285,43 @@ def require_apart(output: Path, inputs: Iterable[str | Path]) -> None:
         raise ValueError(f"{output} is a folder; choose a file as output.")
 
 
-def write_predictions(output: Path, found: Predictions, coverage: float) -> list[Failure]:
+def write_predictions(
+    output: Path, found: Predictions, config: PredictConfig
+) -> tuple[list[Failure], list[Path]]:
     """Writes predictions in one piece, and the failures beside them if there are any.
 
+    Args:
+        output: As for :func:`~dipolegnn.inference.predict_files`, or ``.json``, which lists the
+            failures itself.
+        found: Predictions and failures.
+        config: With what they were predicted.
+
     Returns:
-        All failures: those given, and the molecules that could not be written.
+        All failures, also of molecules that cannot be written; and the files that were written.
 
     Raises:
         ImportError: A Parquet table without pyarrow.
         OutputInUse: A run that writes it part by part is at work.
-        ValueError: Another suffix than one of ``STREAMED``.
+        ValueError: An unknown suffix.
     """
-    kind = Format(output, coverage)
-    folder = _parts_folder(output)
+    if output.name.lower().endswith(".json"):
+        with _complete(output) as file:
+            file.write(f"{as_json(found, config)}\n".encode())
+        return found.failures, [output]
+    kind, folder, beside = Format(output, config.coverage), _folder(output), failures_path(output)
     if folder.exists():
-        lock = FileLock(folder / LOCK, timeout=0)
-        _acquire(lock, output)
-        lock.release()
+        with _locked(folder, output):
+            pass
     with tempfile.TemporaryDirectory() as scratch:
         part = Path(scratch) / f"part{kind.suffix}"
         with part.open("wb") as file:
             failures = found.failures + kind.write(file, found.molecules)
         with _complete(output) as file:
             kind.join(file, [part])
-    beside = failures_path(output)
+    beside.unlink(missing_ok=True)  # of an earlier run, perhaps
     if failures:
         write_failures(beside, failures)
-    else:
-        beside.unlink(missing_ok=True)  # of an earlier run, perhaps
-    return failures
+    return failures, [output, beside] if failures else [output]
 
 
 class Progress:
@@ -376,17 +385,20 @@ class Progress:
             )
 
 
-def _parts_folder(output: Path) -> Path:
+def _folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
-def _acquire(lock: FileLock, output: Path) -> None:
+def _locked(folder: Path, output: Path) -> FileLock:
+    """The lock of the folder of parts of an output, acquired."""
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise OutputInUse(
             f"Another run is writing {output}. Wait until it has ended, or choose another output."
         ) from None
+    return lock
 
 
 @contextmanager

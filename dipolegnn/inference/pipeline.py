@@ -9,11 +9,12 @@ failures.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from dipolegnn import __version__
 from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE, ConformerConfig, PredictConfig
 from dipolegnn.files import sha256_of
-from dipolegnn.inference.output import PART_RECORDS, Parts, Progress, require_apart
+from dipolegnn.inference.output import PART_RECORDS, Progress, opened_parts, require_apart
 from dipolegnn.inference.result import MoleculePrediction, Predictions, average
 from dipolegnn.inference.structures import (
     BATCH_ATOMS,
@@ -35,7 +36,7 @@ from dipolegnn.inference.structures import (
     with_plain_kernels,
 )
 from dipolegnn.models import ModelChoice, unknown_elements
-from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, TableColumns, can_turn
+from dipolegnn.molecules import Failure, SmilesRow, TableColumns, can_turn
 from dipolegnn.molecules.embedding import Outcome, embed_records
 from dipolegnn.molecules.records import Record, Records
 from dipolegnn.molecules.workers import usable_cores
@@ -83,8 +84,6 @@ def predict_records(
 
     Raises:
         FileNotFoundError: There is no such model.
-        MoleculeError: The records cannot be read from some place on; raised after the predictions
-            of those before.
         ValueError: The file of the model is not a model file.
     """
     embedded = embed_records(records, config.embedding, workers=workers)
@@ -113,36 +112,30 @@ def predict_batches(
         device: Where the model computes; None: where it is.
         most_records: Records per batch at most; a molecule of more is a batch of its own.
     """
-    engines: dict[bool, _Engine] = {}
+
+    @cache
+    def model(smiles: bool) -> DipoleModel:
+        chosen = models.for_geometry(smiles) if isinstance(models, ModelChoice) else models
+        return on_device(chosen, device)
+
     batch: list[_Molecule] = []
-    embedded_here = False  # True: the structures of the batch were embedded from SMILES
     atoms = records = 0
-    broken: MoleculeError | None = None
-
-    def outcomes() -> Batch:
-        if atoms and embedded_here not in engines:
-            engines[embedded_here] = _Engine(models, embedded_here, device)
-        return Batch(records, _outcomes(batch, engines.get(embedded_here), config))
-
-    try:
-        for molecule in _molecules(embedded):
-            size = sum(data.z.numel() for data in _structures(molecule))
-            smiles = isinstance(molecule[0][0].content, SmilesRow)
-            full = atoms + size > BATCH_ATOMS or records + len(molecule) > most_records
-            if batch and (full or (atoms and size and smiles != embedded_here)):
-                yield outcomes()
-                batch, atoms, records = [], 0, 0
-            batch.append(molecule)
-            atoms += size
-            records += len(molecule)
-            if size:
-                embedded_here = smiles
-    except MoleculeError as error:
-        broken = error
+    smiles = False  # True: the structures of the batch were embedded from SMILES
+    refuse = isinstance(models, ModelChoice)
+    for _, members in groupby(embedded, lambda pair: _number(pair[0])):
+        molecule = list(members)
+        size = sum(data.z.numel() for data in _structures(molecule))
+        from_smiles = isinstance(molecule[0][0].content, SmilesRow)
+        full = atoms + size > BATCH_ATOMS or records + len(molecule) > most_records
+        if batch and (full or (atoms and size and from_smiles != smiles)):
+            yield Batch(records, _outcomes(batch, model(smiles) if atoms else None, config, refuse))
+            batch, atoms, records = [], 0, 0
+        batch.append(molecule)
+        atoms += size
+        records += len(molecule)
+        smiles = from_smiles if size else smiles
     if batch:
-        yield outcomes()
-    if broken is not None:
-        raise broken
+        yield Batch(records, _outcomes(batch, model(smiles) if atoms else None, config, refuse))
 
 
 def predict_smiles(
@@ -207,25 +200,9 @@ _Molecule = list[tuple[Record, Outcome]]
 """The records of one molecule, with their structures."""
 
 
-def _molecules(embedded: Iterable[tuple[Record, Outcome]]) -> Iterator[_Molecule]:
-    """The records of each molecule: neighbours of one file that state the same number."""
-    molecule: _Molecule = []
-    try:
-        for record, found in embedded:
-            if molecule and not (record.group and _number(record) == _number(molecule[-1][0])):
-                yield molecule
-                molecule = []
-            molecule.append((record, found))
-    except MoleculeError:
-        if molecule:
-            yield molecule
-        raise
-    if molecule:
-        yield molecule
-
-
-def _number(record: Record) -> tuple[str, str, int | None]:
-    return record.source, record.group, record.mol_id
+def _number(record: Record) -> tuple[str, str | int, int | None]:
+    """The same for neighbouring records of one molecule: those that state the same number."""
+    return record.source, record.group or record.row, record.mol_id
 
 
 def _structures(molecule: _Molecule) -> Iterator[Data]:
@@ -234,57 +211,38 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
             yield from found
 
 
-class _Engine:
-    """A model where it computes."""
-
-    def __init__(
-        self,
-        models: ModelChoice | DipoleModel,
-        embedded: bool,
-        device: torch.device | str | None,
-    ) -> None:
-        self.chosen = isinstance(models, ModelChoice)
-        model = models.for_geometry(embedded) if isinstance(models, ModelChoice) else models
-        self.model = on_device(model, device)
-        self.plain = with_plain_kernels(self.model)
-
-
 def _outcomes(
-    batch: Sequence[_Molecule], engine: _Engine | None, config: PredictConfig
+    batch: Sequence[_Molecule], model: DipoleModel | None, config: PredictConfig, refuse: bool
 ) -> list[MoleculePrediction | Failure]:
-    """The failures and predictions of a batch, in order; without an engine all have failed."""
-    if engine is None:
+    """The failures and predictions of a batch, in order; without structures no model is needed."""
+    if model is None:
         return [found for molecule in batch for _, found in molecule if isinstance(found, Failure)]
-    checked = [[_checked(record, found, engine) for record, found in each] for each in batch]
+    checked = [[_checked(record, found, model, refuse) for record, found in m] for m in batch]
     structures = [data for molecule in checked for data in _structures(molecule)]
     few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
-    predictions = iter(predict(engine.plain if few else engine.model, structures))
+    predictions = iter(predict(with_plain_kernels(model) if few else model, structures))
     outcomes: list[MoleculePrediction | Failure] = []
     for molecule in checked:
-        start = len(outcomes)
         outcomes += [found for _, found in molecule if isinstance(found, Failure)]
         records = {id(data): each[0] for each in molecule for data in _structures([each])}
-        conformers = list(itertools.islice(predictions, len(records)))
+        conformers = list(islice(predictions, len(records)))
+        # Structures without an energy are molecules of their own, each with its record.
         for prediction in average(conformers, config.temperature):
-            # Structures without an energy are molecules of their own, each with its record.
-            record = min(
-                (records[id(conformer.data)] for conformer in prediction.conformers),
-                key=lambda record: record.row,
-            )
-            outcomes.append(_described(prediction, record, engine.model.card, config))
-        outcomes[start:] = sorted(outcomes[start:], key=lambda outcome: outcome.row or 0)
+            given = [records[id(conformer.data)] for conformer in prediction.conformers]
+            first = min(given, key=lambda record: record.row)
+            outcomes.append(_described(prediction, first, model.card, config))
     return outcomes
 
 
-def _checked(record: Record, found: Outcome, engine: _Engine) -> tuple[Record, Outcome]:
+def _checked(
+    record: Record, found: Outcome, model: DipoleModel, refuse: bool
+) -> tuple[Record, Outcome]:
     """The structures of a record, or why the model makes no prediction of them.
 
-    A pretrained model that was chosen by name refuses elements that it was not trained on.
+    With ``refuse``, a pretrained model refuses elements that it was not trained on.
     """
     for data in [] if isinstance(found, Failure) else found:
-        problem = unsupported(data)
-        if problem is None and engine.chosen:
-            problem = unknown_elements(engine.model, data)
+        problem = unsupported(data) or (unknown_elements(model, data) if refuse else None)
         if problem is not None:
             located = problem.located(row=record.row, source=record.source)
             return record, Failure.from_error(located, "predict")
@@ -408,9 +366,12 @@ def predict_files(
         }
         if workers is None:
             workers = 0 if _few(paths, columns, config) else usable_cores()
-        with Parts(Path(output), job, coverage, part_records) as parts, _threads_beside(workers):
+        with (
+            opened_parts(Path(output), job, coverage, part_records) as parts,
+            _threads_beside(workers),
+        ):
             earlier = sum(counts.molecules + counts.failures for counts in parts.done)
-            rest = itertools.islice(records, sum(counts.records for counts in parts.done), None)
+            rest = islice(records, sum(counts.records for counts in parts.done), None)
             embedded = embed_records(rest, config.embedding, workers=workers)
             batches = predict_batches(
                 embedded, models, config, device=device, most_records=part_records
@@ -419,6 +380,8 @@ def predict_files(
                 for batch in batches:
                     parts.add(batch.records, batch.outcomes)
                     shown.advance(batch.records, len(batch.outcomes))
+            if records.broken is not None:
+                raise records.broken
             parts.flush()
             first = parts.first_failures(SHOWN_FAILURES)
             total = parts.assemble()
@@ -429,9 +392,8 @@ def predict_files(
 def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: PredictConfig) -> bool:
     """Whether the files are done before worker processes would have started."""
     limit = max(1, FEW_CONFORMERS // config.embedding.conformers)
-    with suppress(MoleculeError), Records(paths, columns) as records:
-        return sum(1 for _ in itertools.islice(records, limit)) < limit
-    return True
+    with Records(paths, columns) as records:
+        return sum(1 for _ in islice(records, limit)) < limit
 
 
 @contextmanager

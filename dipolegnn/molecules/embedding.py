@@ -77,7 +77,7 @@ def embed_records(
     Records are read as they are needed, at most ``WINDOW`` ahead of the one that is returned.
 
     Args:
-        records: The records. A :class:`MoleculeError` of theirs is raised after the records before.
+        records: The records.
         config: How SMILES are embedded.
         workers: Processes; 0: the calling process, where a crash of RDKit is not caught.
     """
@@ -112,7 +112,6 @@ def embed_in(pool: EmbeddingPool, records: Iterable[Record]) -> Iterator[tuple[R
     given: dict[int, list[Record]] = {}
     done: dict[int, list[tuple[Record, Outcome]]] = {}
     read = returned = 0
-    broken: MoleculeError | None = None
     at_end = False
 
     def give(first: int, task: list[Record]) -> None:
@@ -122,10 +121,7 @@ def embed_in(pool: EmbeddingPool, records: Iterable[Record]) -> Iterator[tuple[R
     try:
         while given or done or not at_end:
             while not (at_end or pool.full or read - returned >= WINDOW):
-                try:
-                    task = next(todo, [])
-                except MoleculeError as error:
-                    broken, task = error, []
+                task = next(todo, [])
                 if task:
                     give(read, task)
                 read += len(task)
@@ -146,8 +142,6 @@ def embed_in(pool: EmbeddingPool, records: Iterable[Record]) -> Iterator[tuple[R
     except BaseException:  # unfinished tasks must not be taken for the next results
         pool.stop()
         raise
-    if broken is not None:
-        raise broken
 
 
 def embed_smiles(
@@ -215,16 +209,11 @@ def molecules_of(
 def _tasks(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Neighbouring records that a worker is given at a time."""
     task: list[Record] = []
-    try:
-        for record in records:
-            task.append(record)
-            if isinstance(record.content, SmilesRow) or len(task) == STRUCTURES_PER_TASK:
-                yield task
-                task = []
-    except MoleculeError:
-        if task:
+    for record in records:
+        task.append(record)
+        if isinstance(record.content, SmilesRow) or len(task) == STRUCTURES_PER_TASK:
             yield task
-        raise
+            task = []
     if task:
         yield task
 

@@ -148,6 +148,9 @@ class Records:
 
     def __init__(self, paths: Sequence[str | Path], columns: TableColumns | None = None) -> None:
         self.read = 0
+        """Number of records that have been read."""
+        self.broken: MoleculeError | None = None
+        """Why the records end before the end of the files; None: they do not."""
         with ExitStack() as stack:
             self.files = [stack.enter_context(RecordFile(path, columns)) for path in paths]
             self._open = stack.pop_all()
@@ -165,10 +168,13 @@ class Records:
         return read / max(sum(file.size for file in self.files), 1)
 
     def __iter__(self) -> Iterator[Record]:
-        """The records, in order; see :class:`RecordFile`."""
-        for record in chained(self.files):
-            self.read += 1
-            yield record
+        """The records, in order; they end where a file cannot be read: see ``broken``."""
+        try:
+            for record in chained(self.files):
+                self.read += 1
+                yield record
+        except MoleculeError as error:
+            self.broken = error
 
 
 def chained(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:

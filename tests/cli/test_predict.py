@@ -250,7 +250,7 @@ def test_the_model_may_be_named_by_the_environment(
     [
         ([], "No molecules"),
         (["O", "--output", "o.txt"], "unknown suffix, expected one of .csv, .csv.gz, .parquet"),
-        (["O", "--temperature", "0"], "--temperature must be positive, in kelvin, got 0"),
+        (["O", "--temperature", "0"], "temperature must be positive, in kelvin, got 0"),
         (["missing.sdf"], "There is no file missing.sdf"),
         (["O", "--conformers", "0"], "conformers must be at least 1, got 0"),
     ],

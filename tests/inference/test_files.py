@@ -25,7 +25,7 @@ from dipolegnn.inference import (
     predict_list,
     write_predictions,
 )
-from dipolegnn.inference.output import Counts, Parts, Progress
+from dipolegnn.inference.output import Counts, Progress, opened_parts
 from dipolegnn.inference.table import Line, as_csv
 from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.molecules import (
@@ -156,7 +156,7 @@ def test_structures_with_their_predictions_are_written_part_by_part(
         [smi], tmp_path / f"parts{suffix}", models, conformers=config, part_records=4, workers=0
     )
     whole = in_one_piece([smi], models, config)
-    failures = write_predictions(tmp_path / f"whole{suffix}", whole, COVERAGE)
+    failures = write_predictions(tmp_path / f"whole{suffix}", whole, PredictConfig())[0]
     assert (result.molecules, result.failures) == (len(SMILES) - 1, 2)
     beside = failures_path(tmp_path / f"parts{suffix}")
     assert read_failures(beside) == failures == whole.failures
@@ -209,7 +209,7 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself(
     )
     assert "or write .xyz or .extxyz" in failure.remedy
     found = in_one_piece([path], models)
-    assert write_predictions(tmp_path / "one.sdf", found, COVERAGE) == [failure]
+    assert write_predictions(tmp_path / "one.sdf", found, PredictConfig())[0] == [failure]
     one, parts = (read_file(tmp_path / f"{name}.sdf").data for name in ("one", "out"))
     for data, other in zip(one, parts, strict=True):
         assert (data.name, data.mol_id.item()) == (other.name, other.mol_id.item())
@@ -224,13 +224,16 @@ def test_two_runs_do_not_write_the_same_output(
 ) -> None:
     output = tmp_path / "out.csv"
     with (
-        Parts(output, {}, COVERAGE),
+        opened_parts(output, {}, COVERAGE),
         pytest.raises(OutputInUse, match=r"Another run is writing .*out\.csv\. Wait until"),
     ):
         predict_files([smi], output, models, workers=0)
     whole = in_one_piece([smi], models)
-    with Parts(output, {}, COVERAGE), pytest.raises(OutputInUse, match="Another run is writing"):
-        write_predictions(output, whole, COVERAGE)
+    with (
+        opened_parts(output, {}, COVERAGE),
+        pytest.raises(OutputInUse, match="Another run is writing"),
+    ):
+        write_predictions(output, whole, PredictConfig())
     assert predict_files([smi], output, models, workers=0).failures == 2
     # A run that has failed lets go of it.
     broken = tmp_path / "broken.smi.gz"

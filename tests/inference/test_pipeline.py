@@ -48,7 +48,7 @@ def test_the_model_is_left_as_it_was(model: DipoleModel) -> None:
 
 
 def test_each_geometry_has_its_model_and_the_order_is_that_of_the_records() -> None:
-    argon = make_data([18], [[0.0, 0, 0]], name="argon")
+    argon = make_data([18], [[0.0, 0, 0]], name="argon", mol_id=1)
     structures = text_of([from_smiles("O", name="water")[0], argon], ".sdf")
     sources = [smiles_records("CCO", "C1CC"), read_records(structures, "two.sdf")]
     records = chained([*sources, smiles_records("N")])

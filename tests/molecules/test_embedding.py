@@ -11,7 +11,6 @@ import torch
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules import (
     Failure,
-    MoleculeError,
     Molecules,
     SmilesRow,
     conformers,
@@ -144,20 +143,6 @@ def test_records_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) ->
         assert read - record.row < 5
         rows.append(record.row)
     assert rows == list(range(1, 101))
-
-
-@pytest.mark.usefixtures("second_is_lost")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_records_before_one_that_cannot_be_read_are_not_lost(workers: int) -> None:
-    def records() -> Iterator[Record]:
-        for row in (1, 3, 4):
-            yield Record(row, SmilesRow(row, "[He]"))
-        raise MoleculeError("The file ends here")
-
-    outcomes = embedding.embed_records(records(), ConformerConfig(), workers=workers)
-    assert [next(outcomes)[0].row for _ in range(3)] == [1, 3, 4]
-    with pytest.raises(MoleculeError, match="The file ends here"):
-        next(outcomes)
 
 
 def test_an_error_of_rdkits_own_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
