@@ -69,24 +69,11 @@ PREDICTION_COLUMNS = tuple(
 """Columns of a prediction: those of :class:`~dipolegnn.inference.table.Line` that the rows lack."""
 
 
-class LabelCells(NamedTuple):
-    """What a labelled structure adds to a row; ``conformer`` counts from 1, the lowest."""
-
-    conformer: int
-    charge_e: int
-    magnitude_D: float
-    dipole_x_D: float
-    dipole_y_D: float
-    dipole_z_D: float
-    energy_kcal_per_mol: float
-    symbols: str
-    positions_angstrom: list[float]
-    atomic_charges_e: list[float]
-    program: str
-
-
-LABEL_COLUMNS = LabelCells._fields
-"""Columns of a label."""
+LABEL_COLUMNS = (
+    *("conformer", "charge_e", "magnitude_D", "dipole_x_D", "dipole_y_D", "dipole_z_D"),
+    *("energy_kcal_per_mol", "symbols", "positions_angstrom", "atomic_charges_e", "program"),
+)
+"""Columns of a label; ``conformer`` counts from 1, the lowest."""
 
 
 def predict_dataset(
@@ -103,12 +90,10 @@ def predict_dataset(
 ) -> ray.data.Dataset:
     """Adds the predicted dipole moments to rows of SMILES; nothing is computed yet.
 
-    The columns are those of the table of :func:`dipolegnn.inference.predict_files`, except those
-    that repeat the row: ``charge_e``, ``magnitude_D``, ``half_width_D``, ``smallest_D``,
-    ``largest_D``, ``dipole_x_D``, ``dipole_y_D``, ``dipole_z_D``, ``conformers``, ``symbols``
-    (separated by spaces), ``positions_angstrom`` ``[3N]``, ``atomic_charges_e`` ``[N]``, ``model``
-    and ``notes``.
-    Where a molecule failed they are null, and ``stage``, ``problem`` and ``remedy`` say why.
+    The columns, ``PREDICTION_COLUMNS``, are those of the table of
+    :func:`dipolegnn.inference.predict_files`, except those that repeat the row; symbols are
+    separated by spaces, positions are ``[3N]`` and charges ``[N]``. Where a molecule failed they
+    are null, and ``stage``, ``problem`` and ``remedy`` state the reason.
 
     A cluster needs two cores at least: one for a model, one for conformers.
 
@@ -164,12 +149,10 @@ def label_dataset(
     """Adds reference dipoles to rows of SMILES; nothing is computed yet.
 
     Each conformer has a row of its own, as each is a structure to train on; a molecule without any
-    has one. The columns: ``conformer`` (from 1, the lowest of the force field), ``charge_e``,
-    ``magnitude_D``, ``dipole_x_D``, ``dipole_y_D``, ``dipole_z_D`` (about the centre of mass),
-    ``energy_kcal_per_mol``, ``symbols`` (with blanks between them), ``positions_angstrom``
-    ``[3N]`` (relaxed, if the method says so), ``atomic_charges_e`` ``[N]`` and ``program``. Where
-    a molecule or conformer failed they are null (but for ``conformer``), and ``stage``,
-    ``problem`` and ``remedy`` say why.
+    has one. The columns are ``LABEL_COLUMNS``: dipoles about the centre of mass, symbols separated
+    by spaces, positions ``[3N]`` (optimized, if the method does) and charges ``[N]``. Where a
+    molecule or conformer failed they are null (but for ``conformer``), and ``stage``, ``problem``
+    and ``remedy`` state the reason.
 
     Args:
         dataset: Rows of SMILES.
@@ -278,18 +261,13 @@ def embed_block(block: Any, *, smiles_column: str, config: ConformerConfig) -> A
         Record(row, SmilesRow(row, "" if cell is None else str(cell).strip()))
         for row, cell in enumerate(block.column(smiles_column).to_pylist(), start=1)
     )
-    found: list[bytes | None] = []
-    failures: list[Failure | None] = []
-    for _, outcome in embed_in(_embedder(config), records):
-        if isinstance(outcome, Failure):
-            found.append(None)
-            failures.append(outcome)
-        else:
-            found.append(pickle.dumps([to_arrays(data) for data in outcome]))
-            failures.append(None)
-    arrow, _ = import_pyarrow()
-    block = block.append_column(STRUCTURES, arrow.array(found, arrow.binary()))
-    return _with_failures(block, failures)
+    rows = [
+        _failed(outcome)
+        if isinstance(outcome, Failure)
+        else {STRUCTURES: pickle.dumps([to_arrays(data) for data in outcome])}
+        for _, outcome in embed_in(_embedder(config), records)
+    ]
+    return _with_cells(block, rows, [STRUCTURES])
 
 
 class PredictBlock:
@@ -313,15 +291,15 @@ class PredictBlock:
             for row, conformers in enumerate(_structures(block), start=1)
             if conformers
         )
-        rows: list[dict[str, Any]] = [{} for _ in range(block.num_rows)]
-        failures = _failures(block)
+        rows = block.select(FAILURE_COLUMNS).to_pylist()
         batches = predict_batches(embedded, self.models, self.config, device=self.device)
         for outcome in itertools.chain.from_iterable(batch.outcomes for batch in batches):
-            if isinstance(outcome, Failure):
-                failures[(outcome.row or 0) - 1] = outcome
-            else:
-                rows[outcome.row - 1] = Line.of(outcome, self.config.coverage)._asdict()
-        return _with_failures(_with_cells(block, rows, PREDICTION_COLUMNS), failures)
+            rows[(outcome.row or 0) - 1] = (
+                _failed(outcome)
+                if isinstance(outcome, Failure)
+                else Line.of(outcome, self.config.coverage)._asdict()
+            )
+        return _with_cells(block, rows, PREDICTION_COLUMNS)
 
 
 def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:
@@ -347,42 +325,33 @@ def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:
     outcomes = (found[place] for place in range(len(todo)))
     arrow, _ = import_pyarrow()
     block = block.take(arrow.array(places, arrow.int64()))
-    rows: list[dict[str, Any]] = []
-    failures = _failures(block)
-    for row, structure in enumerate(structures):
-        rows.append({})
+    rows = block.select(FAILURE_COLUMNS).to_pylist()
+    for row, structure in zip(rows, structures, strict=True):
         if structure is None:
             continue
-        conformer, data = structure
         outcome = next(outcomes)
         if isinstance(outcome, Lost):
             outcome = lost_label(outcome)
-        if isinstance(outcome, MoleculeError):
-            failures[row] = Failure.from_error(outcome, "label")
-            rows[row] = {"conformer": conformer}
-        else:
-            rows[row] = _label_cells(conformer, data, outcome, method)._asdict()
-    return _with_failures(_with_cells(block, rows, LABEL_COLUMNS), failures)
+        row["conformer"] = structure[0]
+        row |= (
+            _failed(Failure.from_error(outcome, "label"))
+            if isinstance(outcome, MoleculeError)
+            else _label_cells(with_label(structure[1], outcome), method)
+        )
+    return _with_cells(block, rows, LABEL_COLUMNS)
 
 
-def _label_cells(
-    conformer: int, data: Data, outcome: Label, method: XTBConfig | DFTConfig
-) -> LabelCells:
-    labelled = with_label(data, outcome)
-    x, y, z = labelled.dipole[0].tolist()
-    return LabelCells(
-        conformer=conformer,
-        charge_e=round(float(labelled.charge)),
-        magnitude_D=float(labelled.dipole_magnitude),
-        dipole_x_D=x,
-        dipole_y_D=y,
-        dipole_z_D=z,
-        energy_kcal_per_mol=float(labelled.energy),
-        symbols=" ".join(chemical_symbols[z] for z in labelled.z.tolist()),
-        positions_angstrom=labelled.pos.flatten().tolist(),
-        atomic_charges_e=labelled.atomic_charges.tolist(),
-        program=engine_version(method),
-    )
+def _label_cells(labelled: Data, method: XTBConfig | DFTConfig) -> dict[str, Any]:
+    return {
+        "charge_e": round(float(labelled.charge)),
+        "magnitude_D": float(labelled.dipole_magnitude),
+        **{f"dipole_{axis}_D": float(labelled.dipole[0, k]) for k, axis in enumerate("xyz")},
+        "energy_kcal_per_mol": float(labelled.energy),
+        "symbols": " ".join(chemical_symbols[z] for z in labelled.z.tolist()),
+        "positions_angstrom": labelled.pos.flatten().tolist(),
+        "atomic_charges_e": labelled.atomic_charges.tolist(),
+        "program": engine_version(method),
+    }
 
 
 # Kept for the next block that the same process is given: starting a worker takes seconds.
@@ -410,30 +379,17 @@ def _structures(block: Any) -> list[list[Data]]:
     ]
 
 
-def _failures(block: Any) -> list[Failure | None]:
-    """The failures of an earlier step."""
-    rows = block.select(FAILURE_COLUMNS).to_pylist()
-    return [None if row["problem"] is None else Failure("", None, "", **row) for row in rows]
-
-
-def _with_failures(block: Any, failures: Sequence[Failure | None]) -> Any:
-    """The block with its failure columns at the end, in place of those that it has."""
-    rows = [
-        {} if failure is None else {name: getattr(failure, name) for name in FAILURE_COLUMNS}
-        for failure in failures
-    ]
-    known = [name for name in FAILURE_COLUMNS if name in block.column_names]
-    return _appended(block.drop_columns(known), rows, FAILURE_COLUMNS)
+def _failed(failure: Failure) -> dict[str, Any]:
+    return {name: getattr(failure, name) for name in FAILURE_COLUMNS}
 
 
 def _with_cells(block: Any, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
-    """The block with columns in place of the structures."""
-    return _appended(block.drop_columns([STRUCTURES]), rows, names)
-
-
-def _appended(block: Any, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
+    """The block with columns, and those of failures at the end, in place of those of a step."""
     arrow, _ = import_pyarrow()
-    for field in arrow_schema(names):
-        column = arrow.array([row.get(field.name) for row in rows], field.type)
-        block = block.append_column(field, column)
+    before = [name for name in (STRUCTURES, *FAILURE_COLUMNS) if name in block.column_names]
+    block = block.drop_columns(before)
+    for field in arrow_schema([*names, *FAILURE_COLUMNS]):
+        kind = arrow.binary() if field.name == STRUCTURES else field.type
+        column = arrow.array([row.get(field.name) for row in rows], kind)
+        block = block.append_column(arrow.field(field.name, kind), column)
     return block
