@@ -1,7 +1,6 @@
 """dipolegnn: dipole moments of molecules with PyTorch Geometric.
 
-Importing this package loads nothing heavy: the public names below are fetched from their
-modules at first use.
+Importing this package is fast: the modules of the public names below are imported at first use.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Error bars: an uncertainty for each molecule, calibrated on molecules with known errors.
 
-The uncertainty of a molecule is its distance from the training molecules in the space of the
-gradients by the weights of the last layer (last-layer prediction rigidity: Bigi, Chong, Ceriotti,
-Grasselli, Mach. Learn.: Sci. Technol. 5, 045018, 2024). Its scale in debye comes from a calibration
-set of molecules that the model was not trained on (split-conformal prediction: Papadopoulos et al.,
-ECML 2002; Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018). For molecules from the distribution of
-the calibration set, an interval of 90 % contains 90 % of the references, however good the
-uncertainties of single molecules are. The errors are those of the model relative to its level of
-theory and for the given geometry. (:func:`dipolegnn.fit` calibrates on the validation molecules,
-which were also used to choose the epoch: one choice among thousands of errors, a negligible bias.)
+The uncertainty of a molecule is its Mahalanobis distance from the training molecules in the space
+of last-layer gradients (last-layer prediction rigidity: Bigi, Chong, Ceriotti, Grasselli, Mach.
+Learn.: Sci. Technol. 5, 045018, 2024). A calibration set of molecules that were not used for
+training converts the uncertainty to debye (split-conformal prediction: Papadopoulos et al., ECML
+2002; Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018). For molecules from the distribution of the
+calibration set, 90 % intervals contain 90 % of the references, whatever the quality of the
+uncertainties of single molecules. Error bars describe the error of the model relative to its level
+of theory at the given geometry. :func:`dipolegnn.fit` uses the validation molecules as calibration
+set. They also determine the best epoch, which has a negligible effect on the coverage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def scale_of(distances: Tensor, floor: Tensor) -> Tensor:
 
 
 class Calibration(nn.Module):
-    """The data of the error bars, saved with the model.
+    """Error bars of a model, saved with the model.
 
     Args:
         whitening: Inverse Cholesky factor ``[P, P]`` of the covariance of the last-layer gradients
@@ -40,8 +40,8 @@ class Calibration(nn.Module):
         scores: Errors of calibration molecules, divided by their scales, ``[n]`` in debye.
         widest: The quantile :data:`UNSURE` of the scales of the calibration set.
         elements: True for the elements of the training molecules, by atomic number.
-        sizes: Smallest and largest number of heavy atoms of the training molecules, without
-            exceptions ``[2]``.
+        sizes: Smallest and largest number of heavy atoms of the training molecules ``[2]``, without
+            sizes of fewer than three molecules.
         charges: Total charges of the training molecules.
     """
 
@@ -68,7 +68,7 @@ class Calibration(nn.Module):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Calibration:
-        """The calibration with this ``state_dict()``.
+        """Creates a calibration from its ``state_dict()``.
 
         Raises:
             ValueError: If an entry is missing.
@@ -91,14 +91,14 @@ class Calibration(nn.Module):
         return scale_of(sensitivity @ self.whitening.T, self.floor)
 
     def half_width(self, scale: Tensor, coverage: float) -> Tensor:
-        """Half the width of an interval around the prediction.
+        """Half width of the prediction interval.
 
         Args:
             scale: ``[B]``, from :meth:`scale`.
-            coverage: Fraction of references inside of their interval, between 0 and 1.
+            coverage: Fraction of references inside the interval, between 0 and 1.
 
         Returns:
-            ``[B]`` in debye; infinite if the calibration set is too small for such a coverage.
+            ``[B]`` in debye; infinite if the calibration set is too small for the coverage.
 
         Raises:
             ValueError: If ``coverage`` is not between 0 and 1.
@@ -110,16 +110,16 @@ class Calibration(nn.Module):
         return scale * (self.scores[rank - 1] if rank <= count else math.inf)
 
     def doubts(self, molecules: Sequence[Data], scales: Sequence[float]) -> list[tuple[str, ...]]:
-        """Warnings about molecules unlike the training set.
+        """Warnings about molecules outside the training data.
 
         Args:
-            molecules: ``z [N]`` and, of ions, ``charge`` in e.
-            scales: Their scales.
+            molecules: Molecules with ``z [N]`` and, for ions, ``charge [1]`` in e.
+            scales: Uncertainties of the molecules, from :meth:`scale`.
 
         Returns:
             The warnings of each molecule.
         """
-        # Read once: each read of a tensor on a GPU synchronizes.
+        # Converted once: each conversion synchronizes with the GPU.
         known = set(self.elements.nonzero().flatten().tolist())
         smallest, largest = self.sizes.tolist()
         charges, widest = set(self.charges.tolist()), float(self.widest)

@@ -1,4 +1,4 @@
-"""What the file of a model states about it."""
+"""Metadata of a model, as stored in its file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class ModelCard:
     """Name and provenance of a model.
 
     Attributes:
-        name: Name of a pretrained model; of any other its file; empty if it is in no file.
-        pretrained: True if the model comes with the package.
-        provenance: Data set, training recipe, metrics and versions, as they were saved.
+        name: Name of a pretrained model, else path of the model file; empty if the model was not
+            loaded from a file.
+        pretrained: True for a pretrained model of the package.
+        provenance: Data set, training recipe, metrics and versions.
     """
 
     name: str = ""
@@ -25,7 +26,7 @@ class ModelCard:
     provenance: Mapping[str, JSON] = field(default_factory=dict)
 
     def get(self, *keys: str) -> Any:
-        """An entry of the provenance; None where there is none."""
+        """Returns an entry of the nested provenance, or None if there is none."""
         value: Any = self.provenance
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -33,7 +34,7 @@ class ModelCard:
 
     @property
     def origin(self) -> dict[str, JSON]:
-        """What is saved with a model that is trained from this one."""
+        """Provenance to save with a model whose training starts from this one."""
         known = {name: self.provenance.get(name) for name in ("data", "train", "start")}
         return {
             "model": Path(self.name).name,
@@ -42,13 +43,13 @@ class ModelCard:
 
     @property
     def elements(self) -> frozenset[str] | None:
-        """Symbols of the elements that the model was trained on; None if not known."""
+        """Symbols of the elements of the training molecules; None if not known."""
         listed = self.get("data", "elements")
         return frozenset(listed) if listed else None
 
     @property
     def accuracy(self) -> str:
-        """Its error and its training data on one line; empty if not known."""
+        """Mean error and training data in one line; empty if not known."""
         tested = self.get("result", "test", "dipole_mae")
         error = self.get("result", "val", "dipole_mae") if tested is None else tested
         if error is None:

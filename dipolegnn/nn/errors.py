@@ -1,4 +1,4 @@
-"""Errors of single molecules ``[B]``, in the unit of the label; NaN where there is no label."""
+"""Error functions: errors ``[B]`` in the unit of the label, NaN for molecules without a label."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _DEGREES_PER_RADIAN = 57.29577951308232
 
 
 def absolute_error(predicted: Tensor, reference: Tensor) -> Tensor:
-    r"""Absolute error of a number, :math:`|y - y_0|`."""
+    r"""Absolute error of a scalar property, :math:`|y - y_0|`."""
     return unless_unlabelled((predicted - reference).abs(), reference)
 
 
 def squared_error(predicted: Tensor, reference: Tensor) -> Tensor:
-    r"""Squared error of a number, :math:`(y - y_0)^2`."""
+    r"""Squared error of a scalar property, :math:`(y - y_0)^2`."""
     return unless_unlabelled((predicted - reference).square(), reference)
 
 
 def length_of_error(predicted: Tensor, reference: Tensor) -> Tensor:
-    r"""Length of the error of a vector, :math:`|\mu-\mu_0|`; of a tensor its Frobenius norm.
+    r"""Norm of the error of a vector, :math:`|\mu-\mu_0|`, or of a tensor (Frobenius norm).
 
-    Unlike a mean over components it does not depend on the orientation of the molecule.
+    Unlike a mean over components, the norm does not depend on the orientation of the molecule.
     """
     length = torch.linalg.vector_norm((predicted - reference).flatten(1), dim=1)
     return unless_unlabelled(length, reference)
@@ -33,10 +33,10 @@ def length_of_error(predicted: Tensor, reference: Tensor) -> Tensor:
 def angle(predicted: Tensor, reference: Tensor) -> Tensor:
     """Angle between predicted and reference dipole, in degrees.
 
-    NaN also where the reference is shorter than :data:`ANGLE_THRESHOLD`: the direction of a dipole
-    that is nearly 0 is noise. A predicted dipole of exactly 0 counts as 90 degrees.
+    The angle is NaN if the reference is shorter than :data:`ANGLE_THRESHOLD`, because the direction
+    of a dipole near 0 is noise. It is 90 degrees for a predicted dipole of exactly 0.
     """
-    # atan2 keeps its precision at 0 and 180 degrees, where acos loses it.
+    # atan2 is precise near 0 and 180 degrees, acos is not.
     cross = torch.linalg.vector_norm(torch.linalg.cross(predicted, reference, dim=1), dim=1)
     dot = (predicted * reference).sum(dim=1)
     degrees = torch.atan2(cross, dot) * _DEGREES_PER_RADIAN
@@ -46,6 +46,6 @@ def angle(predicted: Tensor, reference: Tensor) -> Tensor:
 
 
 def unless_unlabelled(value: Tensor, reference: Tensor) -> Tensor:
-    """``value`` where the reference is known, else NaN; a NaN prediction is an error, not a gap."""
+    """Sets molecules without a reference to NaN, and NaN predictions to infinite errors."""
     known = ~reference.reshape(reference.size(0), -1).isnan().any(dim=1)
     return value.nan_to_num(nan=torch.inf).where(known, torch.nan)

@@ -1,4 +1,4 @@
-"""Layers that several networks use."""
+"""Layers shared by several networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_Z = 100
 
 
 class ElementEmbedding(nn.Embedding):
-    """A vector per element, with N(0, 1) weights; refuses what is not an element it has."""
+    """Element embedding with N(0, 1) weights that checks the atomic numbers."""
 
     def __init__(self, hidden_channels: int) -> None:
         super().__init__(MAX_Z + 1, hidden_channels)
@@ -28,16 +28,15 @@ class ElementEmbedding(nn.Embedding):
         """Looks up ``z [N]`` and returns ``[N, F]``.
 
         Raises:
-            ValueError: If an atomic number is outside 1 to 100. On a GPU nobody looks; there
-                PyTorch's own check stops at numbers above 100.
+            ValueError: If an atomic number is outside 1 to 100. On a GPU this is not checked;
+                PyTorch itself raises an error for numbers above 100.
         """
         if can_check_values(z) and z.numel():
             low, high = int(z.min()), int(z.max())
             if low < 1 or high > MAX_Z:
                 raise ValueError(
-                    f"z holds the atomic number {low if low < 1 else high}; the embedding knows "
-                    f"the elements 1 to {MAX_Z}. Check the molecule's elements (dummy atoms "
-                    "have number 0)."
+                    f"z contains the atomic number {low if low < 1 else high}, expected 1 to "
+                    f"{MAX_Z}. Check the elements of the molecule (dummy atoms have number 0)."
                 )
         return super().forward(z)
 
@@ -47,8 +46,8 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
-        # PyTorch's initial weights are drawn first and replaced: the sequence of random numbers,
-        # and so the weights of a given seed, stay those of version 0.1.
+        # PyTorch's initial weights are drawn first and replaced: this keeps the sequence of random
+        # numbers, and so the weights for a given seed, as in version 0.1.
         super().reset_parameters()
         nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
@@ -56,7 +55,7 @@ class Linear(nn.Linear):
 
 
 class RadialNetwork(Representation):
-    """What PaiNN and SchNet share: sizes, element embedding, radial basis, fused kernels.
+    """Base class of PaiNN and SchNet: sizes, element embedding, radial basis, fused kernels.
 
     Args:
         hidden_channels: Width F of the features.
@@ -70,7 +69,7 @@ class RadialNetwork(Representation):
     """
 
     interactions: nn.ModuleList
-    """Message passing layers, which a subclass makes."""
+    """Message passing layers, created by the subclass."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class RadialNetwork(Representation):
         self.radial = RadialLayer(radial_basis_layer(radial_basis, num_rbf, self.cutoff))
 
     def why_not_fused(self) -> str | None:
-        """Why the fused kernels cannot run where the weights are; None if they can."""
+        """Reason why fused kernels cannot run on the device of the weights; None if they can."""
         if any(layer.explain for layer in self.interactions):
             return "an explainer reads the messages, which the kernels do not store"
         if torch.compiler.is_compiling():
@@ -99,20 +98,20 @@ class RadialNetwork(Representation):
         return why_not_fused(self.embedding.weight.device, self.embedding.weight.dtype)
 
     def fused_pays(self, num_edges: int) -> bool:
-        """True unless tabulating the filters is more work than evaluating them at every edge.
+        """True unless tabulating the filters is slower than evaluating them at every edge.
 
-        It is more work in a training step with fewer edges than the table has rows. Without
-        gradients the table is made once and kept.
+        Tabulating is slower in a training step with fewer edges than the table has rows. Without
+        gradients, the table is computed once and cached.
         """
         training = torch.is_grad_enabled() and self.embedding.weight.requires_grad
         return not training or num_edges > self.radial.rbf.intervals
 
 
 def check_sizes(hidden_channels: int, num_interactions: int, num_rbf: int, cutoff: float) -> None:
-    """Refuses sizes that no network can be made of.
+    """Checks the sizes of a network.
 
     Raises:
-        ValueError: Naming the argument, what came and what was expected.
+        ValueError: If a size is too small or the cutoff is not positive.
     """
     for name, value, least in (
         ("hidden_channels", hidden_channels, 1),

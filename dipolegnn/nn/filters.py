@@ -1,8 +1,8 @@
-"""The filters of all interactions: expansion of distances, and a row of the filter for each.
+"""Radial features and the filters of interactions.
 
-Plain message passing evaluates filters at the distance of every edge; the fused kernels evaluate
-them on a fixed grid of distances and interpolate (see ``dipolegnn/ops``). The interactions are the
-same for both: they turn :class:`RadialFeatures` into filters, one row per distance.
+Plain message passing evaluates filters at the distance of every edge. Fused kernels interpolate
+tabulated filters, evaluated on a fixed grid of distances (see ``dipolegnn/ops``). Interactions use
+the same code for both: they map :class:`RadialFeatures` to filters, one row per distance.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from dipolegnn.ops import distance_grid, why_not_fused
 
 
 def checked_edges(edges: Edges, pos: Tensor, cutoff: float) -> Edges:
-    """The edges as a network uses them.
+    """Checks the edges of a network.
 
     Args:
-        edges: A radius graph, or ``edge_index [2, E]``; an ``EdgeIndex`` of PyG, too, takes the
-            plain path: nothing guarantees that it is symmetric or within the cutoff.
+        edges: A radius graph, or ``edge_index [2, E]``. An ``EdgeIndex`` of PyG is processed by
+            plain PyTorch, because it may be directed or have edges longer than the cutoff.
         pos: Positions ``[N, 3]`` in angstrom.
         cutoff: Cutoff radius of the network in angstrom.
 
     Raises:
-        ValueError: If a radius graph has a larger cutoff or belongs to other positions, if
-            ``edge_index`` is not ``[2, E]``, or if it has self-loops. Self-loops are not searched
-            for on a GPU; there they make the features NaN.
+        ValueError: If a radius graph has a larger cutoff or was built from other positions, if
+            ``edge_index`` is not ``[2, E]``, or if it has self-loops. Self-loops are not checked on
+            a GPU, where they make the features NaN.
     """
     if isinstance(edges, RadiusGraph):
         if edges.cutoff > cutoff:
             raise ValueError(
                 f"The radius graph has the cutoff {edges.cutoff} Å and the network {cutoff} Å; "
-                "build it with the cutoff of the network."
+                "build the graph with the cutoff of the network."
             )
         if not edges.is_of(pos):
             raise ValueError(
                 "The radius graph belongs to other positions than pos: atoms have moved since it "
-                "was built. Build it again with RadiusGraph.of(pos, cutoff, batch)."
+                "was built. Rebuild it with RadiusGraph.of(pos, cutoff, batch)."
             )
         return edges if why_not_fused(pos.device, pos.dtype) is None else edges.edge_index
     plain = edges.as_tensor() if isinstance(edges, EdgeIndex) else edges
@@ -65,7 +65,7 @@ class RadialFeatures(NamedTuple):
     Attributes:
         rbf: Radial basis functions ``[E, R]``, or ``[T, R]`` on the grid.
         envelope: Cutoff factors ``[E, 1]``, or ``[T, 1]`` on the grid.
-        unit: Unit vectors from target to source ``[E, 3]``; None on the grid, where the kernels
+        unit: Unit vectors from target to source ``[E, 3]``; None on the grid, because the kernels
             compute them from the positions.
     """
 
@@ -88,7 +88,7 @@ class RadialLayer(nn.Module):
         self._grid: RadialFeatures | None = None
 
     def forward(self, pos: Tensor, edges: Edges) -> RadialFeatures:
-        """Returns the features of every edge; for the fused kernels, those of the grid.
+        """Computes the features of every edge or, for the fused kernels, of the grid.
 
         Args:
             pos: Positions ``[N, 3]`` in angstrom.
@@ -105,7 +105,7 @@ class RadialLayer(nn.Module):
         return RadialFeatures(self.rbf(dist), self.envelope(dist).unsqueeze(1), unit)
 
     def _on_grid(self, like: Tensor) -> RadialFeatures:
-        """The features of the grid: constants, computed once per dtype and device."""
+        """Features of the grid, which are constant; computed once per dtype and device."""
         kept = self._grid
         if kept is None or kept.rbf.dtype != like.dtype or kept.rbf.device != like.device:
             with torch.inference_mode(False), torch.no_grad():  # as in FilterRows
@@ -117,21 +117,21 @@ class RadialLayer(nn.Module):
 
 
 class FilterRows:
-    """The filter of one interaction, a row for each distance.
+    """Evaluates the filter of an interaction, one row per distance.
 
-    The rows on the grid are kept while the weights stay the same and no gradient by them is
-    needed: a prediction for a single molecule would otherwise spend most of its time on them.
+    The tabulated filter is cached while the weights are unchanged and do not require a gradient;
+    without the cache, the table would dominate the time of a prediction for one molecule.
     """
 
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
     def __call__(self, network: nn.Module, radial: RadialFeatures) -> Tensor:
-        """The filter times the cutoff factors: ``[E, C]``, or ``[T, C]`` on the grid.
+        """Returns the filter times the cutoff factors: ``[E, C]``, or ``[T, C]`` on the grid.
 
         Args:
             network: Computes the filter from the radial basis.
-            radial: The distances.
+            radial: Expanded distances.
         """
         weights = tuple(network.parameters())
         if (
@@ -141,9 +141,9 @@ class FilterRows:
             or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
         ):
             return _rows(network, radial)
-        kept = self._kept  # other threads may replace it
+        kept = self._kept  # read once: other threads may replace it
         if kept is None or not kept.is_of(radial, weights):
-            # A tensor made in inference mode could not be used in training later.
+            # A tensor created in inference mode cannot be used in training later.
             with torch.inference_mode(False), torch.no_grad():
                 copies = tuple(weight.clone() for weight in weights)
                 kept = _Kept(radial.rbf, copies, _rows(network, radial))
@@ -157,10 +157,10 @@ def _rows(network: nn.Module, radial: RadialFeatures) -> Tensor:
 
 
 class _Kept(NamedTuple):
-    """The rows on the grid, and what they were computed from.
+    """A tabulated filter with the basis and weights that it was computed from.
 
-    The weights themselves are compared, in a few microseconds: version counters miss changes
-    through ``.data``, by which moving averages are swapped in and out.
+    The values of the weights are compared, which takes a few microseconds: version counters miss
+    changes through ``.data``, which swap moving averages in and out.
     """
 
     rbf: Tensor

@@ -1,8 +1,8 @@
-"""Radius graphs that never drop an edge, on the device of the positions.
+"""Complete radius graphs, built on the device of the positions.
 
-torch-cluster finds the neighbours. Its ``max_num_neighbors`` (32 unless told otherwise) drops
-edges without a word, and not the same ones on CPU and GPU; here the cap is raised until no atom
-reaches it. Where torch-cluster cannot be used, the same edges come from plain PyTorch.
+torch-cluster searches neighbours. With its default ``max_num_neighbors=32`` it drops edges
+silently, and different ones on CPU and GPU; here the limit is raised until no atom reaches it. If
+torch-cluster is not available, plain PyTorch finds the same edges.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dipolegnn._pyg import Batch, index2ptr
 from dipolegnn.nn.scatter import segment_index
 
 _SLACK = 1.0 + 1e-5
-"""torch-cluster searches this much further than the cutoff. The edges kept are decided here,
-by one comparison for all back ends, so that rounding inside a back end cannot decide."""
+"""Factor of the search radius of torch-cluster. The edges are then selected by the same comparison
+for all back ends, so that they do not depend on the rounding of a back end."""
 
 _FIRST_CAP = 64
-"""Neighbours that the search makes room for at first; a 5 Å sphere in a dense molecular crystal
-holds about 60 atoms."""
+"""Initial limit of neighbours per atom; a 5 Å sphere in a dense molecular crystal contains about
+60 atoms."""
 
 _CHUNK_PAIRS = 1_000_000
-"""Pairs of atoms whose distances the plain search holds in memory at once."""
+"""Pairs of atoms that the plain search compares at once, which bounds its memory."""
 
 
 def can_check_values(tensor: Tensor) -> bool:
@@ -38,10 +38,10 @@ def can_check_values(tensor: Tensor) -> bool:
 
 
 class RadiusGraph:
-    """A radius graph that the fused kernels may trust.
+    """A radius graph with the properties that the fused kernels require.
 
     Every edge has its reverse, no edge is longer than the cutoff, and edges are sorted by target.
-    Only this module makes such graphs; an ``edge_index`` from elsewhere takes the plain path.
+    Only this module creates such graphs; any other ``edge_index`` is processed by plain PyTorch.
 
     Attributes:
         edge_index: ``[2, E]`` as :func:`radius_graph` returns it.
@@ -61,9 +61,9 @@ class RadiusGraph:
 
     def __init__(self) -> None:
         raise TypeError(
-            "A RadiusGraph cannot be made from edges: the kernels would trust them. Make it from "
-            "positions with RadiusGraph.of(pos, cutoff, batch), or pass edge_index [2, E] itself "
-            "to the network, which then uses the plain path."
+            "A RadiusGraph cannot be built from edges, because the kernels do not check them. "
+            "Build it from positions with RadiusGraph.of(pos, cutoff, batch), or pass edge_index "
+            "[2, E] to the network, which then uses plain PyTorch."
         )
 
     @classmethod
@@ -87,22 +87,22 @@ class RadiusGraph:
         return cls._trusted(traceable_radius_graph(pos, cutoff, ptr), cutoff, pos, None)
 
     def is_of(self, pos: Tensor, batch: Tensor | None = None) -> bool:
-        """True if this is the graph of these positions.
+        """True if the graph was built from these positions.
 
-        On the CPU the values are compared. On a GPU that would synchronize: there the tensor must
-        be the same object without a tracked in-place change since (``Tensor._version``), and only
-        another tensor is compared by value. Changes through ``.data`` on a GPU are not tracked.
+        On the CPU, values are compared. On a GPU (to avoid a synchronization) the same tensor
+        is accepted if its version counter (``Tensor._version``) is unchanged; another tensor is
+        compared by value. Changes through ``.data`` on a GPU are not detected.
 
         Args:
             pos: Positions ``[N, 3]`` in angstrom.
-            batch: Molecule of each atom ``[N]``; None: not compared.
+            batch: Molecule of each atom ``[N]``; None to skip the comparison.
         """
         if not self._pos.equals(pos):
             return False
         return batch is None or (self._batch is not None and self._batch.equals(batch))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RadiusGraph:
-        """The graph on a device, which PyG calls when a batch is moved there."""
+        """Returns the graph on a device; called by PyG when a batch is moved."""
         edge_index = self.edge_index.to(device, non_blocking=non_blocking)
         if edge_index is self.edge_index:
             return self
@@ -125,17 +125,17 @@ class RadiusGraph:
 
 
 class _Original:
-    """A tensor as it was when a graph was made from it."""
+    """A tensor and its values at the time when a graph was built from it."""
 
     def __init__(self, tensor: Tensor) -> None:
         traced = torch.compiler.is_compiling()
         self.tensor = tensor
         self.values = tensor if traced else tensor.detach().clone()
-        # Tensors that were made in inference mode do not count their changes.
+        # Tensors created in inference mode have no version counter.
         self.version = None if traced or tensor.is_inference() else tensor._version
 
     def __reduce__(self) -> tuple[type[_Original], tuple[Tensor]]:
-        return _Original, (self.values,)  # to a worker process or a file: values alone
+        return _Original, (self.values,)  # pickled without the original tensor
 
     def equals(self, tensor: Tensor) -> bool:
         if torch.compiler.is_compiling():
@@ -151,14 +151,14 @@ class _Original:
 
 
 class MoleculeGraphs:
-    """The radius graphs of many molecules end to end, to be put together into those of batches.
+    """Radius graphs of many molecules, stored contiguously and combined into those of batches.
 
     Args:
         cutoff: Cutoff radius in angstrom.
         batches: The molecules, in batches.
 
     Attributes:
-        ends: First edge of each molecule, and their number ``[M + 1]``; on the CPU.
+        ends: First edge of each molecule, and the number of edges ``[M + 1]``; on the CPU.
     """
 
     def __init__(self, cutoff: float, batches: Iterable[Batch]) -> None:
@@ -166,7 +166,7 @@ class MoleculeGraphs:
         for batch in batches:
             edge_index = radius_graph(batch.pos, cutoff, batch.batch)  # [2, E]
             owner = batch.batch[edge_index[1]]
-            # Counted from the first atom of each molecule.
+            # Atom indices relative to the first atom of the molecule.
             edges.append((edge_index - batch.ptr[owner]).int())
             counts.append(owner.bincount(minlength=batch.num_graphs).cpu())
         self.cutoff, self.ends = cutoff, torch.cat(counts).cumsum(0)
@@ -175,12 +175,12 @@ class MoleculeGraphs:
     def joined(
         self, rows: Tensor, owner: Tensor, pos: Tensor, batch: Tensor, ptr: Tensor
     ) -> RadiusGraph:
-        """The graph of a batch of these molecules.
+        """Returns the radius graph of a batch of these molecules.
 
         Args:
-            rows: Its edges, molecule by molecule ``[E]``.
-            owner: Number of the molecule in the batch, for each of them ``[E]``.
-            pos: Positions ``[N, 3]``: those that the graphs were built from.
+            rows: Indices of the edges of the batch, molecule by molecule ``[E]``.
+            owner: Index in the batch of the molecule of each edge ``[E]``.
+            pos: Positions ``[N, 3]`` in angstrom, from which the graphs were built.
             batch: Molecule of each atom ``[N]``.
             ptr: First atom of each molecule, and N: ``[B + 1]``.
         """
@@ -189,11 +189,11 @@ class MoleculeGraphs:
 
 
 def radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None = None) -> Tensor:
-    r"""All pairs of atoms of one molecule that are closer than the cutoff.
+    r"""Finds all pairs of atoms of the same molecule that are closer than the cutoff.
 
     .. math:: \{(j, i) : j \ne i,\ \lVert r_j - r_i \rVert < r_c\}
 
-    Both directions of a pair are there. Edges are sorted by target ``i``.
+    Both directions of each pair are included. Edges are sorted by target ``i``.
 
     Args:
         pos: Positions ``[N, 3]`` in angstrom.
@@ -205,7 +205,7 @@ def radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None = None) -> Ten
         the target (centre i), ascending.
 
     Raises:
-        ValueError: If the cutoff is not a positive number, the shapes do not fit, or ``batch`` is
+        ValueError: If the cutoff is not a positive number, the shapes do not match, or ``batch`` is
             not ascending.
 
     Example:
@@ -222,7 +222,7 @@ def radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None = None) -> Ten
 
 @torch.library.custom_op("dipolegnn::radius_graph", mutates_args=())
 def _opaque_radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
-    """The search as an operator that torch.compile and torch.export do not look into."""
+    """The search as a custom operator, which torch.compile and torch.export do not trace."""
     return _radius_graph(pos, cutoff, batch)
 
 
@@ -243,7 +243,7 @@ def _radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
         )
     if batch is not None and bool((batch.diff() < 0).any()):
         raise ValueError(
-            "batch must be ascending, so that the atoms of a molecule follow each other; sort the "
+            "batch must be ascending, so that the atoms of each molecule are contiguous; sort the "
             "atoms by molecule."
         )
     # Half precision would misplace the cutoff by up to 0.02 Å.
@@ -255,9 +255,9 @@ def _radius_graph(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
 
 
 def traceable_radius_graph(pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
-    """The edges of :func:`radius_graph`, by operators that an exported program may hold.
+    """Finds the edges of :func:`radius_graph` with PyTorch operators that can be exported.
 
-    It compares all pairs of atoms within each molecule at once, which takes 50 to 100 bytes a pair.
+    All pairs of atoms within each molecule are compared at once (50 to 100 bytes per pair).
 
     Args:
         pos: Positions ``[N, 3]`` in angstrom.
@@ -271,11 +271,11 @@ def traceable_radius_graph(pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
 
 
 def _edges_to(atoms: Tensor, pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
-    """The edges whose target is one of these atoms, ``atoms [n]``, from all pairs at once."""
+    """Finds the edges to the targets ``atoms [n]`` by comparing all pairs at once."""
     molecule = segment_index(ptr, pos.size(0))[atoms]  # [n]
     partners = ptr.diff()[molecule]  # [n], the atom itself included
     first_pair = torch.cat([ptr.new_zeros(1), partners.cumsum(0)])  # [n + 1]
-    # int() would make it the number of the molecules that the program is traced with.
+    # int() would make the number of the traced example a constant of the program.
     pairs: int = first_pair[-1].item()  # type: ignore[assignment]
     row = segment_index(first_pair, pairs)  # [P]
     number = torch.arange(pairs, device=pos.device) - first_pair[row]
@@ -285,7 +285,7 @@ def _edges_to(atoms: Tensor, pos: Tensor, cutoff: float, ptr: Tensor) -> Tensor:
 
 
 def _inside(pos: Tensor, source: Tensor, target: Tensor, cutoff: float) -> Tensor:
-    """The comparison that decides which pairs are edges."""
+    """True for pairs closer than the cutoff; the one comparison that selects edges."""
     return (pos[source] - pos[target]).square().sum(dim=1) < cutoff * cutoff
 
 
@@ -294,17 +294,17 @@ def _cluster_edges(cluster: ModuleType, pos: Tensor, cutoff: float, batch: Tenso
     cap = min(_FIRST_CAP, max(largest, 1))
     while True:
         edges: Tensor = cluster.radius_graph(pos, cutoff * _SLACK, batch, max_num_neighbors=cap)
-        # An atom has fewer neighbours than its molecule has atoms: at that cap nothing is lost.
+        # An atom has fewer neighbours than its molecule has atoms: at that limit none is dropped.
         if cap >= largest or not bool((edges[1].bincount() >= cap).any()):
             break
         cap = min(4 * cap, largest)
     inside = _inside(pos, edges[0], edges[1], cutoff)
-    # Nearly always all of them: the search goes 1e-5 further than the cutoff.
+    # Usually all edges: the search radius is only 1e-5 larger than the cutoff.
     return edges if bool(inside.all()) else edges[:, inside]
 
 
 def _plain_edges(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
-    """Compares all pairs within each molecule, some target atoms at a time."""
+    """Compares all pairs within each molecule, in chunks of target atoms."""
     molecule = pos.new_zeros(pos.size(0), dtype=torch.long) if batch is None else batch
     sizes = molecule.bincount()
     ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
@@ -315,7 +315,7 @@ def _plain_edges(pos: Tensor, cutoff: float, batch: Tensor | None) -> Tensor:
 
 @functools.cache
 def _torch_cluster_for(device_type: str) -> ModuleType | None:
-    """torch-cluster if it works on such a device; else None, and a warning, once."""
+    """Returns torch-cluster if it supports the device, else None after one warning."""
     problem = ""
     try:
         cluster = importlib.import_module("torch_cluster")
@@ -329,8 +329,8 @@ def _torch_cluster_for(device_type: str) -> ModuleType | None:
         problem = f"torch-cluster was built without support for {device_type} tensors"
     warnings.warn(
         f"{problem}: radius graphs are built in plain PyTorch instead, with the same edges but "
-        "slower for large molecules. `make setup`, or installing torch-cluster for this torch, "
-        "mends that.",
+        "slower for large molecules. Run `make setup`, or install torch-cluster for this version "
+        "of torch.",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -1,4 +1,4 @@
-"""Heads: from the features of the atoms to the dipole moment of the molecule."""
+"""Heads: map the features of the atoms to the dipole moment of the molecule."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 
 class DipoleOutput(NamedTuple):
-    """What a dipole model predicts for a batch of B molecules with N atoms.
+    """Prediction of a dipole model for a batch of B molecules with N atoms.
 
     Attributes:
-        dipole: Dipole moment ``[B, 3]`` in debye; NaN from a head that has only a magnitude.
-        magnitude: Its magnitude ``[B]`` in debye.
-        charges: Atomic charges ``[N]`` in e; NaN from a head that has none.
+        dipole: Dipole moment ``[B, 3]`` in debye; NaN if the head predicts only magnitudes.
+        magnitude: Magnitude of the dipole moment ``[B]`` in debye.
+        charges: Atomic charges ``[N]`` in e; NaN if the head predicts none.
     """
 
     dipole: Tensor
@@ -42,12 +42,12 @@ class DipoleOutput(NamedTuple):
 
 
 class BaseDipoleHead(Head[DipoleOutput]):
-    r"""A head that predicts dipole moments: their labels, loss and metrics.
+    r"""Base class of heads that predict dipole moments: labels, loss and metrics.
 
-    The loss is that of an error e: the length of the error vector, :math:`|\mu - \mu_0|`, of a
-    molecule that has a dipole vector, and the error of the magnitude, :math:`|\mu| - |\mu_0|`, of
-    one that has only that. Labels are ``dipole [B, 3]`` and ``dipole_magnitude [B]`` in debye, NaN
-    where unknown.
+    The loss is a function of an error e: the length of the error vector, :math:`|\mu - \mu_0|`, for
+    a molecule with a dipole vector, and the error of the magnitude, :math:`|\mu| - |\mu_0|`, for a
+    molecule with only a magnitude. Labels are ``dipole [B, 3]`` and ``dipole_magnitude [B]`` in
+    debye, NaN where unknown.
     """
 
     outputs: ClassVar[Mapping[str, OutputField]] = {
@@ -64,14 +64,11 @@ class BaseDipoleHead(Head[DipoleOutput]):
 
     @property
     def last_layer(self) -> nn.Module | None:
-        """The layer whose outputs determine the dipole; error bars are made from its inputs.
-
-        None if the head has no such layer; the model then has no error bars.
-        """
+        """Last layer of the head, used for last-layer gradients; None: no error bars."""
         return None
 
     def targets(self, output: DipoleOutput, batch: Data) -> Mapping[str, Target]:
-        """Magnitudes, and vectors if the head has them."""
+        """Returns magnitudes and, if the head predicts them, vectors, with their labels."""
         found = {"magnitude": Target(output.magnitude, label(batch, "dipole_magnitude", "[1]"))}
         if "dipole" in self.outputs:
             found["vector"] = Target(output.dipole, label(batch, "dipole", "[1, 3]"))
@@ -80,14 +77,14 @@ class BaseDipoleHead(Head[DipoleOutput]):
     def losses(
         self, output: DipoleOutput, batch: Data, config: TrainConfig
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each molecule, by its vector if it has one, else by its magnitude.
+        """Computes the loss of each molecule from its vector, or its magnitude.
 
-        Nothing here has a size that depends on the labels, so that no step waits for a GPU.
+        All tensor sizes are independent of the labels, which avoids GPU synchronizations.
         """
         targets = self.targets(output, batch)
         magnitude = targets["magnitude"]
         labelled = magnitude.reference.isfinite()  # [B]
-        # Filled before subtracting: a NaN that is masked afterwards comes back in the gradient.
+        # Fill before subtracting: masking a NaN afterwards leaves a NaN gradient.
         error = magnitude.predicted - magnitude.reference.where(labelled, 0.0)
         squared = error.square()
         if "vector" in targets:
@@ -106,20 +103,19 @@ class DipoleHead(BaseDipoleHead):
 
     .. math:: \mu = \sum_i q_i r_i + \mu_i, \qquad \sum_i q_i = Q
 
-    The charges come from the scalar features, the atomic dipoles from the vector features,
-    through two :class:`GatedEquivariantBlock`; without vector features the charges come from a
-    small network of the scalars alone and there are no atomic dipoles. What the charges lack to
-    the total charge Q is spread evenly over the atoms of the molecule. From PhysNet (Unke and
-    Meuwly, arXiv:1902.08408) and PaiNN (arXiv:2102.03150, equation 11).
+    Two :class:`GatedEquivariantBlock` compute the charges from the scalar features and the atomic
+    dipoles from the vector features. Without vector features, a two-layer network computes the
+    charges from the scalars, and there are no atomic dipoles. The difference between the total
+    charge Q and the sum of the charges is distributed evenly over the atoms of the molecule. From
+    PhysNet (Unke and Meuwly, arXiv:1902.08408) and PaiNN (arXiv:2102.03150, equation 11).
 
-    The charges are what the dipole asks for, not those of any population analysis. Because only
-    the sum of all of them is fixed, molecules that lie far apart in one ``Data`` still exchange
-    charge; give each molecule a ``Data`` of its own.
+    The charges are fitted to reproduce the dipole; they are not a population analysis. Only their
+    sum is constrained, so that distant molecules in one ``Data`` exchange charge; use one ``Data``
+    per molecule.
 
     Args:
         hidden_channels: Width F of the atom features.
-        atomic_dipoles: Whether to use the vector features; None: where the representation has
-            them.
+        atomic_dipoles: True to use the vector features; None: if the representation has them.
 
     Raises:
         ValueError: If ``hidden_channels`` is below 2.
@@ -145,10 +141,10 @@ class DipoleHead(BaseDipoleHead):
             )
 
     def fitted_to(self, representation: Representation) -> DipoleHead:
-        """The head for a representation with or without vectors: this one, or a new one.
+        """Returns this head, or a new one without atomic dipoles if there are no vector features.
 
         Raises:
-            ValueError: If atomic dipoles are required and there are no vectors.
+            ValueError: If ``atomic_dipoles`` is True and the representation has no vectors.
         """
         if representation.has_vectors or self.atomic_dipoles is False:
             return self
@@ -157,15 +153,15 @@ class DipoleHead(BaseDipoleHead):
             return DipoleHead(self.hidden_channels, atomic_dipoles=False).to(like)
         raise ValueError(
             "DipoleHead(atomic_dipoles=True) needs vector features, and "
-            f"{type(representation).__name__} has none. Use PaiNN, or leave atomic_dipoles out: "
-            "the dipole is then made of charges alone."
+            f"{type(representation).__name__} has none. Use PaiNN, or omit atomic_dipoles: the "
+            "dipole is then computed from charges alone."
         )
 
     def reverse_(self) -> None:
-        """Turns all dipoles of neutral molecules, and all charges, into their opposites, in place.
+        """Reverses the sign of all charges and dipoles (of neutral molecules), in place.
 
-        Magnitudes alone leave the sign of the vectors open; one molecule with a known direction
-        settles it for all. (What is added to reach the total charge of an ion stays as it is.)
+        Training on magnitudes does not determine the sign of the vectors; one molecule with a known
+        direction does. The correction to the total charge of an ion keeps its sign.
         """
         with torch.no_grad():
             for weight in self.last_layer.parameters():
@@ -173,7 +169,7 @@ class DipoleHead(BaseDipoleHead):
 
     @property
     def last_layer(self) -> nn.Module:
-        """The layer that the charges, and the gate of the atomic dipoles, come out of."""
+        """The layer that returns the charges and the gates of the atomic dipoles."""
         network = self.charge
         if network is None:
             assert self.blocks is not None
@@ -215,7 +211,7 @@ class DipoleHead(BaseDipoleHead):
 
 
 class GatedEquivariantBlock(nn.Module):
-    r"""Scalars that gate vectors, so that both stay what they are under rotation (figure 3).
+    r"""Gated equivariant block of PaiNN (figure 3): scalars gate vectors.
 
     .. math::
         (s', g) &= \mathbf{W}_2\, \mathrm{SiLU}\left(\mathbf{W}_1
@@ -223,10 +219,10 @@ class GatedEquivariantBlock(nn.Module):
         v' &= g \circ \mathbf{W} v
 
     Args:
-        in_channels: Channels of ``s`` and ``v`` that come in.
-        out_channels: Channels of each that go out.
+        in_channels: Channels F of the inputs ``s`` and ``v``.
+        out_channels: Channels F' of each output.
         hidden_channels: Width of the hidden layer.
-        activate: Whether SiLU is applied to the scalars that go out.
+        activate: True to apply SiLU to the output scalars.
     """
 
     def __init__(
@@ -250,9 +246,9 @@ class GatedEquivariantBlock(nn.Module):
 
 
 def _norm(v: Tensor) -> Tensor:
-    """Norms ``[N, F]`` of vectors ``[N, 3, F]``, with the gradient 0 where a vector is 0.
+    """Norms ``[N, F]`` of vectors ``[N, 3, F]``, with gradient 0 where a vector is 0.
 
-    As ``torch.linalg.vector_norm``, which takes twenty times as long over a dimension of 3.
+    Equal to ``torch.linalg.vector_norm``, and twenty times as fast over a dimension of 3.
     """
     square = v.square().sum(dim=1)
     zero = square == 0
@@ -260,20 +256,20 @@ def _norm(v: Tensor) -> Tensor:
 
 
 class AtomwiseHead(BaseDipoleHead):
-    r"""The magnitude as a sum or mean of atomic scalars.
+    r"""Magnitude of the dipole as a sum or mean of atomic scalars.
 
     .. math:: |\mu| \approx \sum_i f(s_i) \quad\text{or}\quad \frac1N \sum_i f(s_i)
 
-    It is here to reproduce models that did so. A dipole is not a sum of invariants: this one can
-    be negative, doubles for two distant molecules (the sum), and is not 0 for benzene. It ignores
-    the total charge.
+    For reproducing published models. A dipole magnitude is not a sum of invariants: the prediction
+    can be negative, is not 0 for benzene, and (with the sum) doubles for two distant molecules. The
+    total charge is ignored.
 
     Args:
         hidden_channels: Width F of the atom features.
         aggregation: ``"sum"`` or ``"mean"`` over the atoms of a molecule.
 
     Raises:
-        ValueError: If an argument is not one of those.
+        ValueError: If ``hidden_channels`` is below 2 or ``aggregation`` has another value.
     """
 
     outputs: ClassVar[Mapping[str, OutputField]] = {"magnitude": OutputField(("B",), "debye")}
@@ -291,13 +287,13 @@ class AtomwiseHead(BaseDipoleHead):
 
     @property
     def last_layer(self) -> nn.Module:
-        """The layer that the atomic scalars come out of."""
+        """The layer that returns the atomic scalars."""
         return self.layers[-1]
 
     def forward(
         self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor
     ) -> DipoleOutput:
-        """Predicts the magnitude alone; ``pos`` and ``charge`` play no part in it."""
+        """Predicts the magnitude; ``pos`` and ``charge`` are not used."""
         scalars = self.layers(features.s).squeeze(1)  # [N]
         magnitude = segment(scalars, ptr, reduce=self.aggregation)  # [B]
         unknown = torch.full_like(pos, torch.nan)  # [N, 3]

@@ -22,7 +22,7 @@ from dipolegnn.nn.parts import AtomFeatures, Head, Output, Part, Representation
 from dipolegnn.nn.scatter import segment, spread
 
 ModelDescription: TypeAlias = dict[str, dict[str, JSON]]
-"""Class and settings of each part: ``{"representation": {"class": "PaiNN", ...}, "head": ...}``."""
+"""Class and arguments of the parts: ``{"representation": {"class": "PaiNN"}, "head": ...}``."""
 
 
 class HeadInput(NamedTuple):
@@ -35,28 +35,28 @@ class HeadInput(NamedTuple):
 
 
 class PropertyModel(nn.Module, Generic[Output]):
-    """A representation and a head, which predict a property of each molecule of a batch.
+    """A representation and a head that predict a property of each molecule of a batch.
 
     The model builds its own radius graph, with the cutoff of its representation.
 
     Args:
         representation: Computes the features of each atom.
-        head: Predicts the property from the features. A :class:`~dipolegnn.DipoleHead` that leaves
-            ``atomic_dipoles`` open is replaced by one without them if the representation has no
-            vectors; make optimizers from the parameters of the model, not of that head.
-        kernels: Which message passing runs: the fused kernels, plain PyTorch, or, with ``auto``,
-            the kernels wherever they can. Both compute the same. An attribute of the same name
-            changes it later; :attr:`message_passing` tells what runs.
+        head: Predicts the property from the features. A :class:`~dipolegnn.DipoleHead` with
+            ``atomic_dipoles=None`` is replaced by a head without them if the representation has no
+            vectors; therefore create optimizers from the parameters of the model.
+        kernels: Implementation of message passing: ``"fused"`` kernels, ``"plain"`` PyTorch, or
+            ``"auto"``, which uses the kernels if they are available. The results are the same. The
+            attribute ``kernels`` can be changed later; see :attr:`message_passing`.
 
     Raises:
         TypeError: If a part is not a :class:`~dipolegnn.nn.Representation` or
             :class:`~dipolegnn.nn.Head`.
-        ValueError: If the two do not fit together.
+        ValueError: If the two have different ``hidden_channels`` or are otherwise incompatible.
     """
 
     masses: Tensor
     card: ModelCard
-    """Its name and provenance, if it was loaded from a file."""
+    """Name and provenance of the model, if it was loaded from a file."""
 
     def __init__(
         self,
@@ -86,16 +86,16 @@ class PropertyModel(nn.Module, Generic[Output]):
 
     @property
     def config(self) -> ModelDescription:
-        """Class and settings of both parts, from which :func:`build_model` makes the model again.
+        """Class and arguments of both parts, from which :func:`build_model` rebuilds the model.
 
         Raises:
-            TypeError: If a part does not keep an argument of its constructor.
+            TypeError: If a part does not store an argument of its constructor.
         """
         parts: dict[str, Part] = {"representation": self.representation, "head": self.head}
         return {name: {"class": type(part).__name__, **part.config} for name, part in parts.items()}
 
     def reset_parameters(self) -> None:
-        """Gives the model new weights."""
+        """Draws new weights and clears the card."""
         self.representation.reset_parameters()
         self.head.reset_parameters()
         self.card = ModelCard()
@@ -104,23 +104,23 @@ class PropertyModel(nn.Module, Generic[Output]):
         """Predicts the property for a batch.
 
         Args:
-            batch: A PyG ``Batch`` or one ``Data`` with ``z [N]`` and ``pos [N, 3]`` in angstrom;
-                ``charge [B]`` in e if there are ions. A :class:`~dipolegnn.nn.graph.RadiusGraph` in
-                ``radius_graph`` is used if it has the cutoff of the model and belongs to these
-                positions; otherwise the graph is built here.
+            batch: A PyG ``Batch`` or ``Data`` with ``z [N]``, ``pos [N, 3]`` in angstrom and, for
+                ions, ``charge [B]`` in e. A :class:`~dipolegnn.nn.graph.RadiusGraph` in
+                ``radius_graph`` is used if it was built from these positions with the cutoff of the
+                model; otherwise the graph is built.
 
         Returns:
-            What the head returns.
+            Output of the head.
 
         Raises:
-            ValueError: If ``z`` or ``pos`` is missing or holds what the model does not know, or if
-                ``kernels`` asks for what cannot run.
+            ValueError: If ``z`` or ``pos`` is missing or has the wrong shape, type or elements, or
+                if ``kernels="fused"`` is not possible.
         """
         output: Output = self.head(*self._describe(batch))
         return output
 
     def _describe(self, batch: Data) -> HeadInput:
-        """What the head is given for a batch."""
+        """Computes the arguments of the head for a batch."""
         z, pos = batch.get("z"), batch.get("pos")
         if z is None or pos is None:
             raise ValueError(
@@ -158,14 +158,14 @@ class PropertyModel(nn.Module, Generic[Output]):
 
     @property
     def message_passing(self) -> Literal["fused", "plain"]:
-        """What the next batch will run through, where the weights are now.
+        """Implementation of message passing for the current device and precision of the weights.
 
-        With ``auto``, a training step of one or two small molecules runs through plain PyTorch in
-        any case, which is then faster.
+        With ``kernels="auto"``, a training step of one or two small molecules uses plain PyTorch in
+        any case, which is faster there.
 
         Raises:
-            ValueError: If ``kernels`` is none of its values, or is ``"fused"`` where the kernels
-                cannot run.
+            ValueError: If ``kernels`` has another value, or is ``"fused"`` and the kernels cannot
+                run.
         """
         _check_kernels(self.kernels)
         if self.kernels == "plain":
@@ -174,22 +174,22 @@ class PropertyModel(nn.Module, Generic[Output]):
         if reason is None:
             return "fused"
         if self.kernels == "fused":
-            raise ValueError(f"kernels='fused' is not possible: {reason}. Take 'auto' or 'plain'.")
+            raise ValueError(f"kernels='fused' is not possible: {reason}. Use 'auto' or 'plain'.")
         return "plain"
 
     def _centers_of_mass(self, z: Tensor, pos: Tensor, ptr: Tensor) -> Tensor:
-        """The centre of mass of its molecule, for each atom ``[N, 3]``."""
+        """Centre of mass of the molecule of each atom ``[N, 3]``."""
         mass = self.masses[z].unsqueeze(1)
         centers = segment(mass * pos, ptr) / segment(mass, ptr)
         return spread(centers, ptr, z.numel())
 
 
 class DipoleModel(PropertyModel[DipoleOutput]):
-    """Dipole moments of a batch of molecules.
+    """Predicts dipole moments of a batch of molecules.
 
-    It returns ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye and ``charges [N]`` in e. The
-    dipole of an ion refers to the centre of mass (standard atomic weights). Arguments and errors
-    are those of :class:`~dipolegnn.nn.PropertyModel`.
+    Returns ``dipole [B, 3]`` in debye, ``magnitude [B]`` in debye and ``charges [N]`` in e. The
+    origin of the dipole of an ion is the centre of mass (standard atomic weights). Arguments and
+    errors are those of :class:`~dipolegnn.nn.PropertyModel`.
 
     Example:
         >>> import torch
@@ -205,7 +205,7 @@ class DipoleModel(PropertyModel[DipoleOutput]):
 
     head: BaseDipoleHead
     calibration: Calibration | None
-    """Its error bars, once :func:`dipolegnn.calibrate.calibrate` has made them."""
+    """Error bars, set by :func:`dipolegnn.calibrate.calibrate`."""
 
     def __init__(
         self,
@@ -222,19 +222,19 @@ class DipoleModel(PropertyModel[DipoleOutput]):
         self.calibration = None
 
     def reset_parameters(self) -> None:
-        """Gives the model new weights, and takes away its error bars."""
+        """Draws new weights and removes the error bars."""
         super().reset_parameters()
         self.calibration = None
 
     def with_sensitivity(self, batch: Data) -> tuple[DipoleOutput, Tensor]:
-        """Predicts, with the derivatives with respect to the weights of the last layer.
+        """Predicts dipoles and computes last-layer gradients.
 
         Args:
             batch: As for :meth:`forward`.
 
         Returns:
-            What :meth:`forward` returns, without a gradient, and the derivatives of each magnitude
-            with respect to the weights of the last layer, ``[B, P]``.
+            The output of :meth:`forward`, detached, and the gradients of each magnitude with
+            respect to the weights of the last layer, ``[B, P]``.
 
         Raises:
             ValueError: As :meth:`forward`, or if the head has no ``last_layer``.
@@ -242,7 +242,7 @@ class DipoleModel(PropertyModel[DipoleOutput]):
         last_layer = self.head.last_layer
         if last_layer is None:
             raise ValueError(
-                f"{type(self.head).__name__} states no last_layer, which error bars are made from."
+                f"{type(self.head).__name__} defines no last_layer, which error bars require."
             )
         with torch.no_grad():
             given = self._describe(batch)
@@ -266,12 +266,12 @@ class DipoleModel(PropertyModel[DipoleOutput]):
 
 
 def describe(config: ModelConfig) -> ModelDescription:
-    """The parts that the options of the commands stand for.
+    """Class and arguments of the parts, from the options of the commands.
 
-    Files of version 0.1 hold these options in place of the parts.
+    Files of version 0.1 contain these options instead of the parts.
 
     Raises:
-        ValueError: If there is no such part, or it lacks an option that was given.
+        ValueError: If a part is unknown or does not have one of the given options.
     """
     representation = _part_class(config.representation, Representation, "", ())
     settings: dict[str, JSON] = {"class": representation.__name__}
@@ -324,17 +324,17 @@ def options(description: Mapping[str, Mapping[str, JSON]]) -> dict[str, JSON]:
 def build_model(
     config: ModelConfig | Mapping[str, Mapping[str, JSON]], parts: Sequence[type[Part]] = ()
 ) -> Any:
-    """Makes the model that a configuration describes, with new weights.
+    """Builds a model from its configuration, with new weights.
 
     Args:
-        config: The options of the commands, or what :attr:`PropertyModel.config` returned.
+        config: The options of the commands, or a value of :attr:`PropertyModel.config`.
         parts: Classes of representations and heads that are not in ``dipolegnn.nn``.
 
     Returns:
-        A :class:`DipoleModel`; a :class:`PropertyModel` if the head predicts something else.
+        A :class:`DipoleModel`, or a :class:`PropertyModel` if the head predicts another property.
 
     Raises:
-        ValueError: If a part is unknown or cannot be made from its settings.
+        ValueError: If a part is unknown or its arguments are invalid.
     """
     described = describe(config) if isinstance(config, ModelConfig) else config
     made: dict[str, Any] = {}
@@ -351,9 +351,9 @@ def build_model(
 
 
 def _part_class(name: str, kind: type[Any], suffix: str, parts: Sequence[type[Part]]) -> type[Any]:
-    """The class of this name, in any case and with or without the suffix.
+    """Finds a class of this package or of ``parts`` by its name.
 
-    It is one of those that were given or one of this package's.
+    The case of the name is ignored; the suffix may be missing.
     """
     package = __name__.rpartition(".")[0]
     own = [one for one in _subclasses(kind) if one.__module__.startswith(f"{package}.")]

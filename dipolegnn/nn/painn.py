@@ -19,25 +19,25 @@ from dipolegnn.nn.parts import AtomFeatures, Edges
 from dipolegnn.ops import mixing_change, mixing_context, painn_message
 
 _NORM_EPS = 1e-8
-"""Keeps the gradient of |V v| finite where V v is 0, as it is in the first interaction's start."""
+"""Keeps the gradient of |V v| finite where V v is 0, as at the start of the first interaction."""
 
 
 class PaiNN(RadialNetwork):
-    r"""Scalar and vector features of each atom, by equivariant message passing.
+    r"""PaiNN: scalar and vector features of each atom by equivariant message passing.
 
     Each interaction is a :class:`PaiNNInteraction` followed by a :class:`PaiNNMixing` (the paper's
     message block and update block, figure 2). ``s`` starts as an embedding of the element, ``v``
     as 0.
 
-    Deviations from the paper: the radial basis is Gaussian by default, as in the authors' own
-    later code (the paper has Bessel functions: ``radial_basis="bessel"``).
+    Deviation from the paper: the radial basis is Gaussian by default, as in the authors' later
+    code. The paper uses Bessel functions (``radial_basis="bessel"``).
 
     Args:
         hidden_channels: Width F of the features.
         num_interactions: Number of interactions.
         num_rbf: Number of radial basis functions R.
         cutoff: Cutoff radius in angstrom.
-        radial_basis: Functions that distances are expanded in.
+        radial_basis: Radial basis functions, ``"gaussian"`` or ``"bessel"``.
 
     Raises:
         ValueError: If a size is too small or the cutoff is not positive.
@@ -69,21 +69,21 @@ class PaiNN(RadialNetwork):
         self.mixings = nn.ModuleList(PaiNNMixing(hidden_channels) for _ in range(num_interactions))
 
     def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
-        """Describes every atom by its surroundings.
+        """Computes the features of each atom.
 
         Args:
             z: Atomic numbers ``[N]``.
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, of any graph without
-                self-loops; edges beyond the cutoff contribute nothing. A
-                :class:`~dipolegnn.nn.graph.RadiusGraph` takes the fused kernels.
+            edge_index: Edges ``[2, E]`` of any graph without self-loops: row 0 sources j, row 1
+                targets i. Edges longer than the cutoff contribute nothing. The fused kernels are
+                used for a :class:`~dipolegnn.nn.graph.RadiusGraph`.
 
         Returns:
             ``s [N, F]`` and ``v [N, 3, F]``.
 
         Raises:
-            ValueError: If ``z`` holds an element outside the embedding, or the graph does not fit
-                (self-loops, other positions, a larger cutoff).
+            ValueError: If ``z`` contains an element outside the embedding, or if the graph has
+                self-loops, was built from other positions, or has a larger cutoff.
         """
         edges = checked_edges(edge_index, pos, self.cutoff)
         radial = self.radial(pos, edges)
@@ -127,7 +127,7 @@ class PaiNNInteraction(MessagePassing):
     def forward(
         self, s: Tensor, v: Tensor, pos: Tensor, edges: Edges, radial: RadialFeatures
     ) -> tuple[Tensor, Tensor]:
-        """Returns the changes ``[N, F]`` of ``s`` and ``[N, 3, F]`` of ``v``.
+        """Computes the changes ``[N, F]`` of ``s`` and ``[N, 3, F]`` of ``v``.
 
         Args:
             s: Scalar features ``[N, F]``.
@@ -144,14 +144,14 @@ class PaiNNInteraction(MessagePassing):
         return ds.squeeze(1), dv
 
     def message(self, x_j: Tensor, v_j: Tensor, w: Tensor, unit: Tensor) -> Tensor:
-        """Returns scalar and vector message of each edge, stacked: ``[E, 4, F]``."""
+        """Returns the scalar and vector messages of each edge, stacked: ``[E, 4, F]``."""
         a, b, c = (x_j * w).chunk(3, dim=1)  # [E, F] each
         vector = b.unsqueeze(1) * unit.unsqueeze(2) + c.unsqueeze(1) * v_j  # [E, 3, F]
         return torch.cat([a.unsqueeze(1), vector], dim=1)
 
 
 class PaiNNMixing(nn.Module):
-    r"""The update block of PaiNN (equations 9 and 10): scalars and vectors of one atom mix.
+    r"""The update block of PaiNN (equations 9 and 10): mixes scalars and vectors of each atom.
 
     .. math::
         (a, b, c)_i &= \psi\left(s_i, \lVert \mathbf{V} v_i \rVert\right) \\
@@ -177,7 +177,7 @@ class PaiNNMixing(nn.Module):
         Args:
             s: Scalar features ``[N, F]``.
             v: Vector features ``[N, 3, F]``.
-            fused: Whether the elementwise work goes through the fused kernels.
+            fused: True to compute the elementwise operations with the fused kernels.
         """
         vectors = self.vectors(v)  # [N, 3, 2F]
         if fused:

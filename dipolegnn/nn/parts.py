@@ -1,8 +1,8 @@
-"""The two parts of a model, a representation and a head, as base classes.
+"""Base classes of the two parts of a model: representation and head.
 
-Whatever a part needs elsewhere it states here: its configuration, and a head also its outputs,
-labels, loss and metrics. Saving, training, exporting and the commands use these and no list of
-classes, so that a new part is one file.
+A part defines its configuration; a head also defines its outputs, labels, loss and metrics.
+Saving, training, export and the commands use only these definitions, so that a new part needs no
+change elsewhere.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.nn.graph import RadiusGraph, can_check_values
 
 Edges = Tensor | RadiusGraph
-"""``edge_index [2, E]`` takes the plain path, a graph made by the package the fused kernels."""
+"""``edge_index [2, E]`` for plain PyTorch, or a ``RadiusGraph``, which allows fused kernels."""
 
 P = TypeVar("P", bound="Part")
 
 
 class Part(nn.Module, ABC):
-    """A part of a model that can be saved and made again.
+    """A part of a model that can be saved and rebuilt.
 
-    A subclass keeps every argument of its constructor in an attribute of the same name, as
-    estimators of scikit-learn do. The arguments must be JSON values (numbers, texts, lists).
+    A subclass stores every argument of its constructor in an attribute of the same name, as
+    scikit-learn estimators do. The arguments must be JSON values (numbers, strings, lists).
     """
 
     @property
     def config(self) -> dict[str, JSON]:
-        """The arguments of the constructor, by name.
+        """Arguments of the constructor, by name.
 
         Raises:
-            TypeError: If the part does not keep one of them.
+            TypeError: If the part does not store one of them.
         """
         for name in self.settings():
             if not hasattr(self, name):
@@ -49,7 +49,7 @@ class Part(nn.Module, ABC):
 
     @classmethod
     def settings(cls) -> Mapping[str, inspect.Parameter]:
-        """The parameters of the constructor, by name."""
+        """Parameters of the constructor, by name."""
         parameters = inspect.signature(cls).parameters.values()
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -61,10 +61,10 @@ class Part(nn.Module, ABC):
 
     @classmethod
     def from_config(cls: type[P], config: Mapping[str, Any]) -> P:
-        """Makes a part, with new weights, from what :attr:`config` returned.
+        """Builds a part with new weights from a value of :attr:`config`.
 
         Raises:
-            ValueError: If a setting is missing, unknown or out of its range.
+            ValueError: If an argument is missing, unknown or out of range.
         """
         known = cls.settings()
         unknown = sorted(config.keys() - known.keys())
@@ -87,7 +87,7 @@ class Part(nn.Module, ABC):
             ) from error
 
     def reset_parameters(self) -> None:
-        """Gives all layers new weights, drawn as in the constructor."""
+        """Draws new weights for all layers, as in the constructor."""
         for layer in self.modules():
             reset = getattr(layer, "reset_parameters", None)
             if layer is not self and callable(reset):
@@ -134,7 +134,7 @@ class Representation(Part):
         """
 
     def why_not_fused(self) -> str | None:
-        """Why the fused kernels cannot run; None if they can, and ``forward`` takes a graph."""
+        """Reason why fused kernels cannot run; None if ``forward`` can use a ``RadiusGraph``."""
         return f"{type(self).__name__} has no kernels"
 
     def fused_pays(self, num_edges: int) -> bool:
@@ -143,11 +143,11 @@ class Representation(Part):
 
 
 class OutputField(NamedTuple):
-    """One of the outputs of a head.
+    """An output of a head.
 
     Attributes:
-        shape: Its dimensions; ``"N"`` atoms, ``"B"`` molecules.
-        unit: Its unit.
+        shape: Dimensions: ``"N"`` atoms, ``"B"`` molecules.
+        unit: Unit.
     """
 
     shape: tuple[str | int, ...]
@@ -158,11 +158,12 @@ class HeadMetric(NamedTuple):
     """A metric of a head, computed on training, validation and test molecules.
 
     Attributes:
-        error: Error of each molecule ``[B]``, given prediction and label; NaN without a label.
-        target: Which of :meth:`Head.targets` it compares.
-        text: How it is printed, with its unit: ``"MAE {:.4f} D"``.
-        unit: Its unit, as it is written into files.
-        root: Whether it is the root of the mean instead of the mean.
+        error: Function of predictions and labels that returns the error of each molecule ``[B]``,
+            NaN for molecules without a label.
+        target: Name of the target in :meth:`Head.targets`.
+        text: Format for printing, with the unit: ``"MAE {:.4f} D"``.
+        unit: Unit in files.
+        root: True to take the square root of the mean.
     """
 
     error: Callable[[Tensor, Tensor], Tensor]
@@ -176,8 +177,8 @@ class Target(NamedTuple):
     """A predicted quantity and its label.
 
     Attributes:
-        predicted: ``[B, ...]``.
-        reference: Of the same shape; NaN where a molecule has no label.
+        predicted: Predictions ``[B, ...]``.
+        reference: Labels of the same shape; NaN for molecules without a label.
     """
 
     predicted: Tensor
@@ -191,15 +192,14 @@ Output = TypeVar("Output", bound=tuple[Any, ...])
 class Head(Part, Generic[Output]):
     """Predicts a property of each molecule from the features of its atoms.
 
-    A subclass sets ``hidden_channels`` and implements :meth:`forward` and :meth:`targets`; it
-    states its outputs with their units and its metrics. The default loss is that of the first
-    target.
+    A subclass sets ``hidden_channels``, defines ``outputs`` and ``metrics``, and implements
+    :meth:`forward` and :meth:`targets`. The default loss uses the first target.
     """
 
     hidden_channels: int
-    """Width F of the features that it expects."""
+    """Width F of the input features."""
     outputs: ClassVar[Mapping[str, OutputField]]
-    """The fields of the named tuple that ``forward`` returns."""
+    """Fields of the named tuple that ``forward`` returns."""
     metrics: ClassVar[Mapping[str, HeadMetric]]
     """Metrics by name, as in ``val/dipole_mae``; the first is shown during training."""
 
@@ -216,13 +216,13 @@ class Head(Part, Generic[Output]):
 
     @abstractmethod
     def targets(self, output: Output, batch: Data) -> Mapping[str, Target]:
-        """What is predicted, beside the labels of a batch; see :func:`label`."""
+        """Returns pairs of predictions and labels of a batch by name; see :func:`label`."""
 
     def losses(self, output: Output, batch: Data, config: TrainConfig) -> tuple[Tensor, Tensor]:
-        r"""The loss of each molecule, from the length of the error of its first target.
+        r"""Computes the loss of each molecule from the norm of the error of the first target.
 
         Args:
-            output: What the head predicts for the batch.
+            output: Output of the head for the batch.
             batch: A batch with labels.
             config: Kind of loss; its ``huber_beta`` is in the unit of the target.
 
@@ -236,30 +236,30 @@ class Head(Part, Generic[Output]):
         reference = target.reference.reshape(target.reference.size(0), -1)  # [B, D]
         labelled = reference.isfinite().all(dim=1)  # [B]
         require_label(labelled, batch, kind)
-        # Filled before subtracting: a NaN that is masked afterwards comes back in the gradient.
+        # Fill before subtracting: masking a NaN afterwards leaves a NaN gradient.
         filled = reference.where(labelled.unsqueeze(1), 0.0)
         squared = (target.predicted.reshape(filled.shape) - filled).square().sum(dim=1)
         return loss_of_error(squared, config).where(labelled, 0.0), labelled
 
     def fitted_to(self, representation: Representation) -> Head[Output]:
-        """The head for this representation: this one, or a new one.
+        """Returns this head, or a new one adapted to the representation.
 
         Raises:
-            ValueError: If they do not fit together.
+            ValueError: If head and representation are incompatible.
         """
         return self
 
 
 def label(batch: Data, field: str, shape: str) -> Tensor:
-    """The labels of a batch.
+    """Returns a label field of a batch.
 
     Args:
         batch: The batch.
         field: Name of the field.
-        shape: Its shape in words, for the message.
+        shape: Shape of the field, for the error message.
 
     Raises:
-        ValueError: If the batch has no such field.
+        ValueError: If the batch does not have the field.
     """
     found = batch.get(field)
     if not isinstance(found, Tensor):
@@ -271,7 +271,7 @@ def label(batch: Data, field: str, shape: str) -> Tensor:
 
 
 def require_label(labelled: Tensor, batch: Data, kind: str) -> None:
-    """Refuses a batch on the CPU without any label; on a GPU its loss is NaN.
+    """Raises an error for a batch on the CPU without labels; on a GPU the loss is NaN.
 
     Raises:
         ValueError: If no molecule has a label.
@@ -286,7 +286,7 @@ def require_label(labelled: Tensor, batch: Data, kind: str) -> None:
 
 
 def loss_of_error(squared: Tensor, config: TrainConfig) -> Tensor:
-    r"""The loss of an error e, given its square.
+    r"""Loss of an error e, given its square.
 
     ======  ==================================================================
     mse     :math:`e^2`
@@ -295,8 +295,8 @@ def loss_of_error(squared: Tensor, config: TrainConfig) -> Tensor:
     ======  ==================================================================
 
     Args:
-        squared: Squared errors ``[B]``. Of a vector or tensor it is the squared length of the
-            error: components one by one would depend on the orientation of the molecule.
+        squared: Squared errors ``[B]``. For a vector or tensor, the squared norm of the error: a
+            loss of single components would depend on the orientation of the molecule.
         config: Kind of loss, and beta of the Huber loss in the unit of the error.
 
     Returns:
@@ -306,7 +306,7 @@ def loss_of_error(squared: Tensor, config: TrainConfig) -> Tensor:
         return squared
     beta = config.huber_beta if config.loss == "huber" else 0.0
     far = squared > beta**2
-    # The square root gets only the values that are used: its gradient is infinite at 0.
+    # The square root is taken only where it is used: its gradient is infinite at 0.
     linear = squared.where(far, 1.0).sqrt() - beta / 2
     near = squared / (2 * beta) if beta > 0 else squared
     return linear.where(far, near)

@@ -1,4 +1,4 @@
-"""Radial basis functions and the cutoff function: what a distance becomes."""
+"""Radial basis functions and the cutoff function."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class GaussianRBF(nn.Module):
     .. math:: e_k(d) = \exp\left(-\tfrac12 (d / w - k)^2\right), \quad
         w = \frac{r_c}{R - 1}, \quad k = 0 \dots R - 1
 
-    The centres are fixed, as in SchNet (Schütt et al., arXiv:1706.08566). They are kept in units
-    of the width, as whole numbers, so that they are exact in every precision.
+    The centres are fixed, as in SchNet (Schütt et al., arXiv:1706.08566). They are stored in units
+    of the width, as integers, so that they are exact in every precision.
 
     Args:
         num_rbf: Number of functions R, at least 2.
@@ -95,10 +95,10 @@ class CosineCutoff(nn.Module):
 def radial_basis_layer(
     kind: Literal["gaussian", "bessel"], num_rbf: int, cutoff: float
 ) -> GaussianRBF | BesselRBF:
-    """The basis of that name.
+    """Returns a radial basis by its name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If ``kind`` is neither ``"gaussian"`` nor ``"bessel"``.
     """
     if kind == "gaussian":
         return GaussianRBF(num_rbf, cutoff)

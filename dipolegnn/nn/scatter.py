@@ -1,8 +1,8 @@
-"""From atoms to molecules and back: sums over the atoms of a molecule, one value for all of them.
+"""Scatter and gather between atoms and molecules.
 
-torch-scatter computes the sums, called by PyG's ``segment``, which falls back to PyTorch where it
-is not installed. While a model is traced (by torch.export or torch.compile), operators are used
-that every exported program may hold.
+PyG's ``segment`` computes sums with torch-scatter, or with PyTorch if torch-scatter is not
+installed. While a model is traced (by torch.export or torch.compile), only PyTorch operators that
+can be exported are used.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def spread(values: Tensor, ptr: Tensor, rows: int) -> Tensor:
 
 
 def segment_index(ptr: Tensor, rows: int) -> Tensor:
-    """Number of the segment of each row ``[N]``, as from ``repeat_interleave``.
+    """Index of the segment of each row ``[N]``, as from ``repeat_interleave``.
 
-    The converter to ONNX would replace that operator by comparing every row with every segment.
+    The ONNX converter implements ``repeat_interleave`` by comparing all rows with all segments.
 
     Args:
         ptr: First row of each segment, and N: ``[B + 1]``.
         rows: Number of rows N.
     """
-    # One more entry, for the end. Rows beyond it get the index B, which fails where it is used.
+    # One extra entry for ptr[-1]. Rows beyond it get the index B, which is out of range.
     begun = ptr.new_zeros(rows + 1).index_add(0, ptr, torch.ones_like(ptr))
     return begun.cumsum(0)[:-1] - 1

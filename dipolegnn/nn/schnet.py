@@ -23,24 +23,24 @@ class ShiftedSoftplus(nn.Module):
     r"""The activation of SchNet, :math:`\ln(\tfrac12 e^x + \tfrac12)`, which is 0 at 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies it to each element."""
+        """Applies the function elementwise."""
         return nn.functional.softplus(x) - math.log(2.0)
 
 
 class SchNet(RadialNetwork):
-    r"""Scalar features of each atom, by continuous-filter convolutions.
+    r"""SchNet: scalar features of each atom by continuous-filter convolutions.
 
     ``s`` starts as an embedding of the element; each :class:`SchNetInteraction` adds to it.
 
-    Deviation from the paper: filters fall to 0 at the cutoff by a cosine, as in the authors'
-    later code, so that the features are continuous when an atom crosses it.
+    Deviation from the paper: filters are multiplied by a cosine cutoff, as in the authors' later
+    code, so that the features are continuous when an atom crosses the cutoff.
 
     Args:
         hidden_channels: Width F of the features and of the filters.
         num_interactions: Number of interactions.
         num_rbf: Number of radial basis functions R.
         cutoff: Cutoff radius in angstrom.
-        radial_basis: Functions that distances are expanded in.
+        radial_basis: Radial basis functions, ``"gaussian"`` or ``"bessel"``.
 
     Raises:
         ValueError: If a size is too small or the cutoff is not positive.
@@ -61,21 +61,21 @@ class SchNet(RadialNetwork):
         )
 
     def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
-        """Describes every atom by its surroundings.
+        """Computes the features of each atom.
 
         Args:
             z: Atomic numbers ``[N]``.
             pos: Positions ``[N, 3]`` in angstrom.
-            edge_index: ``[2, E]``: row 0 sources j, row 1 targets i, of any graph without
-                self-loops; edges beyond the cutoff contribute nothing. A
-                :class:`~dipolegnn.nn.graph.RadiusGraph` takes the fused kernels.
+            edge_index: Edges ``[2, E]`` of any graph without self-loops: row 0 sources j, row 1
+                targets i. Edges longer than the cutoff contribute nothing. The fused kernels are
+                used for a :class:`~dipolegnn.nn.graph.RadiusGraph`.
 
         Returns:
             ``s [N, F]``; ``v`` is None.
 
         Raises:
-            ValueError: If ``z`` holds an element outside the embedding, or the graph does not fit
-                (self-loops, other positions, a larger cutoff).
+            ValueError: If ``z`` contains an element outside the embedding, or if the graph has
+                self-loops, was built from other positions, or has a larger cutoff.
         """
         edges = checked_edges(edge_index, pos, self.cutoff)
         radial = self.radial(pos, edges)

@@ -193,5 +193,5 @@ def test_no_comparison_by_value_where_it_would_synchronize(
 
 
 def test_only_the_package_makes_such_graphs() -> None:
-    with pytest.raises(TypeError, match=r"Make it from positions with RadiusGraph.of"):
+    with pytest.raises(TypeError, match=r"Build it from positions with RadiusGraph.of"):
         RadiusGraph()
