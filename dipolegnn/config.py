@@ -132,7 +132,7 @@ class ConformerConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Prediction of molecules."""
+    """Averages over conformers, and error bars."""
 
     embedding: ConformerConfig = ConformerConfig()
     """Embedding of SMILES; structures are taken as they are."""

@@ -13,14 +13,13 @@ from typing import Annotated, Literal
 import tyro
 
 from dipolegnn.config import (
-    COVERAGE,
     ConformerConfig,
     DFTConfig,
     ModelConfig,
+    PredictConfig,
     TrainConfig,
     XTBConfig,
 )
-from dipolegnn.units import ROOM_TEMPERATURE_K
 
 _Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Part = Literal["test", "val", "train", "all"]
@@ -214,15 +213,11 @@ class Predict(Debug):
     picture: _File = None
     """Draw the lowest conformers with their dipole moments: .png, .svg (one file per molecule) or
     .html (interactive; requires the extra app)."""
-    temperature: float = ROOM_TEMPERATURE_K
-    """Temperature of the Boltzmann average, in kelvin."""
-    coverage: float = COVERAGE
-    """Coverage of the error bars, between 0 and 1."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Processes that embed SMILES; useful for hundreds of molecules. Default: one per core with
     files and --output, else 1."""
     csv: TableOptions = TableOptions()
-    conformer: ConformerConfig = field(default_factory=ConformerConfig)
+    prediction: PredictConfig = field(default_factory=PredictConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

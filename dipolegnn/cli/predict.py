@@ -65,7 +65,7 @@ def run(options: Predict) -> int:
             require_apart(target, [text for text in options.molecules if is_molecule_file(text)])
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}.")
-    config = PredictConfig(options.conformer, options.temperature, options.coverage)
+    config = options.prediction
     models = ModelChoice(options.model)
     if _can_be_streamed(options):
         return _stream(options, models)
@@ -123,9 +123,9 @@ def _stream(options: Predict, models: ModelChoice) -> int:
         options.output,
         models,
         columns=_columns(options),
-        conformers=options.conformer,
-        temperature=options.temperature,
-        coverage=options.coverage,
+        conformers=options.prediction.embedding,
+        temperature=options.prediction.temperature,
+        coverage=options.prediction.coverage,
         workers=options.workers,
         progress=True,
     )
