@@ -1,9 +1,8 @@
-"""The one door to ``torch_geometric``.
+"""All imports from ``torch_geometric``.
 
-PyG 2.8 warns at import when torch-cluster or torch-scatter is installed, and
-tells the user to install pyg-lib, which is not on PyPI. dipolegnn calls torch-cluster itself
-(see ``nn/graph.py``), so that advice would be noise at every start. The filter holds only while
-the import runs; the caller's warning filters are left as they were.
+PyG 2.8 warns at import if torch-cluster or torch-scatter is installed, and recommends pyg-lib,
+which is not on PyPI. dipolegnn calls torch-cluster directly (see ``nn/graph.py``), so the warnings
+do not apply. They are suppressed during the import only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calibration: the error bars of a trained model."""
+"""Calibration of the error bars of a trained model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEAST_MOLECULES = 20
 """Smallest number of labelled molecules in a calibration set."""
 
 LEAST_OF_A_SIZE = 3
-"""Training molecules that a number of heavy atoms needs to count as covered by the training set."""
+"""Smallest number of training molecules with n heavy atoms for which n is in the covered range."""
 
 RIDGES = tuple(10.0**k for k in range(-6, 1))
 """Candidates for the ridge added to the covariance, relative to the mean of its diagonal."""
@@ -41,36 +41,36 @@ def calibrate_on(model: DipoleModel, dataset: InMemoryDataset, split: Split) -> 
     """Calibrates a model with the molecules of its training run.
 
     Args:
-        model: A model trained on the training part of the data; its weights stay as they are.
+        model: A model trained on the training part of the data. Its weights are not changed.
         dataset: The molecules.
-        split: The training part gives the covariance (at most 10,000 molecules of it), the
-            validation part the errors.
+        split: The training part (at most 10,000 molecules) gives the covariance, the validation
+            part the errors.
 
     Raises:
-        TooFewMolecules: As :func:`calibrate`.
+        TooFewMolecules: If fewer than 20 validation molecules have labels.
     """
     train, val = split.train, split.val
     some = train[:: -(-len(train) // TRAINING_MOLECULES)]
-    # As validation and test part: these are not shuffled.
+    # Passed as validation and test part, which are not shuffled.
     batches = DipoleDataModule(dataset, Split(train[:0], some, val), BATCH_SIZE)
     calibrate(model, batches.val_dataloader(), batches.test_dataloader())
 
 
 def calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterable[Data]) -> None:
-    """Sets ``model.calibration``, from which predictions get error bars.
+    """Sets ``model.calibration``, which adds error bars to predictions.
 
-    Every other molecule of the calibration set is used to choose the ridge and the floor of the
-    scale, the others for the distribution of errors relative to the scale.
+    One half of the calibration set is used to choose the ridge and the floor of the scale, the
+    other half for the distribution of errors relative to the scale.
 
     Args:
-        model: A trained model; its weights stay as they are.
-        training: Batches of the molecules that it was trained on, or of a few thousand of them.
-        calibration: Batches of molecules with labels that it was not trained on; molecules without
-            a magnitude are skipped.
+        model: A trained model. Its weights are not changed.
+        training: Batches of training molecules; a few thousand molecules suffice.
+        calibration: Batches of labelled molecules that were not used for training. Molecules
+            without a magnitude are skipped.
 
     Raises:
         TooFewMolecules: If fewer than 20 calibration molecules have labels.
-        ValueError: If there are no training molecules, or the model and its batches do not fit.
+        ValueError: If there are no training molecules, or the batches are invalid.
     """
     was_training = model.training
     model.eval()
@@ -134,7 +134,7 @@ def _errors(model: DipoleModel, batch: Data) -> tuple[Tensor, Tensor]:
 
 
 def _fitted(moment: Tensor, sensitivity: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """The whitening and the floor of largest likelihood for errors with a Laplace distribution."""
+    """Chooses whitening and floor by the likelihood of Laplace-distributed errors."""
     unit = torch.eye(moment.size(0)).to(moment)
     diagonal = moment.diagonal().mean().clamp(min=torch.finfo(moment.dtype).tiny)
     best, chosen = -torch.inf, (unit, moment.new_ones(()))
@@ -168,7 +168,7 @@ class _Seen:
         self.charges |= {round(value) for value in found}
 
     def usual_sizes(self) -> Tensor:
-        """Smallest and largest number of heavy atoms, without exceptions ``[2]``."""
+        """Smallest and largest number of heavy atoms ``[2]``, without rare sizes."""
         usual = [size for size, count in self.sizes.items() if count >= LEAST_OF_A_SIZE]
         usual = usual or list(self.sizes)
         return torch.tensor([min(usual), max(usual)])

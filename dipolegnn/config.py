@@ -1,8 +1,7 @@
 """The configuration schema: frozen dataclasses.
 
-The command line is made out of these classes, the resolved values are written as JSON into
-the folder of a run and into every saved model. A hyper-parameter is stated here and nowhere
-else. A value that cannot work is refused when the configuration is made.
+The options of the commands are generated from these classes. The resolved values are written as
+JSON to the folder of a run and to every saved model. Invalid values raise an error on construction.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def _require(condition: bool, name: str, got: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of a dipole model made of the parts in dipolegnn.nn."""
+    """Architecture of a dipole model with parts of dipolegnn.nn."""
 
     representation: str = "painn"
     """Message passing network: painn or schnet (or another representation of dipolegnn.nn)."""
@@ -42,8 +41,8 @@ class ModelConfig:
     radial_basis: Literal["gaussian", "bessel"] = "gaussian"
     """Radial basis functions."""
     head: str = "dipole"
-    """dipole: charges, and atomic dipoles where the representation has vectors; charges: charges
-    alone; atomwise: a sum of atomic scalars, as in the original recipe."""
+    """dipole: charges, and atomic dipoles if the representation has vectors; charges: charges
+    only; atomwise: a sum of atomic scalars, for reproducing published models."""
     atomwise_aggregation: Literal["sum", "mean"] = "sum"
     """Aggregation over atoms in the atomwise head; other heads ignore it."""
 

@@ -1,4 +1,4 @@
-"""Measuring a model on labelled molecules, and the table of what it said about each."""
+"""Evaluation of a model on labelled molecules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dipolegnn.nn import BaseDipoleHead, DipoleModel, HeadMetric, Target
 from dipolegnn.units import DECIMALS_D
 
 METRIC_UNITS = {name: metric.unit for name, metric in BaseDipoleHead.metrics.items()}
-"""Unit of each metric; see :mod:`dipolegnn.metrics` for what they are."""
+"""Unit of each metric; see :mod:`dipolegnn.metrics`."""
 
 _COLUMNS = (
     *("mol_id", "name", "smiles", "reference_D", "predicted_D", "error_D"),
@@ -29,12 +29,12 @@ _COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good a model is on some structures.
+    """Errors of a model on labelled structures.
 
     Attributes:
         metrics: ``dipole_mae`` and ``dipole_rmse`` of the magnitude and ``vector_mae`` in debye,
-            ``angle`` in degrees; without those that no structure has a label for.
-        predictions: The predictions, in the order of the structures; ``data`` has the labels.
+            ``angle`` in degrees. Metrics for which no structure has a label are missing.
+        predictions: Predictions in the order of the structures; ``data`` contains the labels.
     """
 
     metrics: dict[str, float]
@@ -42,12 +42,12 @@ class Evaluation:
 
     @property
     def labelled(self) -> list[Prediction]:
-        """The predictions for structures with a reference magnitude."""
+        """Predictions for structures with a reference magnitude."""
         return [p for p in self.predictions if math.isfinite(float(p.data.dipole_magnitude))]
 
     @property
     def groups(self) -> list[Group]:
-        """The errors by size, by element and by magnitude."""
+        """Errors grouped by size, element and magnitude."""
         labelled = self.labelled
         return breakdown(
             [p.data.z.tolist() for p in labelled],
@@ -59,7 +59,7 @@ class Evaluation:
 def evaluate(
     model: DipoleModel, molecules: Sequence[Data], *, progress: bool = False
 ) -> Evaluation:
-    """Predicts labelled structures and compares.
+    """Predicts labelled structures and compares the predictions with the labels.
 
     Args:
         model: The model.
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def score(predictions: Sequence[Prediction]) -> Evaluation:
-    """Compares predictions with the labels that their structures carry.
+    """Compares predictions with the labels of their structures.
 
     Args:
         predictions: Predictions of labelled structures, as for :func:`evaluate`.
@@ -110,15 +110,15 @@ def score(predictions: Sequence[Prediction]) -> Evaluation:
 def _require_labels(molecules: Sequence[Data]) -> None:
     if not any(bool(data.dipole_magnitude.isfinite()) for data in molecules):
         raise ValueError(
-            f"None of the {len(molecules)} structures has a reference dipole to compare with; "
-            "label them (`dipolegnn build --label xtb`)."
+            f"None of the {len(molecules)} structures has a reference dipole; label them "
+            "(`dipolegnn build --label xtb`)."
         )
 
 
 def describe_metrics(
     metrics: Mapping[str, float], known: Mapping[str, HeadMetric] = BaseDipoleHead.metrics
 ) -> str:
-    """Metrics on one line, with units.
+    """Formats metrics with their units in one line.
 
     Args:
         metrics: Values by name.
@@ -138,9 +138,9 @@ def describe_metrics(
 
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Writes one line per structure as CSV; what is not known stays empty.
+    """Writes one line per structure as CSV; unknown values are empty.
 
-    The columns end in their unit: ``_D`` is debye. ``error_D`` is predicted minus reference
+    The names of columns end in the unit: ``_D`` is debye. ``error_D`` is predicted minus reference
     magnitude.
     """
     with Path(path).open("w", newline="", encoding="utf-8") as file:

@@ -1,12 +1,12 @@
-"""A model as a program of its own, for processes without dipolegnn.
+"""Export of a model as a program that runs without dipolegnn.
 
-The file holds the whole model, from atomic numbers and positions to the dipole moment: radius
-graph, network, weights. It is made of PyTorch's or ONNX's own operators alone, so that neither
-dipolegnn nor PyTorch Geometric has to be there where it runs. Error bars are not in it.
+The file contains the complete model, from atomic numbers and positions to the dipole moment: radius
+graph, network and weights. It uses only operators of PyTorch or ONNX, so that neither dipolegnn nor
+PyTorch Geometric is required to run it. It contains no error bars.
 
-What is known about the model stands in the file as JSON: what goes in and comes out, units, cutoff,
-elements, accuracy and provenance. In a ``.pt2`` it is the extra file ``dipolegnn.json``, in an
-``.onnx`` the metadata entry ``dipolegnn``.
+The file also describes the model as JSON: inputs, outputs, units, cutoff, elements, accuracy and
+provenance. In a ``.pt2`` file this is the extra file ``dipolegnn.json``, in an ``.onnx`` file the
+metadata entry ``dipolegnn``.
 """
 
 from __future__ import annotations
@@ -35,25 +35,24 @@ from dipolegnn.nn import DipoleModel, OutputField
 from dipolegnn.nn.graph import RadiusGraph
 
 FORMAT_VERSION = 1
-"""Version of inputs, outputs and description; raised when one of them changes its meaning."""
+"""Version of inputs, outputs and description; incremented when one of them changes."""
 
 DESCRIPTION = "dipolegnn"
 """Name of the description in the file."""
 
 _CLOSE_ENOUGH = {torch.float32: 1e-5, torch.float64: 1e-11}
-"""How far the program may be from the model, relative to the largest number."""
+"""Largest accepted difference between program and model, relative to the largest value."""
 
 
 class ExportError(ValueError):
-    """A program that does not compute what its model computes."""
+    """The exported program does not reproduce the model."""
 
 
 class ProgramInput(NamedTuple):
-    """What an exported program is given, in this order and by these names.
+    """Inputs of an exported program, in this order and with these names.
 
     Attributes:
-        z: Atomic numbers ``[N]``, 1 to 100, int64: the atoms of the first molecule, then those of
-            the second, and so on.
+        z: Atomic numbers ``[N]``, 1 to 100, int64; the atoms of each molecule are contiguous.
         pos: Positions ``[N, 3]`` in angstrom, in the precision of the model.
         num_atoms: Number of atoms of each molecule ``[B]``, at least 1, int64; they add up to N.
         charge: Total charge of each molecule ``[B]`` in e, in the precision of the model.
@@ -74,30 +73,31 @@ _INPUTS = {
 
 
 def export_model(path: str | Path, model: DipoleModel) -> None:
-    """Writes a model as a program that runs without dipolegnn, all of it or nothing.
+    """Exports a model as a program that runs without dipolegnn; the file is written atomically.
 
-    The program maps the tensors of :class:`ProgramInput` to those of
-    :class:`~dipolegnn.DipoleOutput`, by name; what the model does not predict is not there. The
-    numbers N of atoms and B of molecules are free, from 1 on. Before the file gets its name, what
-    is in it is run and compared with the model.
+    The program maps the tensors of :class:`ProgramInput` to the fields of
+    :class:`~dipolegnn.DipoleOutput` that the model predicts, by name. The numbers N of atoms and B
+    of molecules are arbitrary (at least 1). The program is run and compared with the model before
+    the file is saved.
 
     The program builds the radius graph by comparing all pairs of atoms within each molecule. It
-    does not look at the elements: 0 and those that the model was not trained on give numbers
-    without a meaning.
+    does not check elements: predictions for 0 and for elements that the model was not trained on
+    are meaningless.
 
     Args:
-        path: The file; an earlier one is replaced. ``.pt2`` is for PyTorch (``torch.export``, which
-            does not promise that other versions read it), ``.onnx`` for ONNX Runtime and others.
-        model: The model. Its precision is kept.
+        path: The file; an existing file is replaced. ``.pt2`` is for PyTorch (``torch.export``,
+            without a guarantee that other versions can read it), ``.onnx`` for ONNX Runtime and
+            others.
+        model: The model, exported in its own precision.
 
     Raises:
-        ValueError: If the name of the file ends otherwise, or the model has another precision
-            than single or, for ``.pt2``, double.
+        ValueError: If the file has another suffix, or the precision of the model is not single or,
+            for ``.pt2``, double.
         ImportError: If the packages for ONNX are missing.
-        ExportError: If the program that was made does not compute what the model does.
+        ExportError: If the exported program does not reproduce the model.
     """
     path = Path(path)
-    # The caller's model is left as it is, on its device.
+    # A copy: the given model is not changed.
     program = _Program(copy.deepcopy(model).cpu().eval())
     _check(path, program.dtype)
     about = json.dumps(_description(program))
@@ -114,7 +114,7 @@ def export_model(path: str | Path, model: DipoleModel) -> None:
 
 
 def _check(path: Path, dtype: torch.dtype) -> None:
-    """Refuses what cannot be exported."""
+    """Checks that suffix and precision are supported and the packages installed."""
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(
             "A model is exported to a file that ends in .pt2 (for PyTorch) or .onnx (for ONNX "
@@ -122,7 +122,7 @@ def _check(path: Path, dtype: torch.dtype) -> None:
         )
     if dtype not in _CLOSE_ENOUGH:
         raise ValueError(
-            f"Models in single or double precision can be exported, this one is {dtype}: take "
+            f"Models in single or double precision can be exported, this one is {dtype}: use "
             "model.float()."
         )
     if path.suffix == ".pt2":
@@ -130,13 +130,13 @@ def _check(path: Path, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         raise ValueError(
             f"The model is {dtype}, and the converter to ONNX rounds constants to single "
-            "precision: take model.float(), or export to a .pt2 file."
+            "precision: use model.float(), or export to a .pt2 file."
         )
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ImportError(
             f"For an .onnx file {' and '.join(missing)} must be installed: pip install "
-            "'dipolegnn[onnx]'. A .pt2 file needs nothing more."
+            "'dipolegnn[onnx]'. A .pt2 file requires no further package."
         )
 
 
@@ -155,7 +155,7 @@ class _Program(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """The names of what the model predicts."""
+        """Names of the outputs of the model."""
         return list(self.model.head.outputs)
 
     def forward(
@@ -168,12 +168,12 @@ class _Program(nn.Module):
 
 
 _EXAMPLES = ((2, 3, 4), (1,), (1, 30, 1, 7))
-"""Atoms of molecules: the first are those that the program is traced with (a size of 1 would make
-it a program for that size), all are those that it is tried with."""
+"""Numbers of atoms of example molecules. The program is traced with the first tuple (tracing
+specializes a size of 1) and tested with all."""
 
 
 def _molecules(sizes: tuple[int, ...], dtype: torch.dtype) -> ProgramInput:
-    """Helices of hydrogen, carbon, nitrogen and oxygen, the next ones not far away."""
+    """Example molecules: helices of hydrogen, carbon, nitrogen and oxygen atoms."""
     atom = torch.arange(sum(sizes), dtype=torch.float64)
     turn = 1.7 * atom
     pos = torch.stack([1.1 * torch.cos(turn), 1.1 * torch.sin(turn), 0.6 * atom], dim=1)
@@ -192,7 +192,7 @@ def _trace(program: _Program) -> ExportedProgram:
             strict=False,
         )
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # It names the folders of whoever exports.
+        node.meta.pop("stack_trace", None)  # It contains paths of this machine.
     return exported
 
 
@@ -209,22 +209,22 @@ def _to_onnx(program: _Program, about: str) -> bytes:
             traced,
             dynamo=True,
             verbose=False,
-            # The optimizer of onnxscript takes 1e-8 for 0, and so drops PaiNN's epsilon.
+            # The optimizer of onnxscript replaces 1e-8 by 0, which removes PaiNN's epsilon.
             optimize=False,
-            dynamic_shapes=({0: "N"}, {}, {0: "B"}, {}),  # what the sizes are called
+            dynamic_shapes=({0: "N"}, {}, {0: "B"}, {}),  # names of the dimensions
             input_names=list(ProgramInput._fields),
             output_names=program.outputs,
         )
     assert made is not None
     for node in made.model.graph:
-        node.metadata_props.clear()  # Where it came from in the code: a fifth of the file.
+        node.metadata_props.clear()  # Source locations: a fifth of the file.
     made.model.metadata_props[DESCRIPTION] = about
     return bytes(made.model_proto.SerializeToString())
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the converter has to say to its own developers, and not to its users."""
+    """Suppresses messages of the converter that concern its developers only."""
     talkers = [
         logging.getLogger(name)
         for name in (
@@ -237,7 +237,7 @@ def _quietly() -> Iterator[None]:
         talker.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # torch copies a structure of its own that it has deprecated.
+            # torch uses an internal class that it has deprecated.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
             yield
     finally:
@@ -273,9 +273,9 @@ def _compare(program: _Program, run: _Runner, given: ProgramInput, path: Path) -
         off = float((got[name] - wanted).abs().max())
         if not off <= _CLOSE_ENOUGH[program.dtype] * largest:
             raise ExportError(
-                f"The program for {path.name} gives a {name} that is {off:.1e} away from the "
-                f"model's, which is up to {largest:.1e}; nothing was written. Other versions of "
-                "torch, onnx, onnxscript and onnxruntime may do better."
+                f"The output {name} of the program for {path.name} differs from that of the model "
+                f"by {off:.1e} (largest value {largest:.1e}); nothing was written. Try other "
+                "versions of torch, onnx, onnxscript and onnxruntime."
             )
 
 

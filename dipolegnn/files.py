@@ -1,4 +1,4 @@
-"""Formats of files of molecules by their suffix; writing files atomically; checksums."""
+"""File formats of molecules by suffix, atomic writing of files, and checksums."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_molecule_file(name: str | Path) -> bool:
 
 
 def molecule_format(path: str | Path, accepted: Sequence[str] = READABLE) -> MoleculeFormat:
-    """The format of a file of molecules, by its suffix.
+    """Returns the format of a file of molecules by its suffix.
 
     Args:
         path: File, which need not exist.
@@ -75,17 +75,17 @@ def molecule_format(path: str | Path, accepted: Sequence[str] = READABLE) -> Mol
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name once the block has ended well.
+    """Context manager for writing a file atomically.
 
-    A process that is killed in the middle leaves the old file, or none, but never half a file
-    under the final name.
+    Yields a temporary file in the same folder, which is renamed to ``path`` if the block ends
+    without an exception. An interrupted process leaves the previous file unchanged.
 
     Args:
-        path: The file to write; its folder is made where it is missing.
+        path: The file to write; its folder is created if it is missing.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two processes that write the same file apart.
+    # The process id distinguishes processes that write the same file.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -1,8 +1,8 @@
-"""Errors of predicted dipole moments: metrics over an epoch, and errors by group of molecules.
+"""Metrics of predictions over an epoch, and errors grouped by kinds of molecules.
 
-Each metric takes one molecule per row, skips those without the label that it needs (NaN), and
-adds up in float64, so that neither the size nor the order of the batches shows in the result.
-Of no molecule at all it is NaN.
+Metrics take one molecule per row, skip molecules without a label (NaN), and are accumulated in
+float64, so that the result does not depend on the size or the order of batches. Without labelled
+molecules a metric is NaN.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchmetrics import Metric
 
 
 class _Mean(Metric):
-    """A sum and the number of what was summed, over all devices."""
+    """A sum and a count, accumulated over all devices."""
 
     is_differentiable = False
     higher_is_better = False
@@ -36,7 +36,7 @@ class _Mean(Metric):
 
     @property
     def update_called(self) -> bool:
-        """Always true: the mean over nothing is NaN, which needs no warning of torchmetrics."""
+        """Always True: the mean of an empty set is NaN, without a warning of torchmetrics."""
         return True
 
     def compute(self) -> Tensor:
@@ -47,16 +47,16 @@ class _Mean(Metric):
 class MeanLoss(_Mean):
     """Mean of the loss over labelled molecules.
 
-    Torchmetrics' ``MeanMetric`` (1.9) forgets the weights if it is not to look for NaN, for which
-    it would wait for a GPU in each step.
+    ``MeanMetric`` of torchmetrics (1.9) ignores the weights if its check for NaN is disabled, and
+    that check synchronizes with the GPU in each step.
     """
 
     def update(self, losses: Tensor, labelled: Tensor) -> None:
         """Adds a batch.
 
         Args:
-            losses: Of each molecule ``[B]``, 0 without a label.
-            labelled: Which have a label ``[B]``.
+            losses: Loss of each molecule ``[B]``, 0 without a label.
+            labelled: True for molecules with a label ``[B]``.
         """
         self.total += losses.detach().double().sum()
         self.count += labelled.sum()
@@ -66,9 +66,9 @@ class MeanError(_Mean):
     """Mean of the errors of the labelled molecules.
 
     Args:
-        error: Maps predictions ``[B, ...]`` and labels of the same shape to errors ``[B]``, NaN
-            where a molecule has no label; :mod:`dipolegnn.nn.errors` has some.
-        root: Whether to take the root of the mean: for squared errors.
+        error: Function of predictions ``[B, ...]`` and labels of the same shape that returns errors
+            ``[B]``, NaN for molecules without a label; see :mod:`dipolegnn.nn.errors`.
+        root: True to take the square root of the mean (for squared errors).
     """
 
     def __init__(self, error: Callable[[Tensor, Tensor], Tensor], root: bool = False) -> None:
@@ -81,7 +81,7 @@ class MeanError(_Mean):
 
         Args:
             predicted: Predictions ``[B, ...]``, such as magnitudes ``[B]`` or vectors ``[B, 3]``.
-            reference: Labels of the same shape; NaN where a molecule has none.
+            reference: Labels of the same shape; NaN for molecules without a label.
 
         Raises:
             ValueError: If the shapes differ.
@@ -110,18 +110,18 @@ SIZES = ((1, 3), (4, 6), (7, 9), (10, 14), (15, 24), (25, OPEN_END))
 """Groups by the number of heavy atoms, both ends included."""
 
 MAGNITUDES = (0.0, 1.0, 2.0, 4.0, 6.0, 10.0, np.inf)
-"""Groups by the reference magnitude in debye: from one number to below the next."""
+"""Bounds of groups by the reference magnitude in debye; the upper bound is excluded."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The errors of some molecules.
+    """Errors of a group of molecules.
 
     Attributes:
-        by: What the molecules have in common: number of heavy atoms, an element, or the size of
-            the reference magnitude.
-        name: Which: ``"4–6"`` heavy atoms, ``"N"``, ``"2–4 D"``.
-        molecules: How many.
+        by: Property by which molecules are grouped: number of heavy atoms, element, or reference
+            magnitude.
+        name: Value of the property: ``"4–6"`` heavy atoms, ``"N"``, ``"2–4 D"``.
+        molecules: Number of molecules.
         mae: Mean absolute error of the magnitude, in debye.
         bias: Mean of predicted minus reference magnitude, in debye.
     """
@@ -136,16 +136,16 @@ class Group:
 def breakdown(
     numbers: Sequence[Sequence[int]], reference: ArrayLike, predicted: ArrayLike
 ) -> list[Group]:
-    """Errors of the magnitude by size, by element and by magnitude.
+    """Computes errors of the magnitude, grouped by size, element and magnitude.
 
     Args:
         numbers: Atomic numbers of each molecule.
-        reference: Reference magnitudes ``[B]`` in debye; molecules with NaN are left out.
-        predicted: Predicted magnitudes ``[B]`` in debye; so are they.
+        reference: Reference magnitudes ``[B]`` in debye; molecules with NaN are skipped.
+        predicted: Predicted magnitudes ``[B]`` in debye; molecules with NaN are skipped.
 
     Returns:
-        The groups that have molecules. Those by size and by magnitude do not overlap; a molecule
-        is in the group of each of its elements other than H and C, or else in ``"C, H only"``.
+        The groups that are not empty. Groups by size and by magnitude do not overlap. A molecule is
+        in the group of each of its elements other than H and C, or else in ``"C, H only"``.
 
     Raises:
         ValueError: If the lengths differ.
@@ -177,19 +177,19 @@ def breakdown(
 def groupings(
     numbers: Sequence[Sequence[int]], reference: ArrayLike
 ) -> Iterator[tuple[By, str, NDArray[np.bool_]]]:
-    """The groups that :func:`breakdown` takes errors of, empty ones among them.
+    """Groups of :func:`breakdown`, including empty ones.
 
     Args:
         numbers: Atomic numbers of each molecule.
         reference: Reference magnitudes ``[B]`` in debye; NaN is in no group by magnitude.
 
     Yields:
-        What the molecules of a group have in common, its name, and which they are ``[B]``.
+        Property, name and mask ``[B]`` of each group.
     """
     heavy = np.array([sum(z > 1 for z in molecule) for molecule in numbers], dtype=int)
     for low, high in SIZES:
         name = f"{low}–{high}" if high < OPEN_END else f"{low} or more"
-        # Molecules of hydrogen alone count as small.
+        # Molecules of hydrogen only are in the group of the smallest.
         yield "size", name, (heavy >= (low if low > 1 else 0)) & (heavy <= high)
 
     sets = [{*molecule} - {1, 6} for molecule in numbers]

@@ -1,8 +1,8 @@
-"""How to get a model, and how to save one: by the name of a pretrained model, a file, or a run.
+"""Loading and saving models: pretrained models, model files, and folders of training runs.
 
-A model file is a safetensors file whose metadata state the class and the settings of each part, the
-units and the provenance. Nothing in it is executed. The pretrained models are such files, in
-``pretrained/``, each with its model card.
+A model file is a safetensors file. Its metadata contain the class and the arguments of each part,
+the units and the provenance; loading executes no code from the file. The pretrained models are such
+files in ``pretrained/``, each with a model card.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dipolegnn.nn.model import ModelDescription, describe
 from dipolegnn.nn.parts import Part
 
 FOLDER = Path(__file__).resolve().parent / "pretrained"
-"""The pretrained models: ``NAME.safetensors`` and, beside it, the model card ``NAME.md``."""
+"""Folder of the pretrained models: ``NAME.safetensors`` and the model card ``NAME.md``."""
 
 FILE_NAME = "model.safetensors"
 """Name of the model file in the folder of a run."""
@@ -46,9 +46,9 @@ DEFAULT_FOR_SMILES = "painn-qm9-mmff94s"
 """Default model for molecules that are embedded from SMILES."""
 
 FORMAT_VERSION = 2
-"""Version of the layout of the metadata; raised when an older dipolegnn could misread it.
+"""Version of the metadata; incremented when an older dipolegnn could misread them.
 
-Version 1 (dipolegnn 0.1) has the options of the commands in place of the parts.
+Version 1 (dipolegnn 0.1) contains the options of the commands instead of the parts.
 """
 
 UNITS_OF_INPUTS = {"pos": "angstrom", "charge": "e"}
@@ -57,21 +57,21 @@ _KEY = "dipolegnn"  # The one entry of the metadata: safetensors does not keep t
 
 
 class ModelFileError(ValueError):
-    """A file that no model can be read from."""
+    """The file is not a valid model file."""
 
 
 def save_model(path: str | Path, model: PropertyModel[Any], provenance: Mapping[str, JSON]) -> None:
-    """Writes a model to one ``.safetensors`` file, all of it or nothing.
+    """Writes a model to a ``.safetensors`` file, atomically.
 
     Args:
-        path: The file; an earlier one is replaced.
-        model: The model. Its precision is kept.
-        provenance: Where it comes from: ``data`` (name and sha256 of the data set, split),
-            ``train`` (the recipe), ``metrics`` and whatever else may be asked of it later. Date
-            and versions are added.
+        path: The file; an existing file is replaced.
+        model: The model, saved in its own precision.
+        provenance: JSON values about the origin of the model: ``data`` (name and sha256 of the data
+            set, split), ``train`` (the recipe), ``metrics`` and others. Date and versions are
+            added.
 
     Raises:
-        TypeError: If a part of the model does not keep an argument of its constructor.
+        TypeError: If a part of the model does not store an argument of its constructor.
     """
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -91,7 +91,7 @@ def save_model(path: str | Path, model: PropertyModel[Any], provenance: Mapping[
         name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()
     }
     with replacing(path) as temporary:
-        # Not save_file(), whose files only their owner may read.
+        # save_file() would create files with read permission for the owner only.
         temporary.write_bytes(save(weights, {_KEY: json.dumps(metadata)}))
 
 
@@ -109,17 +109,17 @@ def load_model(model: str | Path, parts: Sequence[type[Part]] = ()) -> Any:
     Args:
         model: Name of a pretrained model (:func:`pretrained_names`), a model file, or the folder of
             a training run. A file or folder of that name takes precedence over a pretrained model.
-        parts: Classes of its representation and head, where they are not in ``dipolegnn.nn``.
+        parts: Classes of the representation and the head, if they are not in ``dipolegnn.nn``.
 
     Returns:
-        The model, on the CPU, in the precision that it was saved in, in evaluation mode. Its
-        ``card`` holds its name and provenance. It is a :class:`~dipolegnn.DipoleModel`, unless a
-        head in ``parts`` predicts another property.
+        The model on the CPU, in the saved precision, in evaluation mode. ``card`` contains its name
+        and provenance. The type is :class:`~dipolegnn.DipoleModel`, unless a head in ``parts``
+        predicts another property.
 
     Raises:
-        FileNotFoundError: If there is no such model.
-        ModelFileError: If it is not a model file, or not of this version of dipolegnn, or has parts
-            that are neither in ``dipolegnn.nn`` nor among those given.
+        FileNotFoundError: If the model does not exist.
+        ModelFileError: If the file is not a model file, was written by a newer dipolegnn, or has
+            parts that are neither in ``dipolegnn.nn`` nor in ``parts``.
 
     Example:
         >>> from dipolegnn import from_smiles, load_model, predict
@@ -149,7 +149,7 @@ def _pretrained(name: str) -> DipoleModel:
 
 
 def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]]:
-    """The model of a file, and its provenance."""
+    """Reads the model and the provenance from a file."""
     try:
         with safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
@@ -161,18 +161,18 @@ def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]
         ) from error
     if _KEY not in stored:
         raise ModelFileError(
-            f"{path} is a safetensors file, but not one of dipolegnn: it says nothing about the "
+            f"{path} is a safetensors file, but not one of dipolegnn: its metadata lack the "
             "architecture. A model file is the model.safetensors of a training run."
         )
     try:
         metadata = _read_metadata(path, stored[_KEY])
-        # The new weights are replaced at once, so they must not use up the caller's random numbers.
+        # The initial weights are replaced, so drawing them must not change the caller's generator.
         with torch.random.fork_rng(devices=[]):
             loaded = build_model(described(metadata["model"]), parts)
     except ValueError as error:
-        raise ModelFileError(f"The model in {path} cannot be made. {error}") from error
+        raise ModelFileError(f"The model in {path} cannot be built. {error}") from error
     units, expected = metadata["units"], _units(loaded.head)
-    # Version 1 stated those of a dipole head for every head.
+    # Version 1 contains the units of a dipole head for every head.
     if not units or any(expected.get(name, unit) != unit for name, unit in units.items()):
         raise ModelFileError(f"The model in {path} has units {units}, expected {expected}.")
     if isinstance(loaded, DipoleModel):
@@ -185,7 +185,7 @@ def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]
 
 
 def _units(head: Head[Any]) -> dict[str, str]:
-    """Units of what goes into and comes out of a model."""
+    """Units of the inputs and outputs of a model."""
     outputs = {name: field.unit for name, field in head.outputs.items()}
     return {**UNITS_OF_INPUTS, **outputs}
 
@@ -208,10 +208,10 @@ def _read_metadata(path: Path, text: str) -> dict[str, Any]:
 
 
 def described(stored: JSON) -> ModelDescription:
-    """The parts of a model as a file states them; version 0.1 stated the options of the commands.
+    """Returns the parts of a model from its stored description (of version 0.1: the options).
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the description is invalid.
     """
     if not isinstance(stored, dict):
         raise ValueError(f"Its description must be a JSON object, got {stored!r}.")
@@ -222,7 +222,7 @@ def described(stored: JSON) -> ModelDescription:
     unknown = sorted(stored.keys() - known)
     if unknown:
         raise ValueError(
-            f"It has settings that dipolegnn {__version__} does not know: {', '.join(unknown)}."
+            f"It has settings unknown to dipolegnn {__version__}: {', '.join(unknown)}."
         )
     try:
         return describe(TypeAdapter(ModelConfig).validate_python(stored))
@@ -245,7 +245,7 @@ def _check_weights(
     path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
     problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
-    problems += [f"{name} has no place in it" for name in stored.keys() - expected.keys()]
+    problems += [f"{name} is unexpected" for name in stored.keys() - expected.keys()]
     problems += [
         f"{name} is {list(stored[name].shape)} instead of {list(expected[name].shape)}"
         for name in stored.keys() & expected.keys()
@@ -254,8 +254,8 @@ def _check_weights(
     if problems:
         shown = "; ".join(sorted(problems)[:5])
         raise ModelFileError(
-            f"The weights in {path} do not fit the architecture that it names "
-            f"({len(problems)} of them): {shown}."
+            f"The weights in {path} do not match its architecture ({len(problems)} problems): "
+            f"{shown}."
         )
 
 
@@ -265,9 +265,9 @@ def pretrained_names() -> list[str]:
 
 
 def unknown_elements(model: PropertyModel[Any], data: Data) -> MoleculeError | None:
-    """Why a pretrained model makes no prediction for the elements of a molecule; None if it does.
+    """Error if a pretrained model was not trained on the elements of a molecule, else None.
 
-    A model of the user's own predicts, with a warning.
+    Other models predict such molecules with a warning.
     """
     card = model.card
     if not card.pretrained or card.elements is None:
@@ -278,8 +278,9 @@ def unknown_elements(model: PropertyModel[Any], data: Data) -> MoleculeError | N
         return None
     others = names_for(symbols)
     return MoleculeError(
-        f"It has {', '.join(unknown)}, and {card.name} knows {', '.join(sorted(card.elements))}",
-        remedy=f"Take the model {others[0]}" if others else "Train a model on such molecules",
+        f"It contains {', '.join(unknown)}, and {card.name} was trained on "
+        f"{', '.join(sorted(card.elements))} only",
+        remedy=f"Use the model {others[0]}" if others else "Train a model on such molecules",
         molecule=str(data.get("name") or data.get("smiles") or ""),
     )
 
@@ -289,7 +290,7 @@ def names_for(elements: Collection[str]) -> list[str]:
     return [name for name in pretrained_names() if set(elements) <= elements_of(name)]
 
 
-@functools.cache  # used for every molecule that a model refuses
+@functools.cache  # called for every refused molecule
 def elements_of(name: str) -> frozenset[str]:
     """Symbols of the elements that a pretrained model was trained on."""
     elements = _pretrained(name).card.elements
@@ -298,11 +299,11 @@ def elements_of(name: str) -> frozenset[str]:
 
 
 class ModelChoice:
-    """The model that the user named, or else the default for each kind of geometry.
+    """The model chosen by the user, or the default model for each kind of geometry.
 
     Args:
-        named: A pretrained model's name, a model file, the folder of a run; None: the environment
-            variable DIPOLEGNN_MODEL, or else the defaults.
+        named: Name of a pretrained model, a model file, or the folder of a run; None: the value of
+            the environment variable DIPOLEGNN_MODEL, or the default models.
     """
 
     def __init__(self, named: str | Path | None = None) -> None:
@@ -310,16 +311,16 @@ class ModelChoice:
         self._loaded: dict[str, DipoleModel] = {}
 
     def for_geometry(self, embedded: bool) -> DipoleModel:
-        """The model for structures that were embedded from SMILES, or that came as they are.
+        """Loads the model for structures embedded from SMILES, or for given structures.
 
         Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is no model file, or its head predicts another property.
+            FileNotFoundError: The model does not exist.
+            ValueError: The file is not a model file, or its head predicts another property.
         """
         named = self.named or os.environ.get("DIPOLEGNN_MODEL")
         wanted = str(named or (DEFAULT_FOR_SMILES if embedded else DEFAULT))
         if wanted not in self._loaded:
-            # A default is the pretrained model, whatever else has its name here.
+            # A default is the pretrained model, even if a file of that name exists.
             try:
                 self._loaded[wanted] = load_model(wanted) if named else _pretrained(wanted)
             except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Every conversion constant, and the unit of every field of a molecule's ``Data``.
+"""Units: conversion constants and the unit of each field of a molecule's ``Data``.
 
 Inside the package lengths are in angstrom, dipole moments in debye, charges in
 elementary charges and conformer energies in kcal/mol. Conversions happen once, where
@@ -38,7 +38,7 @@ BOLTZMANN_KCAL_PER_MOL_K = 1.987204258640832e-3
 """Boltzmann's constant (gas constant) in kcal/(mol K)."""
 
 ROOM_TEMPERATURE_K = 298.15
-"""Temperature of Boltzmann weights unless another one is asked for, in kelvin."""
+"""Default temperature of Boltzmann weights, in kelvin."""
 
 FIELD_UNITS: dict[str, str] = {
     "z": "atomic number",
@@ -80,9 +80,9 @@ def move_origin(dipole: ArrayLike, charge: float, shift: ArrayLike) -> NDArray[n
     Args:
         dipole: Dipole moment ``[3]`` in e·angstrom about the old origin.
         charge: Total charge Q in e.
-        shift: Displacement d ``[3]`` of the origin in angstrom; from the origin of the coordinates
-            (ASE) to the centre of mass (dipolegnn) it is ``centre_of_mass(z, pos)``, and the
-            negative of that for the way back.
+        shift: Displacement d ``[3]`` of the origin in angstrom: ``centre_of_mass(z, pos)`` from the
+            origin of the coordinates (ASE) to the centre of mass (dipolegnn), and its negative for
+            the reverse.
 
     Returns:
         The dipole moment ``[3]`` in e·angstrom about the new origin.
@@ -95,7 +95,7 @@ def move_origin(dipole: ArrayLike, charge: float, shift: ArrayLike) -> NDArray[n
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people.
+    """Formats a duration.
 
     Example:
         >>> duration(75), duration(3700)

@@ -114,7 +114,7 @@ class Options:
     )
     """Stop training after the last epoch that ends in time."""
     resume: bool = False
-    """Go on with an interrupted run."""
+    """Resume an interrupted run."""
     fast: bool = False
     """Some seconds only, with few molecules, to see that everything works."""
 

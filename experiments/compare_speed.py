@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: PyTorch sees no CUDA device.")
+        raise SystemExit("--device cuda: PyTorch finds no CUDA device.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     molecules = Molecules(options.data)

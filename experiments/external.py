@@ -64,7 +64,7 @@ class Options:
 
 
 class Limits(NamedTuple):
-    """Where a model must not be trusted."""
+    """Molecules that a model was not trained for."""
 
     set: str
     model: str
@@ -111,7 +111,7 @@ def compare_models(
             methods: dict[str, Predictor] = {name: given(own), "GFN2-xTB": by_xtb}
             rows += compared(covered, methods, name, left_out)
     failed = [failure for sample in samples for failure in sample.failures]
-    return rows, "\n\n".join([*tables(rows), not_to_be_trusted(limits, failed)])
+    return rows, "\n\n".join([*tables(rows), limitations(limits, failed)])
 
 
 def from_experiment(path: Path, conformers: int) -> Sample:
@@ -173,8 +173,12 @@ def by_unknown_element(sample: Sample, elements: frozenset[str]) -> Counter[str]
 
 
 def by_doubt(molecules: Sequence[MoleculePrediction]) -> Counter[str]:
-    """How many molecules are doubted for each kind of reason."""
-    kinds = {"heavy atom": "size", "charge": "charge", "less sure": "unlike the training molecules"}
+    """Number of molecules with a warning, by kind of warning."""
+    kinds = {
+        "heavy atom": "size",
+        "charge": "charge",
+        "uncertainty": "unlike the training molecules",
+    }
     return Counter(
         kind
         for molecule in molecules
@@ -184,18 +188,18 @@ def by_doubt(molecules: Sequence[MoleculePrediction]) -> Counter[str]:
     )
 
 
-def not_to_be_trusted(limits: Sequence[Limits], failures: Sequence[Failure]) -> str:
-    """Where no number above is to be relied on, as Markdown."""
+def limitations(limits: Sequence[Limits], failures: Sequence[Failure]) -> str:
+    """Section about molecules without reliable predictions, as Markdown."""
     left_out = markdown_table(
-        ("set", "model", "left out: elements that it was not trained on", "counted, but doubted"),
+        ("set", "model", "left out: elements that it was not trained on", "included, with a warning"),
         [
             (row.set, row.model, *(counted(found) for found in (row.unknown, row.doubted)))
             for row in limits
         ],
     )
-    text = f"## Where the models must not be trusted\n\nMolecules, by reason.\n\n{left_out}"
+    text = f"## Limitations of the models\n\nMolecules, by reason.\n\n{left_out}"
     if failures:
-        text += "\n\nNo structure could be made of:\n\n" + "\n".join(
+        text += "\n\nNo structure could be generated for:\n\n" + "\n".join(
             f"- `{failure.molecule}`: {failure.problem}" for failure in failures
         )
     return text

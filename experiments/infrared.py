@@ -121,7 +121,7 @@ def vibrations(smiles: str, models: Sequence[str]) -> Vibrations:
     for name in models:
         model = load_model(name)
         if unknown_elements(model, bare) is not None:
-            print(f"{smiles}: {name} does not know all of its elements, and is left out")
+            print(f"{smiles}: {name} was not trained on all of its elements; skipped")
             continue
         tensors = polar_tensors(model, bare)  # [N, 3, 3] e
         intensity[name] = intensities(tensors, modes)[real]

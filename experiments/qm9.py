@@ -9,7 +9,7 @@ model expects what comes from a SMILES. ``--smallest`` trains on the data set ``
 as well, because QM9 has few molecules of one to three heavy atoms; none that QM9's validation and
 test parts have.
 
-The result is written to ``RUN/metrics.json``; an interrupted run goes on with ``--resume``.
+The result is written to ``RUN/metrics.json``; ``--resume`` resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Options:
     seed: int = 0
     """Seed of the weights, of the order of the batches and of the draws of molecules."""
     resume: bool = False
-    """Go on with an interrupted run."""
+    """Resume an interrupted run."""
     fast: bool = False
     """Some seconds only, with few molecules, to see that everything works."""
 

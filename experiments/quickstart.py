@@ -77,7 +77,7 @@ class Options:
     output: Path = RUN
     """Folder of the run. The one that this script made by default is replaced."""
     resume: bool = False
-    """Go on with an interrupted run."""
+    """Resume an interrupted run."""
     fast: bool = False
     """Some seconds only, to see that everything works."""
 

@@ -459,7 +459,7 @@ def test_infrared(project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     infrared.main(["--output", str(tmp_path), "--smiles", "O", "CCl"])
 
     out = capsys.readouterr().out
-    assert "CCl: painn-qm9 does not know all of its elements" in out
+    assert "CCl: painn-qm9 was not trained on all of its elements" in out
     with (tmp_path / "infrared.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     water = [row for row in rows if row["molecule"] == "water" and row["method"] == "GFN2-xTB"]

@@ -362,7 +362,7 @@ def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
     ("name", "dtype", "message"),
     [
         ("program.pt", F32, r"ends in .pt2 \(for PyTorch\) or .onnx .*, got '.*program.pt'"),
-        ("program.pt2", torch.bfloat16, "this one is torch.bfloat16: take model.float"),
+        ("program.pt2", torch.bfloat16, "this one is torch.bfloat16: use model.float"),
         ("program.onnx", F64, "torch.float64, and the converter to ONNX rounds .* a .pt2 file"),
     ],
 )
@@ -391,7 +391,9 @@ def test_a_program_that_is_wrong_is_not_written(
         return lambda given: {name: x + 1e-3 for name, x in module(*given).items()}
 
     monkeypatch.setattr(export, "_torch_runner", wrong)
-    with pytest.raises(ExportError, match=r"program.pt2 gives a dipole that is 1.0e-03 away"):
+    with pytest.raises(
+        ExportError, match=r"output dipole of the program for program.pt2 differs .* by 1.0e-03"
+    ):
         export_model(tmp_path / "program.pt2", small_model("painn", "dipole", F32))
     assert not list(tmp_path.iterdir())
 

@@ -129,7 +129,7 @@ def test_a_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
     [
         ({"format_version": 99}, "format version 99.*reads versions 1 and 2.*newer one"),
         ({"model": {"representation": "gcn"}}, r"no representation 'gcn' among PaiNN, SchNet"),
-        ({"model": {"hidden_channels": 8, "layers": 3}}, "settings .* does not know: layers"),
+        ({"model": {"hidden_channels": 8, "layers": 3}}, "settings unknown to .*: layers"),
         ({"model": {"cutoff": -1.0}}, "cutoff must be a positive distance"),
         ({"model": None}, "must be a JSON object, got None"),
         ({"units": {"dipole": "e bohr"}}, "units .*e bohr.*debye"),
@@ -147,7 +147,7 @@ def test_weights_of_another_architecture(path: Path) -> None:
     other = toy_model(config=ModelConfig(hidden_channels=16, num_interactions=1, num_rbf=5))
     weights = {name: weight.detach() for name, weight in other.state_dict().items()}
     save_file(weights, path, metadata)
-    with pytest.raises(ModelFileError, match=r"do not fit .*is \[.*16.*\] instead of \[.*8.*\]"):
+    with pytest.raises(ModelFileError, match=r"do not match .*is \[.*16.*\] instead of \[.*8.*\]"):
         load_model(path)
     weights = dict(toy_model(config=CONFIGS[0]).state_dict())
     del weights["representation.embedding.weight"]

@@ -37,7 +37,7 @@ def test_each_has_a_card_and_says_where_it_comes_from() -> None:
         assert path.stat().st_size <= LARGEST_MB * 2**20
         card = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
         assert card.startswith(f"# {name}\n")
-        for what in ("licence", "level of theory", "## Accuracy", "must not be trusted"):
+        for what in ("licence", "level of theory", "## Accuracy", "## Limitations"):
             assert what in card
         provenance = load_model(name).card.provenance
         data, result = provenance["data"], provenance["result"]
@@ -145,8 +145,10 @@ def test_the_command_refuses_an_element_that_it_does_not_know(
     content = predictions(capsys, "C=O", "C[SiH3]", "CCl")
     assert [molecule["name"] for molecule in content["molecules"]] == ["C=O"]
     failure, other = content["failures"]
-    assert failure["problem"] == "It has Si, and painn-qm9-mmff94s knows C, H, N, O"
-    assert other["remedy"] == "Take the model painn-xtb"
+    assert failure["problem"] == (
+        "It contains Si, and painn-qm9-mmff94s was trained on C, H, N, O only"
+    )
+    assert other["remedy"] == "Use the model painn-xtb"
     assert len(predictions(capsys, "CCl", "--model", "painn-xtb")["molecules"]) == 1
     assert failure["remedy"] == "Train a model on such molecules"
     assert failure["molecule"] == "C[SiH3]"

@@ -135,16 +135,16 @@ class Calibration(nn.Module):
             if not smallest <= heavy <= largest:
                 atoms = "heavy atom" if heavy == 1 else "heavy atoms"
                 reasons.append(
-                    f"it has {heavy} {atoms}, and hardly any molecule that the model was "
-                    f"trained on had fewer than {smallest} or more than {largest}"
+                    f"it has {heavy} {atoms}; the molecules that the model was trained on have "
+                    f"{smallest} to {largest}"
                 )
             charge = 0 if data.get("charge") is None else round(float(data.charge))
             if charge not in charges:
                 reasons.append(f"the model was trained on no molecule of charge {charge:+d} e")
             if scale > widest:
                 reasons.append(
-                    f"the model is less sure of it than of {100 * UNSURE:g} % of the molecules "
-                    "that its error bars come from"
+                    "the uncertainty of the model is larger than for "
+                    f"{100 * UNSURE:g} % of the molecules in its calibration set"
                 )
             found.append(tuple(reasons))
         return found

@@ -1,4 +1,4 @@
-"""What happens at the end of each epoch: history, checkpoints, when to stop."""
+"""Lightning callbacks at the end of an epoch: history, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dipolegnn.training.run_folder import write_history
 
 
 def history_columns(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Columns of ``history.csv``: epochs count from 1; step and lr as they are at its end.
+    """Columns of ``history.csv``. Epochs count from 1; step and lr are those at the end.
 
     Args:
         metrics: Names of the metrics of the head.
@@ -26,7 +26,7 @@ def history_columns(metrics: Iterable[str]) -> tuple[str, ...]:
 
 
 Row = dict[str, float]
-"""One epoch: the columns of ``history.csv`` that there is a number for."""
+"""Values of one epoch by column of ``history.csv``; columns without a value are missing."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -34,15 +34,15 @@ class TrainingDiverged(RuntimeError):
 
 
 class History(Callback):
-    """Keeps the numbers of each epoch, in the checkpoint and as CSV.
+    """Records the metrics of each epoch, in the checkpoint and as CSV.
 
-    They are those of all devices together; the first process alone writes and shows them.
+    The metrics are those of all devices; only the first process writes and shows them.
 
     Args:
-        path: The CSV file. It is written anew each epoch, so that after a resume it holds each
-            epoch once.
-        columns: Its columns, from :func:`history_columns`.
-        on_epoch: Called with each new row.
+        path: The CSV file, rewritten after each epoch, so that it contains each epoch once after
+            resuming.
+        columns: Columns, from :func:`history_columns`.
+        on_epoch: Function called with each new row.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class History(Callback):
         self._started = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+        """Records the start time of the epoch."""
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,15 +95,15 @@ class History(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from earlier rows."""
+        """Restores earlier rows."""
         self.rows = list(state_dict["rows"])
 
 
 class TimeLimit(Callback):
-    """Stops at the end of the epoch after which another one would exceed the limit.
+    """Stops after an epoch if the next one would exceed the time limit.
 
     Args:
-        seconds: The limit, counted from the start of this ``fit`` (a resumed run gets it anew).
+        seconds: Limit, from the start of this call of ``fit`` (also when resuming).
     """
 
     def __init__(self, seconds: float) -> None:
@@ -114,28 +114,28 @@ class TimeLimit(Callback):
         self._longest = 0.0
 
     def seconds_left(self) -> float:
-        """Time until the limit."""
+        """Seconds until the limit."""
         return self.seconds - (time.monotonic() - self._started)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock of the epoch."""
+        """Records the start time of the epoch."""
         self._epoch_started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decides whether there is time for another epoch."""
         self._longest = max(self._longest, time.monotonic() - self._epoch_started)
-        # No two clocks agree: the first process decides for all, or some would wait for others
-        # that have stopped.
+        # Clocks differ: the first process decides for all, or some would wait for processes that
+        # have stopped.
         self.reached = trainer.strategy.broadcast(self.seconds_left() < self._longest)
         if self.reached:
             trainer.should_stop = True
 
 
 class PatientEarlyStopping(EarlyStopping):
-    """Early stopping by the validation loss that also stops a run which had stopped before.
+    """Early stopping by the validation loss that also applies when a run is resumed.
 
-    Lightning's remembers how long it has waited, but not that it has stopped: a run that was
-    killed right after its last epoch would train one epoch more when it is resumed.
+    Lightning's callback restores the number of epochs without improvement, but not that training
+    has stopped: a run killed right after its last epoch would train one more epoch when resumed.
     """
 
     def __init__(self, patience: int) -> None:
@@ -143,20 +143,20 @@ class PatientEarlyStopping(EarlyStopping):
 
     @property
     def stopped(self) -> bool:
-        """Whether the patience is used up."""
+        """True if there were ``patience`` epochs without improvement."""
         return self.wait_count >= self.patience
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops at once if the patience was used up before."""
+        """Stops immediately if the resumed run had stopped."""
         if self.stopped:
             trainer.should_stop = True
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The checkpoint of the epoch with the lowest validation loss: ``best.ckpt``.
+    """Checkpoint of the epoch with the lowest validation loss: ``best.ckpt``.
 
-    Lightning's forgets the best loss so far when the run's folder has been moved; this one only
-    remembers file names.
+    Lightning's callback loses the best loss if the folder of the run has been moved; this one
+    stores file names only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -170,7 +170,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from an earlier best, wherever its folder is now."""
+        """Restores the best loss, with paths in the current folder."""
 
         def here(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
@@ -189,9 +189,9 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """The checkpoint of the last complete epoch: ``last.ckpt``.
+    """Checkpoint of the last complete epoch: ``last.ckpt``.
 
-    ``save_last`` of Lightning (2.6.6) leaves out the epochs that are not the best so far.
+    ``save_last`` of Lightning (2.6.6) skips epochs that are not the best so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -204,4 +204,4 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has nothing to go on from."""
+        """Does nothing: there is no state to restore."""

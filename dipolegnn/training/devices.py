@@ -1,7 +1,7 @@
-"""Several devices: one process per device, started by torchrun or srun, joined by Lightning's DDP.
+"""Training on several devices: one process per device (torchrun or srun), Lightning's DDP.
 
-The first process alone writes and prints, and decides what depends on files or on a clock: a
-process that decided for itself would leave the others waiting in a collective operation.
+Only the first process writes, prints, and makes decisions that depend on files or time. Different
+decisions in several processes would leave some of them waiting in a collective operation.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 
 class FirstProcessFailed(RuntimeError):
-    """Raised in the other processes if the first one failed; the message holds its error."""
+    """Raised in the other processes if the first process failed; contains its error message."""
 
 
 def check_devices(devices: int, num_nodes: int, accelerator: str) -> None:
     """Checks that the devices exist and that there is one process for each.
 
     Args:
-        devices: Devices of each node.
-        num_nodes: Nodes.
+        devices: Devices per node.
+        num_nodes: Number of nodes.
         accelerator: ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        ValueError: If not.
+        ValueError: If a device or a process is missing.
     """
     for name, value in (("devices", devices), ("num_nodes", num_nodes)):
         if value < 1:
@@ -57,7 +57,7 @@ def check_devices(devices: int, num_nodes: int, accelerator: str) -> None:
 def _processes() -> int:
     """Number of processes that torchrun or srun started; 1 without them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()  # by an earlier training
+        return torch.distributed.get_world_size()  # initialized by an earlier training
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment().world_size()
     return SLURMEnvironment().world_size() if SLURMEnvironment.detect() else 1
@@ -69,7 +69,7 @@ def is_first_process() -> bool:
 
 
 def from_first(trainer: pl.Trainer, action: Callable[[], T]) -> T:
-    """Calls a function in the first process alone and returns its result in all processes.
+    """Calls a function in the first process only and returns its result in all processes.
 
     Args:
         trainer: The trainer of these processes.

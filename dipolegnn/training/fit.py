@@ -1,4 +1,4 @@
-"""The one way to train a model, which the command and the experiments share."""
+"""Training of a model: ``fit``, used by the command and the experiments."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Model = TypeVar("Model", bound=PropertyModel[Any])
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by SIGINT (Ctrl-C) or SIGTERM; the message says how to go on."""
+    """Training was stopped by SIGINT (Ctrl-C) or SIGTERM; the message states how to resume."""
 
 
 def fit(
@@ -73,54 +73,51 @@ def fit(
     num_nodes: int = 1,
     provenance: Mapping[str, JSON] | None = None,
 ) -> FitResult[Model]:
-    """Trains a model, and saves it with everything that is worth keeping; see :class:`RunFolder`.
+    """Trains a model and saves model, configuration, metrics and checkpoints (:class:`RunFolder`).
 
-    A run that was interrupted or killed goes on from its last complete epoch with ``resume``, and
-    then gives the same model as one that was never interrupted: on a CPU to the last bit, on the
-    same machine, with the same number of threads and the same batches; elsewhere up to the order
-    in which numbers are added. The number of threads is kept in ``run_dir`` and used again; where
-    there are fewer cores, a warning states both numbers.
+    An interrupted or killed run is resumed from its last complete epoch with ``resume=True``. On a
+    CPU the result equals that of an uninterrupted run to the last bit on the same machine with the
+    same number of threads and the same batches, otherwise to rounding. The number of threads is
+    stored in ``run_dir`` and restored; if there are fewer cores, a warning is issued.
 
-    Several devices share the work through Lightning's DDP, one process for each, which torchrun or
-    SLURM's srun start; everything in the script then happens in each process. The first process
-    alone writes and shows progress, all return the same, and ``run_dir`` must be on a file system
-    that they share. An optimizer step is one over ``config.batch_size`` molecules of each device:
-    two devices train as one does with twice the batch size, but for the order in which numbers are
-    added, and for up to one molecule per further device that is seen twice in an epoch, so that all
-    get equally many. The metrics of this package are then, as all of torchmetrics, those of all
-    processes together: compute them in all, or they wait for ever.
+    On several devices, Lightning's DDP is used with one process per device, started by torchrun or
+    SLURM's srun; each process runs the whole script. Only the first process writes and shows
+    progress, all return the same result, and ``run_dir`` must be on a shared file system. An
+    optimizer step uses ``config.batch_size`` molecules of each device. Two devices are equivalent
+    to one device with twice the batch size, to rounding, except that up to one molecule per further
+    device is repeated in an epoch, so that all devices have the same number of molecules. Metrics
+    are synchronized over all processes, as in torchmetrics; compute them in all processes.
 
     Args:
-        model: The model with its initial weights. It is not changed; ``config.seed`` does not
-            touch its weights either (seed before building it).
-        dataset: The molecules, with the labels that the head is trained on: a
-            :class:`~dipolegnn.ConformerDataset`, or any in-memory data set of PyG.
-        split: Positions of the training, validation and test molecules in the data set.
-        config: The recipe, with the batch size and the seed.
-        run_dir: The folder to write to.
-        resume: Go on with the run in ``run_dir``; start it if there is none.
-        test: Measure the final model on the test molecules as well.
-        progress: Show the progress: a bar on a terminal, one line per epoch elsewhere.
-        time_limit: Stop in time for this many seconds, at the end of an epoch. The schedules
-            cosine and onecycle do not know of it: cut short, they end at a high learning rate,
-            and the model is worse than one of fewer ``max_epochs``. Such a run can be resumed.
-        callbacks: Further callbacks of Lightning; an exception from one ends the run. With several
-            devices they are called in each process.
+        model: Model with initial weights. It is not changed. ``config.seed`` does not affect its
+            weights; seed before building it.
+        dataset: Molecules with the labels of the head: a :class:`~dipolegnn.ConformerDataset`, or
+            any in-memory data set of PyG.
+        split: Indices of the training, validation and test molecules in the data set.
+        config: The recipe, including batch size and seed.
+        run_dir: Output folder.
+        resume: True to resume the run in ``run_dir``, or to start it if there is none.
+        test: True to evaluate the final model on the test molecules.
+        progress: True to show the progress: a bar on a terminal, else one line per epoch.
+        time_limit: Time limit in seconds; training stops at the end of an epoch. The schedules
+            cosine and onecycle do not depend on the limit: a run that is stopped early ends at a
+            high learning rate, and its model is worse than that of fewer ``max_epochs``. Such a run
+            can be resumed.
+        callbacks: Further Lightning callbacks, called in each process; an exception ends the run.
         devices: Devices per node: GPUs, or processes on a CPU.
-        num_nodes: Nodes, each with that many.
-        provenance: What else to write down in the model's file, such as what its weights started
-            from.
+        num_nodes: Number of nodes.
+        provenance: Further JSON values for the model file, such as the origin of the initial
+            weights.
 
     Returns:
-        The model and how good it is.
+        The model and its metrics.
 
     Raises:
-        FileExistsError: If ``run_dir`` holds a run and ``resume`` is false.
-        ValueError: If the run to be resumed was made with another configuration, other data or
-            another number of devices in all (and so with other optimizer steps), if a batch has no
-            label at all, if there are not so many devices, not one process for each, or too few
-            molecules for them.
-        FirstProcessFailed: In the other processes, if the first could not begin or end the run.
+        FileExistsError: If ``run_dir`` contains a run and ``resume`` is False.
+        ValueError: If the run to resume has another configuration, other data or another total
+            number of devices, if a batch has no labels, or if devices, processes or molecules are
+            too few.
+        FirstProcessFailed: In the other processes, if the first could not start or end the run.
         TrainingDiverged: If the loss is no longer finite.
         TrainingInterrupted: On SIGINT and SIGTERM.
     """
@@ -133,7 +130,7 @@ def fit(
     if test and len(split.test) < processes:
         raise ValueError(
             f"The test part has {len(split.test)} structures for {processes} devices; "
-            "each needs at least one. Use fewer devices, a larger part, or do not test."
+            "each needs at least one. Use fewer devices or a larger part, or disable the test."
         )
 
     limit = None if time_limit is None else TimeLimit(time_limit)
@@ -151,7 +148,7 @@ def fit(
         shown,
         LearningRateMonitor(logging_interval="step"),
         *callbacks,
-        # Last, in this order: the last checkpoint knows of everything before it.
+        # Last, in this order: the last checkpoint contains the state of all callbacks before it.
         BestCheckpoint(folder.checkpoints),
         LastCheckpoint(folder.checkpoints),
     ]
@@ -169,8 +166,7 @@ def fit(
                 folder.path, name=None, version=folder.tensorboard.name, default_hp_metric=False
             ),
             gradient_clip_val=config.gradient_clip,
-            # The sanity check would validate before there is anything to validate, and a resumed
-            # run would do it at another time than the original.
+            # Without the sanity check, which a resumed run would do at another time.
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -185,7 +181,7 @@ def fit(
                 return read_result(folder, model, finished)
             with _threads(threads if accelerator == "cpu" else None):
                 trainer.fit(
-                    # Converted here, because the average is copied before Lightning converts it.
+                    # Converted here: the average is copied before Lightning converts the model.
                     DipoleModule(_copy(model, config).train(), config),
                     datamodule=datamodule,
                     ckpt_path=last,
@@ -215,7 +211,7 @@ def _begin(
     resume: bool,
     test: bool,
 ) -> tuple[Summary | None, Path | None, int]:
-    """The result of a finished run; else the checkpoint to go on from, and the run's threads."""
+    """Returns the summary of a finished run, or the checkpoint to resume from; and the threads."""
     threads = folder.prepare(model, config, data, devices, torch.get_num_threads(), resume)
     if folder.metrics.exists():
         summary = read_summary(folder)
@@ -227,13 +223,13 @@ def _begin(
 
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[None]:
-    """Has torch, and with it the kernels, use the threads that the run was started with."""
+    """Sets the number of threads of torch and of the kernels to that of the run's start."""
     here = torch.get_num_threads()
     if wanted is not None and wanted != here and wanted > usable_cores():
         warnings.warn(
             f"The run was started with {wanted} threads, and this machine has {usable_cores()} "
-            f"cores: training goes on with {here} threads, and the result may differ from that of "
-            "an uninterrupted run by rounding.",
+            f"cores: training continues with {here} threads, and the result may differ from that "
+            "of an uninterrupted run by rounding.",
             stacklevel=3,
         )
         wanted = None
@@ -251,7 +247,7 @@ def _summary(
     config: TrainConfig,
     early: PatientEarlyStopping | None,
 ) -> Summary:
-    """What the run has come to."""
+    """Summary of the run."""
     stopped_by: StoppedBy = "max_epochs"
     if len(rows) < config.max_epochs:
         stopped_by = "early_stopping" if early is not None and early.stopped else "time_limit"
@@ -274,7 +270,7 @@ def _save(
     devices: int,
     further: Mapping[str, JSON],
 ) -> None:
-    """Makes the error bars, and writes what a run ends with."""
+    """Calibrates the model and writes model file and metrics."""
     provenance: dict[str, JSON] = {
         **further,
         "data": {**data},
@@ -288,7 +284,7 @@ def _save(
 
 
 def _describe(dataset: InMemoryDataset, split: Split) -> dict[str, JSON]:
-    """What is saved about the data: the data set, and how it is split."""
+    """Description of data set and split in the model file."""
     described: dict[str, JSON] = {}
     if isinstance(dataset, ConformerDataset) and dataset.card is not None:
         card = dataset.card
@@ -311,12 +307,12 @@ def _describe(dataset: InMemoryDataset, split: Split) -> dict[str, JSON]:
 
 
 def _accelerator(config: TrainConfig) -> str:
-    """``"cpu"`` or ``"cuda"``: Apple's GPUs lack the float64 that the metrics add up in."""
+    """``"cpu"`` or ``"cuda"``; Apple's GPUs lack float64, which the metrics need."""
     if config.accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError(
-            "accelerator is 'gpu', and PyTorch sees no CUDA device. Install a CUDA build of "
+            "accelerator is 'gpu', and PyTorch finds no CUDA device. Install a CUDA build of "
             "PyTorch, or train with accelerator 'cpu'."
         )
     return "cuda" if config.accelerator == "gpu" else "cpu"
@@ -324,19 +320,19 @@ def _accelerator(config: TrainConfig) -> str:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Holds back what Lightning has to say that no setting turns off and nobody needs."""
+    """Suppresses messages of Lightning that do not apply and that no setting disables."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)  # Devices found, tips for other products.
+        logger.setLevel(logging.WARNING)  # Device lists and tips.
     try:
         with warnings.catch_warnings():
-            # The molecules are in memory; a worker process would spend longer handing over a
-            # batch than it takes to make one.
+            # The molecules are in memory: transferring a batch from a worker process takes longer
+            # than making it.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
-            # They are there because the run is being resumed.
+            # Expected when a run is resumed.
             warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
-            # Lightning (2.6.6) uses what torch is about to rename.
+            # Lightning (2.6.6) uses a deprecated class of torch.
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
             yield
     finally:
@@ -346,7 +342,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _saying_how_to_go_on(folder: RunFolder, stops: Stops) -> Iterator[None]:
-    """Turns an interrupt, and its consequences in other processes, into TrainingInterrupted."""
+    """Converts an interrupt, and errors of other processes after it, to TrainingInterrupted."""
     try:
         yield
     except BaseException as stop:
@@ -360,8 +356,8 @@ def _how_to_go_on(folder: RunFolder) -> str:
         return "Interrupted before the first epoch was complete; nothing was saved."
     epoch = torch.load(folder.last, map_location="cpu", weights_only=True)["epoch"]
     return (
-        f"Interrupted after {epoch + 1} complete epochs, which are in {folder.last}. "
-        "Go on with --resume (resume=True)."
+        f"Interrupted after {epoch + 1} complete epochs; checkpoint: {folder.last}. "
+        "Continue with --resume (resume=True)."
     )
 
 
@@ -374,10 +370,10 @@ def _copy(model: Model, config: TrainConfig) -> Model:
 
 
 def _best_model(model: Model, folder: RunFolder, config: TrainConfig) -> tuple[Model, int]:
-    """The model of the best epoch, and the number of that epoch."""
+    """Loads the model of the best epoch; returns it and the number of the epoch."""
     checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
     best = _copy(model, config).cpu()
-    # The averages, where there are averages: they are what was validated.
+    # The averaged weights (if there are averages), with which the epoch was validated.
     weights = {
         name.removeprefix("model."): weight
         for name, weight in checkpoint["state_dict"].items()
@@ -388,9 +384,9 @@ def _best_model(model: Model, folder: RunFolder, config: TrainConfig) -> tuple[M
 
 
 def _calibrated(model: PropertyModel[Any], dataset: InMemoryDataset, split: Split) -> str:
-    """Gives the model its error bars; what they come from, or why it has none."""
+    """Calibrates the model; returns the source of its error bars or why it has none."""
     if not isinstance(model, DipoleModel) or model.head.last_layer is None:
-        return f"none: {type(model.head).__name__} has no last_layer to make them from"
+        return f"none: {type(model.head).__name__} has no last_layer"
     try:
         calibrate_on(model, dataset, split)
     except TooFewMolecules as error:
@@ -406,7 +402,7 @@ def _test(
     num_nodes: int,
     stops: Stops,
 ) -> dict[str, float]:
-    """The metrics of the test molecules, each of which is seen once, on whichever device."""
+    """Computes the metrics of the test molecules, each of which is counted once."""
     trainer = pl.Trainer(
         accelerator=_accelerator(config),
         devices=devices,
@@ -425,7 +421,7 @@ def _test(
 
 
 def _of_stage(stage: str, row: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of one stage, by their names without it."""
+    """Metrics of one stage, by name without the prefix of the stage."""
     return {
         name.removeprefix(f"{stage}/"): value
         for name, value in row.items()

@@ -29,12 +29,12 @@ ONECYCLE_RISE = 0.1
 
 
 class DipoleModule(pl.LightningModule):
-    """Trains a model with the loss of its head, and measures it by the metrics of its head.
+    """LightningModule that trains a model with the loss and the metrics of its head.
 
-    Logs, for ``train``, ``val`` and ``test`` and over whole epochs, the loss and the metrics; of a
-    dipole model ``val/loss``, ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye,
-    ``val/vector_mae`` in debye and ``val/angle`` in degrees. Those of ``train`` are computed while
-    the weights change. With several devices they are those of all molecules.
+    Logs loss and metrics of each epoch for ``train``, ``val`` and ``test``; for a dipole model
+    ``val/loss``, ``val/dipole_mae`` and ``val/dipole_rmse`` of the magnitude in debye,
+    ``val/vector_mae`` in debye and ``val/angle`` in degrees. The metrics of ``train`` are computed
+    while the weights change. With several devices, metrics cover the molecules of all devices.
 
     Args:
         model: The model to train.
@@ -62,38 +62,38 @@ class DipoleModule(pl.LightningModule):
 
     @property
     def cutoff_of_graphs(self) -> float:
-        """The cutoff of the model, in angstrom.
+        """Cutoff of the model in angstrom, with which the data module can cache radius graphs.
 
-        No step moves an atom before the model sees it, so the radius graphs of a data set need
-        building only once.
+        Positions are not changed during training, so that each graph is built only once.
         """
         return self.model.representation.cutoff
 
     def on_train_epoch_start(self) -> None:
-        """Seeds anything random in this epoch by its number, so that a resumed run repeats it."""
+        """Seeds the epoch by its number, so that a resumed run is reproducible."""
         pl.seed_everything(self.config.seed + self.current_epoch, verbose=False)
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
-        """The loss of a batch, such that its gradient is that of the batches of all devices.
+        """Computes the loss of a batch.
 
-        DDP averages the gradients of the devices. For the mean over all labelled molecules, the sum
-        of each device has to be divided by the number that a device has on average.
+        DDP averages the gradients of the devices. For the gradient of the mean over all labelled
+        molecules, the sum of losses of each device is divided by the mean number of labelled
+        molecules per device.
         """
         total, count = self._step("train", batch)
         return total / _mean_over_devices(count.to(total))
 
     def validation_step(self, batch: Data, batch_idx: int) -> None:
-        """Loss and metrics of a batch."""
+        """Computes loss and metrics of a batch."""
         self._step("val", batch)
 
     def test_step(self, batch: Data, batch_idx: int) -> None:
-        """Loss and metrics of a batch."""
+        """Computes loss and metrics of a batch."""
         self._step("test", batch)
 
     def _step(self, stage: str, batch: Data) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of the labelled molecules, and their number."""
+        """Returns the sum of losses and the number of labelled molecules."""
         dtype = next(self.model.parameters()).dtype
-        if batch.pos.dtype != dtype:  # Lightning's precision="64-true" leaves PyG's batches alone.
+        if batch.pos.dtype != dtype:  # Lightning's precision="64-true" does not convert batches.
             batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
         output = self.model(batch)
         head = self.model.head
@@ -113,16 +113,16 @@ class DipoleModule(pl.LightningModule):
         return losses.sum(), labelled.sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and the schedule of the configuration.
+        """Creates AdamW and the schedule of the configuration.
 
-        All parameters decay alike. Biases and embeddings are often left out of it, but at the
-        usual lr x weight_decay of 1e-5 a step, a weight loses less than a tenth in 10,000 steps.
+        Weight decay applies to all parameters, including biases and embeddings. At the usual
+        lr x weight_decay of 1e-5 per step, a weight decays by less than a tenth in 10,000 steps.
         """
         config = self.config
         optimizer = AdamW(
             self.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        # Asking for the total loads the data, which num_training_batches needs.
+        # This also loads the data, which num_training_batches needs.
         total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer, total_steps)}
 
@@ -135,9 +135,9 @@ class DipoleModule(pl.LightningModule):
                 patience=config.plateau_patience,
                 cooldown=config.plateau_cooldown,
             )
-            # Once per epoch, after its validation. Lightning's interval="epoch" would do so after
-            # the checkpoint is written, which then lacks that epoch: a resumed run would reduce
-            # the rate an epoch late. (It counts steps within the epoch, so this is its last.)
+            # One step of the scheduler per epoch, after its validation. With interval="epoch",
+            # Lightning would do so after saving the checkpoint, and a resumed run would reduce the
+            # learning rate one epoch late. (frequency counts steps within the epoch.)
             return LRSchedulerConfigType(
                 scheduler=plateau,
                 monitor="val/loss",
@@ -154,7 +154,7 @@ class DipoleModule(pl.LightningModule):
 
 
 def _mean_over_devices(number: Tensor) -> Tensor:
-    """The mean of a number over the devices that train together."""
+    """Mean of a number over all devices."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return number
     total = number.clone()
@@ -163,14 +163,14 @@ def _mean_over_devices(number: Tensor) -> Tensor:
 
 
 def cosine(step: float, total_steps: float) -> float:
-    """Learning rate as a fraction of the peak: half a cosine, from 1 to nearly 0."""
+    """Cosine schedule: learning rate as a fraction of the peak, from 1 to nearly 0."""
     return 0.5 * (1 + math.cos(math.pi * step / total_steps))
 
 
 def onecycle(step: int, total_steps: int) -> float:
-    """Learning rate as a fraction of the peak: quickly up and slowly down, on two half cosines.
+    """One-cycle schedule: learning rate as a fraction of the peak, by two half cosines.
 
-    After Smith and Topin, arXiv:1708.07120, without their cycle of the momentum.
+    After Smith and Topin, arXiv:1708.07120, without the cycle of the momentum.
     """
     rise = ONECYCLE_RISE * total_steps
     if step < rise:

@@ -18,14 +18,14 @@ from dipolegnn.units import duration
 
 
 class ShownProgress(Callback):
-    """Shows all epochs of a run with the time left and the numbers of the last epoch.
+    """Shows the progress of a run: time left and metrics of the last epoch.
 
-    Lightning's own bar starts anew with each epoch and does not show when the run will end.
+    Lightning's progress bar restarts with each epoch and does not show the time left for the run.
 
     Args:
-        wanted: False: nothing is shown.
+        wanted: False to show nothing.
         metrics: Metrics of the head; the first is shown.
-        limit: The time limit of the run, if there is one.
+        limit: Time limit of the run, or None.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class ShownProgress(Callback):
         self._first_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the bar, in the first process alone."""
+        """Starts the bar, in the first process only."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
         self._bar.disable |= not trainer.is_global_zero
         self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Moves the bar on."""
+        """Updates the bar."""
         self._update(trainer)
 
     def epoch(self, trainer: pl.Trainer, row: Row) -> None:
-        """Shows the numbers of an epoch; called in the first process alone."""
+        """Shows the metrics of an epoch; called in the first process only."""
         metric = next((name for name in self.metrics if f"val/{name}" in row), None)
         value = "" if metric is None else self.metrics[metric].text.format(row[f"val/{metric}"])
         shown = f"val {value}  " if value else ""
@@ -76,15 +76,15 @@ class ShownProgress(Callback):
             )
 
     def on_train_end(self, *_: Any) -> None:
-        """Leaves the bar as it is."""
+        """Stops the bar."""
         self._bar.stop()
 
     def on_exception(self, *_: Any) -> None:
-        """Leaves the bar as it is."""
+        """Stops the bar."""
         self._bar.stop()
 
     def _update(self, trainer: pl.Trainer) -> str:
-        """Redraws the bar; returns the time left."""
+        """Updates the bar and returns the time left."""
         assert trainer.max_epochs is not None
         total = trainer.max_epochs * int(trainer.num_training_batches)
         speed = (time.monotonic() - self._started) / (trainer.global_step - self._first_step)

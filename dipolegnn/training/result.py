@@ -1,4 +1,4 @@
-"""What a training run has come to."""
+"""Results of a training run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dipolegnn.nn import PropertyModel
 from dipolegnn.training.run_folder import RunFolder, read_json
 
 StoppedBy = Literal["max_epochs", "early_stopping", "time_limit"]
-"""What ended a run."""
+"""Reason why a run ended."""
 
 
 Model = TypeVar("Model", bound=PropertyModel[Any])
@@ -23,16 +23,16 @@ Model = TypeVar("Model", bound=PropertyModel[Any])
 
 @dataclass(frozen=True)
 class FitResult(Generic[Model]):
-    """What a training run has come to.
+    """Result of a training run.
 
     Attributes:
-        model: The model of the best epoch, with averaged weights, on the CPU.
-        model_path: The file that it was saved to.
-        best_epoch: The epoch with the lowest validation loss, counted from 1.
-        best_val_loss: Its validation loss, in debye (debye squared for mse).
-        metrics: ``{"val": {"loss": ..., "dipole_mae": ...}}`` of this model, and ``"test"`` if it
-            was tested; the units are those of ``model.head.metrics``.
-        stopped_by: What ended the run.
+        model: Model of the best epoch, with averaged weights, on the CPU.
+        model_path: File of the model.
+        best_epoch: Epoch with the lowest validation loss, from 1.
+        best_val_loss: Validation loss of the best epoch, in debye (debye squared for mse).
+        metrics: ``{"val": {"loss": ..., "dipole_mae": ...}}`` of the model, and ``"test"`` if it
+            was tested, in the units of ``model.head.metrics``.
+        stopped_by: Reason why the run ended.
     """
 
     model: Model
@@ -45,7 +45,7 @@ class FitResult(Generic[Model]):
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``metrics.json`` holds: the metrics of the saved model and what the run came to."""
+    """Content of ``metrics.json``: metrics of the saved model and the end of the run."""
 
     val: dict[str, float]
     test: dict[str, float] | None
@@ -55,7 +55,7 @@ class Summary:
 
 
 def is_finished(summary: Summary, config: TrainConfig, test: bool) -> bool:
-    """Whether a run has nothing left to do."""
+    """True if a run is complete, including the test."""
     complete = summary.epochs >= config.max_epochs or summary.stopped_by == "early_stopping"
     return complete and not (test and summary.test is None)
 
@@ -66,7 +66,7 @@ def read_summary(folder: RunFolder) -> Summary:
 
 
 def read_result(folder: RunFolder, model: Model, summary: Summary) -> FitResult[Model]:
-    """Reads the model of a finished run, which has the same parts as the given one."""
+    """Reads the result of a finished run of a model with the same parts."""
     parts = (type(model.representation), type(model.head))
     metrics = {"val": summary.val}
     if summary.test is not None:

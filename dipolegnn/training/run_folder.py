@@ -1,4 +1,4 @@
-"""The folder of a training run: what lies in it, and whether it may be written to."""
+"""Folder of a training run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dipolegnn.nn.model import ModelDescription
 
 
 class RunFolder:
-    """Paths of the files of one training run.
+    """Files of a training run.
 
     ==========================  ================================================================
     model.safetensors           the trained model: averaged weights of the best epoch
-    config.json                 model, recipe, data, number of devices and of threads, as resolved
+    config.json                 resolved model, recipe, data, numbers of devices and threads
     metrics.json                validation (and test) metrics of the model; written at the end
     history.csv                 one row per epoch
     checkpoints/last.ckpt       state after the last complete epoch, to resume from
@@ -52,22 +52,22 @@ class RunFolder:
         threads: int,
         resume: bool,
     ) -> int:
-        """Makes the folder and writes ``config.json``, unless that would spoil an earlier run.
+        """Creates the folder and writes ``config.json``, or checks an earlier run.
 
         Args:
-            model: What is trained.
+            model: Description of the model.
             train: The recipe.
-            data: What it is trained on.
-            devices: Number of devices in all, each of which adds a batch to an optimizer step.
-            threads: Threads that torch uses here.
-            resume: Whether an earlier run may go on.
+            data: Description of the data.
+            devices: Total number of devices, each with a batch per optimizer step.
+            threads: Current number of threads of torch.
+            resume: True to resume an earlier run.
 
         Returns:
-            Threads that torch used when the run was started. Another number adds in another order.
+            Number of threads of torch when the run was started, which determines the order of sums.
 
         Raises:
-            FileExistsError: If there is a run and it is not to be resumed.
-            ValueError: If there is a run and it was made with another configuration.
+            FileExistsError: If the folder contains a run and ``resume`` is False.
+            ValueError: If the run was made with another configuration.
         """
         config: dict[str, JSON] = {"model": {**model}, "train": asdict(train), "data": {**data}}
         config["devices"] = devices
@@ -75,7 +75,7 @@ class RunFolder:
             if not resume:
                 state = "finished" if self.metrics.exists() else "unfinished"
                 raise FileExistsError(
-                    f"{self.path} already holds a run ({state}). Go on with it (--resume, or "
+                    f"{self.path} already contains a run ({state}). Resume it (--resume, or "
                     "resume=True), or choose another folder."
                 )
             before = read_json(self.config)
@@ -84,8 +84,8 @@ class RunFolder:
             kept = before.get("threads", threads)  # runs of earlier versions do not state it
             if not isinstance(kept, int):
                 raise ValueError(
-                    f"{self.config}: threads must be a whole number, got {kept!r}. Put in the "
-                    "number that the run was started with, or remove the line."
+                    f"{self.config}: threads must be a whole number, got {kept!r}. Set it to the "
+                    "number of threads at the start of the run, or remove the line."
                 )
             threads = kept
         config["threads"] = threads
@@ -96,10 +96,10 @@ class RunFolder:
     def _check_same(
         self, earlier: Mapping[str, JSON], config: Mapping[str, JSON], may_be_longer: bool
     ) -> None:
-        # Runs from before there could be several do not say how many.
+        # Old runs, with one device only, do not contain the number of devices.
         before = {"devices": 1, **_flatten(earlier)}
         now = _flatten(config)
-        # Where it is computed may change; a fixed schedule is bound to its number of epochs.
+        # Device and threads may change; max_epochs only if the schedule does not depend on it.
         free = {"threads", "train.accelerator"}
         if may_be_longer:
             free.add("train.max_epochs")
@@ -116,44 +116,43 @@ class RunFolder:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and then renames it.
+    """Writes checkpoints atomically, by renaming a file of the same folder.
 
-    Lightning's own way writes it to the system's temporary folder and moves it, which is a copy
-    where that is another file system: a kill meanwhile leaves half a checkpoint and nothing to
-    resume from.
+    Lightning writes to the temporary folder of the system and moves the file, which is a copy if
+    that folder is on another file system: a process killed meanwhile leaves an incomplete file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Saves a checkpoint, or leaves the earlier one as it was."""
+        """Saves a checkpoint; if this fails, an existing one is unchanged."""
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
 
 
 def write_json(path: Path, content: Mapping[str, JSON]) -> None:
-    """Writes a JSON file, all of it or nothing."""
+    """Writes a JSON file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, JSON]:
-    """Reads a JSON file that holds an object.
+    """Reads a JSON object from a file.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If the file does not contain a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+        raise ValueError(f"{path} must contain a JSON object, got {type(content).__name__}.")
     return content
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
-    """Writes the numbers of each epoch as CSV; a number that there is not stays empty."""
+    """Writes the metrics of each epoch as CSV; missing values are empty."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
@@ -161,11 +160,11 @@ def write_history(path: Path, rows: Sequence[Mapping[str, float]], columns: Sequ
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Reads what :func:`write_history` wrote.
+    """Reads a file of :func:`write_history`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a row holds something that is not a number.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a value is not a number.
     """
     with path.open(newline="", encoding="utf-8") as file:
         try:

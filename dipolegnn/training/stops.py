@@ -1,9 +1,9 @@
 """Stopping on Ctrl-C (SIGINT) or SIGTERM.
 
 An exception raised in a signal handler is not safe everywhere: inside TensorBoard's writer it can
-leave a lock taken, for which Lightning then waits for ever (one in four interrupts of a
-``queue.Queue`` in use, measured with Python 3.11), and while Python finalizes an object it is lost.
-So the handler stores the signal, and training stops when the batch is done.
+leave a lock acquired, for which Lightning then waits forever (one in four interrupts of a busy
+``queue.Queue``, measured with Python 3.11), and during finalization of an object it is ignored.
+Therefore the handler stores the signal, and training stops after the current batch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stops(Callback):
-    """Stops training after the batch in which a signal arrives; a second Ctrl-C stops it at once.
+    """Stops training after the batch in which a signal arrives; a second Ctrl-C stops immediately.
 
     torchrun and srun send a signal to all processes. The first process stops and reports; the
     others wait for it in their next collective operation, which then fails or is ended by torchrun
     or srun.
 
-    Lightning (2.6.6) answers SIGTERM with a message to the other processes, and waits for ever if
-    they are in another collective operation; here SIGTERM is handled as SIGINT.
+    On SIGTERM, Lightning (2.6.6) sends a message to the other processes and waits forever if they
+    are in another collective operation; here SIGTERM is handled like SIGINT.
     """
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class Stops(Callback):
             _handle(signal.SIGINT, self._remember)
 
     def on_train_start(self, *_: Any) -> None:
-        """Stores signals from here on."""
+        """Installs the signal handlers."""
         self._take_signals()
 
     def on_test_start(self, *_: Any) -> None:
-        """Stores signals from here on."""
+        """Installs the signal handlers."""
         self._take_signals()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -77,7 +77,7 @@ class Stops(Callback):
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Makes SIGTERM raise KeyboardInterrupt outside batches; restores both handlers at the end."""
-    # Lightning (2.6.6) may leave SIGINT ignored after an interrupt that came late.
+    # Lightning (2.6.6) may leave SIGINT ignored after a late interrupt.
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
     _handle(signal.SIGTERM, signal.default_int_handler)
@@ -89,6 +89,6 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def _handle(number: signal.Signals, handler: Handler | int) -> None:
-    # Python permits this in the main thread only.
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)

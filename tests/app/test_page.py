@@ -172,7 +172,7 @@ def test_conformers_can_be_looked_at_one_by_one(page: Page) -> None:
 @needs_browser
 def test_another_model_can_be_chosen(page: Page) -> None:
     ask(page, "CCl chloromethane")
-    expect(page.locator("#failures")).to_contain_text("Take the model painn-xtb")
+    expect(page.locator("#failures")).to_contain_text("Use the model painn-xtb")
     page.click("#model")
     page.get_by_text("painn-xtb", exact=True).last.click()
     page.click("#predict")

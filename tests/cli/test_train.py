@@ -36,7 +36,7 @@ def test_train_resumes_with_the_settings_of_the_run(
 ) -> None:
     words = ["train", "--data", str(built), "--output", str(trained)]
     assert main(words) == 2
-    assert_message(capsys, "already holds a run (finished). Go on with it (--resume")
+    assert_message(capsys, "already contains a run (finished). Resume it (--resume")
 
     assert main([*words, "--resume", "--quiet"]) == 0
     assert "test: magnitude MAE" in capsys.readouterr().out

@@ -148,7 +148,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(both: Both) -> None:
 
 def test_an_existing_run_stops_both(both: Both) -> None:
     first, second = (report["refused"] for report in both.reports)
-    assert first.startswith(f"FileExistsError: {both.folder / 'usual'} already holds a run")
+    assert first.startswith(f"FileExistsError: {both.folder / 'usual'} already contains a run")
     assert second.startswith("FirstProcessFailed: The first process failed with FileExistsError")
 
 

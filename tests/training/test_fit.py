@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     config = replace(CONFIG, accelerator="gpu")
-    with pytest.raises(ValueError, match="sees no CUDA device"):
+    with pytest.raises(ValueError, match="finds no CUDA device"):
         fit(toy_model(), *toy_parts(), config, tmp_path)
 
 
