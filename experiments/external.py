@@ -191,7 +191,12 @@ def by_doubt(molecules: Sequence[MoleculePrediction]) -> Counter[str]:
 def limitations(limits: Sequence[Limits], failures: Sequence[Failure]) -> str:
     """Section about molecules without reliable predictions, as Markdown."""
     left_out = markdown_table(
-        ("set", "model", "left out: elements that it was not trained on", "included, with a warning"),
+        (
+            "set",
+            "model",
+            "left out: elements that it was not trained on",
+            "included, with a warning",
+        ),
         [
             (row.set, row.model, *(counted(found) for found in (row.unknown, row.doubted)))
             for row in limits

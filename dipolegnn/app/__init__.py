@@ -1,1 +1,1 @@
-"""A local web page: SMILES or a file in; the molecule, its dipole moment and tables out."""
+"""Local web page that predicts and shows dipole moments of SMILES and files."""

@@ -1,4 +1,4 @@
-"""The page: what is on it, and what happens when something is pressed."""
+"""Layout and callbacks of the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dipolegnn.plots.scene import scene
 DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
 
 AS_STARTED = "as started"
-"""Choice of the model that the page was started with, or of the default for the input."""
+"""Value that selects the model of ``serve --model``, or the default model for the input."""
 
 EXAMPLE = "CCO ethanol\nCC(=O)Oc1ccccc1C(=O)O aspirin"
 
@@ -35,7 +35,7 @@ def make_page(service: Service) -> Dash:
         title="dipolegnn",
         update_title="dipolegnn ...",
         serve_locally=True,
-        # What Dash would otherwise offer to look up on the network.
+        # Nothing is loaded from the network.
         external_scripts=[],
         external_stylesheets=[],
     )
@@ -156,8 +156,8 @@ def _result() -> dcc.Loading:
     )
 
 
-# What is too large is not sent: an upload stays in the page until the server answers, so that every
-# later request would have it with it, and be refused as well.
+# Too large files are not sent: an upload is part of each request until the server accepts one, so
+# that all later requests would be refused as well.
 _CHECK_SIZE = """
 (contents, name) => {
   const idle = window.dash_clientside.no_update;
@@ -205,7 +205,7 @@ def _connect(page: Dash, service: Service) -> None:
         uploaded = dash.ctx.triggered_id == "dropped"
         file = dropped if uploaded and dropped is not None else {"name": "", "contents": ""}
         try:
-            # A file that was dropped is meant alone.
+            # After an upload, only the file is predicted.
             response = service.ask(
                 smiles="" if uploaded else smiles or "",
                 file_name=file["name"],
@@ -269,7 +269,7 @@ def _connect(page: Dash, service: Service) -> None:
             conformer["dipole"],
             charges=conformer["charges"] if colour == "charge" else None,
         )
-        # Another colour leaves the view as it was turned, another structure does not.
+        # The view is kept when the colour changes and reset when the structure changes.
         figure.update_layout(uirevision=f"{molecule['name']} {number} {row}")
         return figure, view.details(conformer), view.atom_table(molecule, conformer)
 
@@ -322,8 +322,8 @@ def _connect_download(page: Dash, suffix: str) -> None:
             ""
             if not without_bonds
             else (
-                f"Missing in the {DOWNLOADS[suffix]}, because their bonds cannot be determined: "
-                f"{', '.join(without_bonds)}. The other formats do not need bonds."
+                f"Missing in the {DOWNLOADS[suffix]} file, because their bonds cannot be "
+                f"determined: {', '.join(without_bonds)}. The other formats do not need bonds."
             )
         )
         if not content:
@@ -333,10 +333,10 @@ def _connect_download(page: Dash, suffix: str) -> None:
 
 
 def _decoded(contents: str) -> str:
-    """The text of an upload, which comes as ``data:TYPE;base64,...``.
+    """Decodes an upload of the form ``data:TYPE;base64,...``.
 
     Raises:
-        UnicodeDecodeError: If it is no text.
+        UnicodeDecodeError: If the file is not text.
     """
     try:
         content = base64.b64decode(contents.partition(",")[2], validate=True)
@@ -346,7 +346,7 @@ def _decoded(contents: str) -> str:
 
 
 def _chosen(number: int | None, report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The molecule that is looked at; None while an answer and a choice do not fit together."""
+    """The selected molecule; None while the selection does not match the current response."""
     if number is None or report is None or number >= len(report["molecules"]):
         return None
     molecule: Mapping[str, Any] = report["molecules"][number]

@@ -14,16 +14,16 @@ from dipolegnn.app.page import make_page
 from dipolegnn.app.service import MAX_CHARACTERS, TOO_MUCH, Service
 
 MAX_REQUEST_BYTES = 20 * MAX_CHARACTERS
-"""The answer comes back with a click on a download, so it is more than the user's own text."""
+"""A download request contains the predictions, which are larger than the text of the user."""
 
 
 def make_server(service: Service, *, local: bool = True) -> Flask:
     """The page as a WSGI application.
 
     Args:
-        service: What answers its questions.
-        local: Whether only this machine may use it; then requests for other names of the host are
-            refused, so that no web site can reach it by pointing its own name here.
+        service: Service that computes the predictions.
+        local: True to accept requests for loopback host names only, which prevents access by web
+            sites through DNS rebinding.
     """
     server: Flask = make_page(service).server
     server.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
@@ -38,7 +38,7 @@ def make_server(service: Service, *, local: bool = True) -> Flask:
     def protect(response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
-        # Nothing from elsewhere, whatever a component might try.
+        # No component can load anything from other hosts.
         response.headers["Content-Security-Policy"] = (
             "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
             "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' "
@@ -53,7 +53,7 @@ def make_server(service: Service, *, local: bool = True) -> Flask:
         if isinstance(error, HTTPException):
             return f"{error.description}", error.code or 500
         server.logger.error("%s: %s", type(error).__name__, error)
-        return "Something went wrong; the program's output says what.", 500
+        return "Internal error; see the output of dipolegnn serve.", 500
 
     return server
 

@@ -1,4 +1,4 @@
-"""What the page asks for, and the answer; within bounds, so that one request cannot block it."""
+"""Requests and responses of the page, with limits so that one request cannot block it."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from dipolegnn.molecules.records import Record, chained
 from dipolegnn.molecules.workers import Lost, Worker
 
 MAX_CHARACTERS = 1_000_000
-"""Longest text or file."""
+"""Maximum number of characters of a text or file."""
 
 MAX_MOLECULES = 50
-"""Molecules of a request at most."""
+"""Maximum number of molecules of a request."""
 
 MAX_ATOMS = 300
-"""Atoms of a molecule at most, hydrogens included."""
+"""Maximum number of atoms of a molecule, including hydrogens."""
 
 MAX_CONFORMERS = 20
-"""Conformers per molecule at most."""
+"""Maximum number of conformers per molecule."""
 
 TOO_MUCH = (
-    f"That is too much at once: at most {MAX_CHARACTERS:,} characters. Use the command "
+    f"The input is too large: at most {MAX_CHARACTERS:,} characters. Use the command "
     "'dipolegnn predict' for large files."
 )
 
 TIME_LIMIT_S = 120.0
-"""A request that takes longer is given up."""
+"""Time limit of a request in seconds."""
 
 
 class Refused(ValueError):
-    """A request that is not carried out; the message is for the user."""
+    """A refused request; the message is shown to the user."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for.
+    """A request of the user.
 
     Attributes:
         smiles: SMILES, one per line, each with a name behind it if wanted.
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """The answer.
+    """The response to a request.
 
     Attributes:
         report: What ``dipolegnn predict --json`` would print, as Python objects.
@@ -86,7 +86,7 @@ class Response:
 
 
 def respond(request: Request) -> Response:
-    """Predicts what is asked for; problems become text, never a traceback."""
+    """Computes the response to a request; errors are returned as text."""
     try:
         return _respond(request)
     except (Refused, MoleculeError, FileNotFoundError, ValueError, ImportError) as error:
@@ -122,7 +122,7 @@ def _models(named: str | None) -> ModelChoice:
 
 
 def _records(request: Request) -> list[Record]:
-    """The records of a request; too many, or SMILES of too large molecules, are refused."""
+    """Returns the records of a request; too many or too large molecules are refused."""
     lines = [
         (row, line.split(maxsplit=1)) for row, line in enumerate(request.smiles.splitlines(), 1)
     ]
@@ -131,7 +131,7 @@ def _records(request: Request) -> list[Record]:
     if request.file_name:
         if Path(request.file_name).suffix.lower() not in READABLE_TEXT:
             raise Refused(
-                f"{request.file_name}: files of that kind cannot be read; those that can are "
+                f"{request.file_name}: this file format is not supported; supported are "
                 f"{', '.join(READABLE_TEXT)}."
             )
         sources.append(read_records(request.file_text, request.file_name))
@@ -155,7 +155,7 @@ def _require_few_and_small(embedded: Sequence[tuple[Record, Outcome]]) -> None:
         if not isinstance(record.content, SmilesRow) and not isinstance(found, Failure)
         for data in found
     ]
-    # Structures without an energy are no conformers of each other.
+    # Structures without an energy are separate molecules.
     alone = sum(not bool(data.energy.isfinite()) for data in structures)
     together = {int(data.mol_id) for data in structures if bool(data.energy.isfinite())}
     _require_few(alone + len(together))
@@ -166,7 +166,7 @@ def _require_few_and_small(embedded: Sequence[tuple[Record, Outcome]]) -> None:
 def _require_few(count: int) -> None:
     if count > MAX_MOLECULES:
         raise Refused(
-            f"That is too much at once: {count} molecules, and the page takes {MAX_MOLECULES}. Use "
+            f"The input is too large: {count} molecules, at most {MAX_MOLECULES}. Use "
             "the command 'dipolegnn predict' for more."
         )
 
@@ -181,7 +181,7 @@ def _require_small(name: str, atoms: int) -> None:
 
 
 class Service:
-    """Answers requests in a process of its own, which is ended where one takes too long.
+    """Processes requests in a separate process, which is ended if one exceeds the time limit.
 
     Args:
         model: A pretrained model's name, a model file or the folder of a run; None: the defaults.
@@ -202,7 +202,7 @@ class Service:
         conformers: int = 1,
         model: str = "",
     ) -> Response:
-        """The answer to a request; one at a time, the others wait.
+        """Returns the response to a request; requests are processed one at a time.
 
         ``model`` is one that comes along, or empty: the one that the page was started with.
         """
@@ -233,12 +233,12 @@ class Service:
         if isinstance(result, Lost):
             if worker.dead:
                 self._worker = None
-            problem = f"That could not be done: {result.reason}. Try fewer or smaller molecules."
+            problem = f"The prediction failed: {result.reason}. Try fewer or smaller molecules."
             return Response({}, {}, refusal=problem)
         return result
 
     def _ready(self) -> Worker[Request, Response]:
-        """The process, started if there is none or the last one was ended."""
+        """Returns the worker process, started if necessary."""
         if self._worker is None:
             self._worker = Worker(respond, self.time_limit)
             while not self._worker.ready:  # It raises if it cannot start.

@@ -1,4 +1,4 @@
-"""What the page shows of an answer: values, remarks and tables."""
+"""Values, notes and tables of the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dash import html
 
 
 def magnitude(molecule: Mapping[str, Any], report: Mapping[str, Any]) -> list[Any]:
-    """The value with its error bar, what it is of, and what one should know about it."""
+    """Magnitude with error bar, conformers, model and notes."""
     width = molecule["half_width"]
     several = len(molecule["conformers"]) > 1
     bar = "" if width is None else f" ± {width:.3f}"

@@ -16,11 +16,12 @@ from dipolegnn.molecules.workers import usable_cores
 
 
 def run(options: Build) -> int:
-    """Builds a data set, and says what is in it and what is not."""
+    """Builds a data set and prints a summary."""
     method = label_method(options.label)
     if (options.output / CARD_FILE).exists() and not options.overwrite:
         raise FileExistsError(
-            f"{options.output} already holds a data set. Add --overwrite, or choose another folder."
+            f"{options.output} already contains a data set. Add --overwrite, or choose another "
+            "folder."
         )
     workers = options.workers if options.workers is not None else usable_cores()
     recipe = Recipe(
@@ -40,7 +41,7 @@ def run(options: Build) -> int:
     try:
         card, molecules = build_dataset(options.output, recipe, workers=workers, progress=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Interrupted. The same command goes on where it was.") from None
+        raise KeyboardInterrupt("Interrupted. Repeat the same command to resume.") from None
     labelled = sum(1 for data in molecules.data if bool(data.dipole_magnitude.isfinite()))
     print(
         f"{options.output}: {card.counts.molecules} molecules, {card.counts.structures} "
@@ -54,10 +55,10 @@ def run(options: Build) -> int:
 
 
 def label_method(options: LabelOptions) -> XTBConfig | DFTConfig | None:
-    """The method that the options ask for.
+    """Returns the method selected by the options.
 
     Raises:
-        ValueError: Relaxation without a method.
+        ValueError: ``--optimize`` without a method.
     """
     if options.label != "none":
         kind = XTBConfig if options.label == "xtb" else DFTConfig
@@ -69,7 +70,7 @@ def label_method(options: LabelOptions) -> XTBConfig | DFTConfig | None:
 
 
 def _command(options: Build) -> str:
-    """The command that builds the same data set, with every setting that is not the default."""
+    """Returns the command that builds the same data set, with all options that are not default."""
     words = ["dipolegnn", "build", str(options.input), "--output", str(options.output)]
     if options.magnitude_column is not None:
         words += ["--magnitude-column", options.magnitude_column]

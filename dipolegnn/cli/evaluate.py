@@ -17,7 +17,7 @@ from dipolegnn.plots import error_bars, parity_plot
 
 
 def run(options: Evaluate) -> int:
-    """Measures a model, and says how good it is and where the details lie."""
+    """Evaluates a model, prints the metrics and writes the details."""
     model = load_model(options.model)
     dataset = ConformerDataset(options.data)
     part = _part(dataset, options.split)
@@ -67,7 +67,7 @@ def run(options: Evaluate) -> int:
 
 
 def _title(model: DipoleModel, dataset: ConformerDataset, options: Evaluate) -> str:
-    """Which model and which molecules a picture is of."""
+    """Title of a figure: model and data."""
     path = Path(model.card.name)
     name = path.resolve().parent.name if path.name == FILE_NAME else path.stem
     data = options.data.resolve().name if dataset.card is None else dataset.card.name
@@ -75,12 +75,12 @@ def _title(model: DipoleModel, dataset: ConformerDataset, options: Evaluate) -> 
 
 
 def _require_known(model: DipoleModel, structures: Sequence[Data]) -> None:
-    """Refuses molecules that the model refuses to predict, rather than measure what it invents."""
+    """Raises an error if the model does not predict some of the molecules."""
     problems = [unknown_elements(model, data) for data in structures]
     refused = [problem for problem in problems if problem is not None]
     if refused:
         raise ValueError(
-            f"{model.card.name} cannot be measured on {len(refused)} of {len(structures)} "
+            f"{model.card.name} cannot be evaluated on {len(refused)} of {len(structures)} "
             "structures, "
             f"the first {refused[0].molecule or 'without a name'}: {refused[0].problem}. "
             f"{refused[0].remedy}."
@@ -93,19 +93,19 @@ def _part(dataset: ConformerDataset, name: Part) -> ConformerDataset:
     try:
         split = dataset.split()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} Or measure on all of it: --split all.") from None
+        raise FileNotFoundError(f"{error} Or evaluate on all molecules: --split all.") from None
     part: ConformerDataset = dataset[getattr(split, name)]
     return part
 
 
 def _note(model: DipoleModel, dataset: ConformerDataset, name: Part) -> str:
-    """What speaks against taking the numbers for what is to be expected of new molecules."""
+    """Note if the molecules were used in training, so that the errors are too low."""
     card = dataset.card
     if card is None or model.card.get("data", "sha256") != card.sha256:
         return ""
     return {
         "test": "",
-        "val": "the model was chosen by these molecules; those of --split test are new to it",
-        "train": "the model was trained on these molecules; those of --split test are new to it",
-        "all": "the model was trained on some of these; those of --split test are new to it",
+        "val": "these molecules were used for model selection; --split test evaluates unseen ones",
+        "train": "the model was trained on these molecules; --split test evaluates unseen ones",
+        "all": "the model was trained on some of the molecules; --split test evaluates unseen ones",
     }[name]

@@ -8,7 +8,7 @@ from dipolegnn.models import load_model
 
 
 def run(options: Export) -> int:
-    """Writes a program, and says so."""
+    """Exports a model and prints the path."""
     model = load_model(options.model)
     export_model(options.output, model)
     if model.card.accuracy:

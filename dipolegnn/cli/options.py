@@ -70,7 +70,7 @@ class LabelOptions:
     grid_level: int = DFTConfig.grid_level
     """dft: integration grid of PySCF, 0 (coarse) to 9."""
     scf_tolerance: float = DFTConfig.scf_tolerance
-    """dft: the SCF has converged when the energy changes by less, in hartree."""
+    """dft: convergence threshold of the SCF energy, in hartree."""
     exact_integrals: _Flag = not DFTConfig.density_fit
     """dft: no density fitting. Much slower; changes dipoles by about 0.001 D."""
 
@@ -183,9 +183,9 @@ class Predict(Debug):
     .parquet is a file; - reads SMILES from standard input, one per line as in a .smi file; any
     other argument is a SMILES. SMILES are embedded in 3D; structures are used as they are. The
     magnitude is the Boltzmann average over the conformers, by their force-field energies. The
-    vector is that of the lowest conformer, in the frame of the geometry that is printed or written;
-    an ion's refers to its centre of mass (in .extxyz, as in ASE, to the origin of the coordinates).
-    Arguments after -- are never options.
+    vector is that of the lowest conformer, in the frame of the printed or written geometry. The
+    origin of an ion's vector is its centre of mass (in .extxyz, as in ASE, the origin of the
+    coordinates). Arguments after -- are not interpreted as options.
 
     The default model is $DIPOLEGNN_MODEL if set, else a pretrained one: painn-qm9-mmff94s for
     SMILES, which was trained at force-field geometries, and painn-qm9 for structures. Pretrained

@@ -27,25 +27,25 @@ from dipolegnn.molecules.records import Record, chained
 from dipolegnn.units import duration
 
 OUTPUTS = (*STREAMED, ".json")
-"""Suffixes of what can be written."""
+"""Suffixes of output files."""
 
 PICTURES = (".png", ".svg", ".html")
-"""Suffixes of what can be drawn."""
+"""Suffixes of pictures."""
 
 MOST_PICTURES = 100
 
 PROGRESS_FROM_RECORDS = 50
-"""Records from which on a progress bar is worth while."""
+"""Smallest number of records with a progress bar."""
 
 STDIN = "-"
 """Argument that stands for SMILES from standard input."""
 
 STDIN_NAME = "stdin.smi"
-"""What its molecules and failures are said to be from; its lines are those of such a file."""
+"""Name of standard input as the source of molecules and failures; the format is that of .smi."""
 
 
 def run(options: Predict) -> int:
-    """Predicts, prints and writes; what failed is listed and makes the exit status 1."""
+    """Predicts, prints and writes; with failures the exit status is 1."""
     if not options.molecules:
         raise ValueError("No molecules: give SMILES or files (see dipolegnn predict --help).")
     if options.output is not None and not options.output.name.lower().endswith(OUTPUTS):
@@ -96,16 +96,16 @@ def run(options: Predict) -> int:
 
 
 def _require_readable(argument: str) -> None:
-    """Refuses what is a file of an unknown kind, and would be taken for a SMILES."""
+    """Raises an error for a file of unknown format, which would be parsed as a SMILES."""
     if not is_molecule_file(argument) and Path(argument).suffix and Path(argument).is_file():
         raise ValueError(
-            f"{argument}: files of that kind cannot be read; those that can are "
-            f"{', '.join(READABLE)} (all but .parquet also with .gz behind)."
+            f"{argument}: this file format is not supported; supported are "
+            f"{', '.join(READABLE)} (all but .parquet also as .gz)."
         )
 
 
 def _can_be_streamed(options: Predict) -> bool:
-    """Whether files become a file and nothing else, so that neither has to fit into memory."""
+    """True if only files are read and only one file is written, which can be streamed."""
     return (
         options.output is not None
         and options.output.name.lower().endswith(STREAMED)
@@ -116,7 +116,7 @@ def _can_be_streamed(options: Predict) -> bool:
 
 
 def _stream(options: Predict, models: ModelChoice) -> int:
-    """Predicts files of any size, and goes on where it was stopped."""
+    """Predicts files of any size; resumes an interrupted run."""
     assert options.output is not None
     result = predict_files(
         options.molecules,
@@ -132,7 +132,7 @@ def _stream(options: Predict, models: ModelChoice) -> int:
     for failure in result.first_failures:
         print(f"failed: {_describe(failure)}", file=sys.stderr)
     if result.failures > len(result.first_failures):
-        print(f"failed: {result.failures:,} in all", file=sys.stderr)
+        print(f"failed: {result.failures:,} in total", file=sys.stderr)
     done = result.molecules + result.failures - result.earlier
     went_on = f"; {result.earlier:,} were done before" if result.earlier else ""
     print(
@@ -150,7 +150,7 @@ def _columns(options: Predict) -> TableColumns:
 
 
 def _sources(options: Predict) -> Iterator[Sequence[Record]]:
-    """The records of the arguments: SMILES together, file by file."""
+    """Yields the records of the arguments; neighbouring SMILES are combined."""
     columns = _columns(options)
     numbered = enumerate(options.molecules, start=1)
     for is_smiles, arguments in groupby(numbered, lambda argument: _is_smiles(argument[1])):
@@ -159,8 +159,8 @@ def _sources(options: Predict) -> Iterator[Sequence[Record]]:
             continue
         for _, path in arguments:
             if path == STDIN:
-                # As files are read: with or without a byte order mark, and bytes that are no text
-                # cost a line only itself.
+                # As for files: a byte order mark is ignored, and invalid bytes affect their line
+                # only.
                 text = sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
                 yield read_records(text, STDIN_NAME)
             else:
@@ -172,15 +172,15 @@ def _is_smiles(argument: str) -> bool:
 
 
 def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
-    """Draws the lowest conformer of each molecule; returns what was written."""
-    # Only now: matplotlib takes a while to import.
+    """Draws the lowest conformer of each molecule; returns the paths."""
+    # Imported here: importing matplotlib is slow.
     from dipolegnn.plots import draw_molecule
     from dipolegnn.plots.scene import scene, write_page
 
     lowest = [molecule.lowest for molecule in found.molecules]
     if len(lowest) > MOST_PICTURES:
         raise ValueError(
-            f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; choose some."
+            f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; select some."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     pages, paths = [], [path]
@@ -201,7 +201,7 @@ def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
 def _describe(failure: Failure) -> str:
     if failure.source:
         where = [failure.source, f"row {failure.row}"]
-    else:  # rows of no file are counted on the command line
+    else:  # without a file, the row is the position on the command line
         where = [f"argument {failure.row}"]
     where += [failure.molecule] if failure.molecule.strip() else []
     return f"{', '.join(where)}: {failure.problem}. {failure.remedy}."

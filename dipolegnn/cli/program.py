@@ -1,4 +1,4 @@
-"""From the command line to a command, and from errors to messages and exit statuses."""
+"""Entry point of the command line: parsing, error messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ COMMANDS: dict[str, type[Debug]] = {
     "export": Export,
     "serve": Serve,
 }
-"""The options of each command; it is the function ``run`` of the module of its name."""
+"""Options of each command; the command is the function ``run`` of the module of the same name."""
 
 _Options = TypeVar("_Options", bound=Debug)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out a command line.
+    """Runs a command.
 
     Args:
-        argv: The arguments after the name of the program; None: those of this process.
+        argv: Arguments after the name of the program; None: those of this process.
 
     Returns:
-        The exit status: 0 done; 1 done, but for molecules that failed and are listed; 2 wrong
-        usage, or data that cannot be used; 130 interrupted.
+        The exit status: 0 success; 1 some molecules failed and are listed; 2 wrong usage or
+        unusable data; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
     try:
         return _run(name, arguments[1:])
-    except SystemExit as stop:  # tyro's, after it has printed help or what is wrong
+    except SystemExit as stop:  # from tyro, after printing help or an error
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\ndipolegnn {name}: {str(interrupt) or 'Interrupted.'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has seen enough. Python would complain when it flushes at exit.
+        # The reader (`| head`) has closed the pipe. Python would report it when flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED_MOLECULES
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -70,8 +70,7 @@ def _run(name: str, arguments: list[str]) -> int:
         options = _parse(COMMANDS[name], name, arguments)
         if isinstance(options, Train):
             options = _with_defaults(options, arguments)
-        # A command is imported only once its options are good: torch, Lightning and RDKit take
-        # seconds.
+        # Commands are imported after parsing: importing torch, Lightning and RDKit takes seconds.
         return int(_load(name).run(options))
     if name in ("-h", "--help"):
         print(_help(), end="")
@@ -102,8 +101,7 @@ def _help() -> str:
 def _load(command: str) -> ModuleType:
     """Imports a command.
 
-    Importing makes hardly any garbage, but so many objects that looking for it takes a sixth of
-    the time.
+    Garbage collection is disabled meanwhile: it takes a sixth of the time and finds almost nothing.
     """
     gc.disable()
     try:
@@ -137,13 +135,13 @@ def _description(docstring: str) -> str:
 
 
 def _with_defaults(options: Train, arguments: list[str]) -> Train:
-    """The options with the settings of an earlier run for those that are not given."""
+    """Returns the options, with defaults from an earlier run or a configuration file."""
     earlier = options.output / "config.json"
     path = earlier if options.resume and earlier.exists() else options.config
     if path is None:
         return options
     model, training = import_module("dipolegnn.cli.settings").read_settings(path)
-    # The flags that are given will be given again; tyro turns those that are set already off.
+    # Given flags are parsed again; tyro would switch off flags whose default is True.
     unset = replace(options, debug=False, resume=False, quiet=False)
     return _parse(Train, "train", arguments, replace(unset, model=model, training=training))
 

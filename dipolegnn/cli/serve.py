@@ -10,7 +10,7 @@ from dipolegnn.models import load_model
 
 
 def run(options: Serve) -> int:
-    """Serves the page until it is interrupted."""
+    """Serves the page until interrupted."""
     try:
         server = import_module("dipolegnn.app.server")
     except ImportError as error:
@@ -21,7 +21,7 @@ def run(options: Serve) -> int:
     if not 0 <= options.port <= 65535:
         raise ValueError(f"--port must be between 0 and 65535, got {options.port}.")
     if options.model is not None:
-        load_model(options.model)  # a wrong one is reported before the page is served
+        load_model(options.model)  # reports an invalid model before the page is served
     try:
         server.serve(
             options.host, options.port, None if options.model is None else str(options.model)
@@ -29,8 +29,8 @@ def run(options: Serve) -> int:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise OSError(
-                f"Port {options.port} is taken, perhaps by another dipolegnn serve. Take another "
-                "with --port."
+                f"Port {options.port} is in use, perhaps by another dipolegnn serve. Select "
+                "another with --port."
             ) from None
         raise
     return 0

@@ -1,4 +1,4 @@
-"""Settings out of the ``config.json`` of a run, or out of a part of one written by hand."""
+"""Settings from the ``config.json`` of a run, or from a file with a part of it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _Config = TypeVar("_Config", ModelConfig, TrainConfig)
 
 
 def read_settings(path: Path) -> tuple[ModelConfig, TrainConfig]:
-    """Reads ``{"model": {...}, "train": {...}}``; what is left out has its usual default.
+    """Reads ``{"model": {...}, "train": {...}}``; missing settings have their default.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no JSON, or a setting is unknown or out of its range.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not JSON, or a setting is unknown or out of range.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
-    # The others describe the data set and the machine of the run that the file is from.
+    # The other keys describe the data set and the machine of the run.
     known = {"model", "train", "data", "devices", "threads"}
     if not isinstance(content, dict) or content.keys() - known:
         raise ValueError(f'{path}: expected {{"model": {{...}}, "train": {{...}}}}.')
@@ -55,4 +55,4 @@ def _read(path: Path, part: str, kind: type[_Config], values: Any) -> _Config:
             f"{'.'.join(map(str, problem['loc'])) or part}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise ValueError(f"{path}: {part} cannot be used: {problems}.") from None
+        raise ValueError(f"{path}: invalid settings in {part}: {problems}.") from None

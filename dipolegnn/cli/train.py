@@ -24,7 +24,7 @@ from dipolegnn.training import (
 
 
 def run(options: Train) -> int:
-    """Trains a model, and says how good it is and where it lies."""
+    """Trains a model and prints its metrics and path."""
     dataset = ConformerDataset(options.data)
     split = dataset.split()
     recipe = options.training
@@ -50,7 +50,7 @@ def run(options: Train) -> int:
             provenance=None if start is None else {"start": start.card.origin},
         )
     except FirstProcessFailed:
-        return USAGE_ERROR  # The first process says why.
+        return USAGE_ERROR  # The first process prints the error.
     except TrainingInterrupted:
         if is_first_process():
             raise
@@ -65,12 +65,12 @@ def run(options: Train) -> int:
 
 
 def _started(path: Path, wanted: ModelConfig) -> DipoleModel:
-    """The model whose weights training starts from; the architecture is that of this model."""
+    """Loads the model of ``--start``, which also determines the architecture."""
     model = load_model(path)
     if wanted != ModelConfig() and describe(wanted) != model.config:
         raise ValueError(
             f"--start {path} is a model of another architecture: {model.config}, and "
-            f"{describe(wanted)} was requested. Leave the options of the model out, or train "
-            "without --start."
+            f"{describe(wanted)} was requested. Omit the options of the model, or train without "
+            "--start."
         )
     return model

@@ -1,4 +1,4 @@
-"""Reference dipoles: from any ASE calculator; GFN2-xTB (tblite) and DFT (PySCF) ready made."""
+"""Reference dipoles from GFN2-xTB (tblite), DFT (PySCF) or any ASE calculator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many molecules: in processes, resumable, with a line for each one that failed."""
+"""Labelling of many molecules: worker processes, resuming, failures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dipolegnn.molecules import Failure, MoleculeError, Molecules
 from dipolegnn.molecules.workers import Lost, run_tasks
 
 XTB_TIME_LIMIT_S = 900.0
-"""A worker is given up when a molecule takes longer than this with GFN2-xTB; 0.1 is usual."""
+"""Time limit of a molecule in seconds with GFN2-xTB; 0.1 s is usual."""
 
 DFT_TIME_LIMIT_S = 24 * 3600.0
-"""The same for DFT, where minutes are usual for 10 heavy atoms, and hours with a relaxation."""
+"""Time limit in seconds with DFT; minutes are usual for 10 heavy atoms, hours with optimization."""
 
 
 def label_many(
@@ -34,18 +34,18 @@ def label_many(
     journal: Path | None = None,
     source: str = "",
 ) -> Molecules:
-    """Label molecules with GFN2-xTB, DFT or an ASE calculator; the order is kept.
+    """Labels molecules with GFN2-xTB, DFT or an ASE calculator; the order is kept.
 
-    With several workers a molecule that crashes or hangs its process costs only itself. With a
-    journal a run that was killed goes on where it was: every molecule that was done, or failed, is
-    known from there. (One that crashed its process is tried again.)
+    With several workers, a crash or a hanging calculation affects only its molecule. With a
+    journal, a killed run is resumed: finished and failed molecules are read from the journal.
+    (Molecules that crashed their process are repeated.)
 
     Args:
         data: Molecules; not changed.
         method: Level of theory, and whether to relax first.
         workers: Processes, with one thread each; 1: no process of its own.
         progress: Show a progress bar on standard error.
-        journal: File for resuming; one file serves any molecules and methods.
+        journal: File for resuming; it can be shared by any molecules and methods.
         source: Name of the file that the molecules are from, for the failures.
 
     Returns:
@@ -53,9 +53,9 @@ def label_many(
         from 1.
 
     Raises:
-        ImportError: The program that calculates is not installed.
-        ValueError: ``workers`` below 1, the journal is not one, or the calculator's function cannot
-            be sent to workers.
+        ImportError: The program of the method is not installed.
+        ValueError: ``workers`` below 1, an invalid journal, or a calculator function that cannot be
+            pickled.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
@@ -109,25 +109,25 @@ def _require_importable(method: ASEConfig) -> None:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"The calculator of {method.name!r} cannot be sent to worker processes ({error}). "
-            f"Define its function at the top level of a module, or take workers=1."
+            f"Define its function at the top level of a module, or use workers=1."
         ) from None
 
 
 def label_time_limit(method: LabelMethod) -> float:
-    """Seconds after which a molecule is given up that a worker labels."""
+    """Time limit of a molecule in seconds."""
     return XTB_TIME_LIMIT_S if isinstance(method, XTBConfig) else DFT_TIME_LIMIT_S
 
 
 def lost_label(lost: Lost) -> MoleculeError:
-    """What became of a molecule that crashed its worker or kept it busy for too long."""
+    """Error of a molecule whose worker crashed or exceeded the time limit."""
     return MoleculeError(
         f"No label: {lost.reason}",
-        remedy="Try it alone, with one worker, or take another level of theory",
+        remedy="Label it alone with one worker, or use another level of theory",
     )
 
 
 def label_one(data: Data, *, method: LabelMethod) -> Label | MoleculeError:
-    """The label of one molecule, or why there is none.
+    """Labels one molecule; returns the label or an error.
 
     Args:
         data: Molecule; not changed.

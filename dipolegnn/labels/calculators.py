@@ -1,4 +1,4 @@
-"""ASE calculators of the ready-made levels of theory, each behind an optional dependency."""
+"""ASE calculators of the predefined levels of theory, which are optional dependencies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dipolegnn.config import DFTConfig, XTBConfig
 
 @dataclass(frozen=True)
 class ASEConfig:
-    """Labels from any ASE calculator that has a dipole and an energy.
+    """Labels from any ASE calculator with the properties dipole and energy.
 
     Example:
         >>> from ase.calculators.emt import EMT
@@ -25,17 +25,17 @@ class ASEConfig:
     """
 
     calculator: Callable[[int], BaseCalculator]
-    """Makes the calculator of a molecule, given its total charge in e. With several workers it must
-    be a function at the top level of a module, not a lambda."""
+    """Function that returns the calculator for a molecule of the given total charge in e. With
+    several workers it must be defined at the top level of a module."""
     name: str
-    """Level of theory, for the card. Finished labels are identified by it: give another name when
-    the calculator changes."""
+    """Level of theory, for the card. It identifies finished labels: change the name if the
+    calculator changes."""
     optimize: bool = False
-    """Relax the geometry first, with the same calculator."""
+    """Optimize the geometry with the same calculator before labelling."""
     fmax: float = 0.02
-    """Largest remaining force of the relaxation, in eV/angstrom."""
+    """Convergence threshold of the forces, in eV/angstrom."""
     max_steps: int = 500
-    """Steps of the relaxation at most; not converged by then counts as a failure."""
+    """Maximum number of optimization steps; a molecule that does not converge fails."""
 
 
 LabelMethod: TypeAlias = XTBConfig | DFTConfig | ASEConfig
@@ -43,14 +43,14 @@ LabelMethod: TypeAlias = XTBConfig | DFTConfig | ASEConfig
 
 
 def make_calculator(method: LabelMethod, charge: int = 0) -> BaseCalculator:
-    """The calculator of a level of theory.
+    """Creates the calculator of a level of theory.
 
     Args:
         method: Level of theory.
         charge: Total charge of the molecule in e.
 
     Raises:
-        ImportError: The package that does the calculation is not installed.
+        ImportError: The program of the method is not installed.
     """
     if isinstance(method, XTBConfig):
         return xtb_calculator(method, charge)
@@ -69,8 +69,8 @@ def method_settings(method: LabelMethod) -> dict[str, object]:
 def xtb_calculator(config: XTBConfig, charge: int = 0) -> BaseCalculator:
     """GFN2-xTB in tblite: semi-empirical, milliseconds per molecule.
 
-    About 0.4 D from B3LYP on QM9, mostly because it exaggerates: fit for many molecules, not for
-    the last digit.
+    The dipoles differ from B3LYP by about 0.4 D on QM9 and are mostly too large: suitable for many
+    molecules, not for high accuracy.
 
     Args:
         config: Electronic temperature.
@@ -102,17 +102,17 @@ def dft_calculator(config: DFTConfig, charge: int = 0) -> BaseCalculator:
         ImportError: PySCF is not installed.
     """
     _import("pyscf", extra="dft")
-    # Only now, as the module defines a class on top of PySCF.
+    # Imported here: the module requires PySCF.
     from dipolegnn.labels.dft import PySCFCalculator
 
     return PySCFCalculator(config, charge)
 
 
 def engine_version(method: LabelMethod) -> str:
-    """Name and version of the program that calculates.
+    """Name and version of the program of a method.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: The program is not installed.
     """
     if isinstance(method, ASEConfig):
         return f"ase {version('ase')}"

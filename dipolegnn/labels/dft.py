@@ -1,6 +1,6 @@
 """Kohn-Sham DFT in PySCF as an ASE calculator, and the basis set of QM9.
 
-Imported only where DFT is asked for: PySCF is optional.
+Imported only for DFT labels, because PySCF is optional.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pyscf.scf.hf import SCF
 from dipolegnn.config import DFTConfig
 
 QM9_BASIS = "6-31g(2df,p)"
-"""The basis set of QM9. PySCF knows this name too, but with the exponents of 6-311G, which moves
-the dipole of water from 1.86 to 1.98 D; so it is put together here."""
+"""The basis set of QM9. PySCF's basis set of this name has the exponents of 6-311G, which changes
+the dipole of water from 1.86 to 1.98 D; therefore it is defined here."""
 
 # Polarization functions of 6-31G(2df,p). The two d shells have 2 and 0.5 times the exponent of
 # 6-31G*, Frisch, Pople, Binkley, J. Chem. Phys. 80, 3265 (1984).
@@ -37,24 +37,24 @@ _F = {"C": 0.8, "N": 1.0, "O": 1.4, "F": 1.85, "S": 0.55, "Cl": 0.7}
 
 
 LAST_ALL_ELECTRON = 36
-"""Krypton: up to here the common basis sets hold all electrons."""
+"""Krypton: common basis sets are all-electron up to this element."""
 
 GRID_BLOCK = 20_000
-"""Grid points at which the density is evaluated at a time: about 250 MB with 400 functions."""
+"""Grid points per block of the density evaluation: about 250 MB with 400 functions."""
 
 Shell = list[Any]
-"""A shell in PySCF's way: angular momentum, then [exponent, coefficient] of each primitive."""
+"""A shell in PySCF's format: angular momentum, then [exponent, coefficient] of each primitive."""
 
 
 def basis_set(name: str, symbols: Sequence[str]) -> str | dict[str, list[Shell]]:
-    """What PySCF is to be told for a basis set: its name, or for QM9's the shells by element.
+    """Returns a basis set for PySCF: its name, or for QM9's basis set the shells by element.
 
     Args:
         name: Name of the basis set.
         symbols: Elements of the molecule.
 
     Raises:
-        InputError: QM9's basis set is asked for an element that it is not known for here.
+        InputError: QM9's basis set is not defined for an element.
     """
     if name.lower().replace(" ", "") != QM9_BASIS:
         return name
@@ -75,10 +75,10 @@ def basis_set(name: str, symbols: Sequence[str]) -> str | dict[str, list[Shell]]
 
 
 def core_potentials(name: str, symbols: Sequence[str]) -> dict[str, Any]:
-    """The effective core potentials that belong to a basis set, by element; ``{}`` if none does.
+    """Effective core potentials of a basis set, by element; ``{}`` if there are none.
 
-    PySCF applies a core potential only where it is named: without one, the valence basis set of a
-    heavy element (def2 from rubidium on, iodine among them) would have to hold all electrons.
+    PySCF applies a core potential only if it is specified. Otherwise all electrons of a heavy
+    element (in def2, from rubidium on, including iodine) would occupy its valence basis set.
 
     Args:
         name: Name of the basis set.
@@ -103,7 +103,7 @@ class PySCFCalculator(Calculator):
         charge: Total charge in e.
     """
 
-    # ASE declares it this way.
+    # Declared as in ASE.
     implemented_properties = ["energy", "forces", "dipole", "charges"]  # noqa: RUF012
 
     def __init__(self, config: DFTConfig, charge: int = 0) -> None:
@@ -118,11 +118,11 @@ class PySCFCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Run the calculation; called by ASE.
+        """Runs the calculation; called by ASE.
 
         Raises:
             CalculationFailed: The SCF did not converge.
-            InputError: The basis set lacks an element, or PySCF refuses the molecule.
+            InputError: The basis set lacks an element, or the input is invalid for PySCF.
         """
         super().calculate(atoms, list(properties), list(system_changes))
         if "numbers" in system_changes:
@@ -135,7 +135,7 @@ class PySCFCalculator(Calculator):
                 f"the SCF did not converge in {field.max_cycle} cycles ({self.config.xc}/"
                 f"{self.config.basis})"
             )
-        # The density of this geometry is the best guess for the next one of a relaxation.
+        # The density is the initial guess for the next geometry of an optimization.
         self._density = field.make_rdm1()
         dipole = field.dip_moment(unit="AU", origin=np.zeros(3), verbose=0)
         self.results = {
@@ -206,7 +206,7 @@ def hirshfeld_charges(field: SCF, density: NDArray[np.float64]) -> NDArray[np.fl
             ]
         )  # [N, G]
         total = free.sum(axis=0)
-        # Where no atom has any density there is none to share out.
+        # Without any atomic density there is nothing to partition.
         share = np.divide(free, total, out=np.zeros_like(free), where=total > 1e-30)
         electrons += share @ (grids.weights[points] * rho)
     charges: NDArray[np.float64] = molecule.atom_charges() - electrons
@@ -223,7 +223,7 @@ def _free_atom(molecule: gto.Mole, symbol: str) -> NDArray[np.float64]:
         verbose=0,
     )
     with warnings.catch_warnings():
-        # PySCF 2.14 uses a function of its own that it has deprecated.
+        # PySCF 2.14 uses a function that it has deprecated.
         warnings.filterwarnings("ignore", "remove_linear_dep_ is deprecated", DeprecationWarning)
         field = (AtomHF1e if atom.nelectron == 1 else AtomSphAverageRHF)(atom)
     _without_restart_file(field)
@@ -234,6 +234,6 @@ def _free_atom(molecule: gto.Mole, symbol: str) -> NDArray[np.float64]:
 
 
 def _without_restart_file(field: SCF) -> None:
-    """PySCF keeps a file for restarts open until the garbage collector comes by."""
+    """Disables the restart file, which PySCF keeps open until garbage collection."""
     field._chkfile.close()
     field.chkfile = None

@@ -1,4 +1,4 @@
-"""What has been calculated already, on disk, so that a run that was killed can go on.
+"""Journal of finished calculations on disk, for resuming a killed run.
 
 A text file of JSON lines: a header, then one line per molecule, with a label or with the reason
 why there is none. A line is written in one piece as soon as the molecule is done. If the last
@@ -30,7 +30,7 @@ class Label(NamedTuple):
 
 
 def label_of(data: Data) -> Label:
-    """The label that a labelled molecule carries."""
+    """Returns the label of a labelled molecule."""
     return Label(
         data.pos.tolist(),
         data.dipole[0].tolist(),
@@ -40,7 +40,7 @@ def label_of(data: Data) -> Label:
 
 
 def with_label(data: Data, found: Label) -> Data:
-    """A copy of the molecule with a label."""
+    """Returns a copy of the molecule with a label."""
     return relabelled(
         data,
         pos=found.pos,
@@ -51,7 +51,7 @@ def with_label(data: Data, found: Label) -> Data:
 
 
 def fingerprint(data: Data, method: LabelMethod) -> str:
-    """Hash of all that a calculation depends on: atoms, charge, method, version of the program."""
+    """Hash of the inputs of a calculation: atoms, charge, method, version of the program."""
     what = {**method_settings(method), "engine": engine_version(method)}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for array in (data.z, data.pos, data.charge):
@@ -89,11 +89,11 @@ class Journal:
             self._file.close()
 
     def get(self, key: str) -> Label | MoleculeError | None:
-        """What became of a calculation; ``None`` if it is yet to be done."""
+        """Outcome of a calculation; ``None`` if it is not finished."""
         return self._known.get(key)
 
     def add(self, key: str, outcome: Label | MoleculeError) -> None:
-        """Keep the outcome of a calculation."""
+        """Stores the outcome of a calculation."""
         if self.path is None:
             return
         if isinstance(outcome, MoleculeError):

@@ -1,4 +1,4 @@
-"""One molecule, one calculator: the label."""
+"""Labelling of one molecule with an ASE calculator."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dipolegnn.molecules.molecule import relabelled
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
 CHARGE_TOLERANCE = 0.05
-"""The partial charges of a calculation may miss the molecule's charge by this much (e)."""
+"""Largest accepted difference between the sum of partial charges and the total charge (e)."""
 
 BONDED = 1.25
-"""Atoms closer than this times the sum of their covalent radii are bonded ..."""
+"""Atoms closer than this factor times the sum of their covalent radii are bonded ..."""
 
 APART = 1.45
-"""... and beyond this they are not. Between the two, either is possible."""
+"""... and atoms beyond this factor are not. In between, both are possible."""
 
 
 def label(
@@ -36,26 +36,26 @@ def label(
     fmax: float = 0.02,
     max_steps: int = 500,
 ) -> Data:
-    """The molecule with its dipole, energy and (if the calculator has any) partial charges.
+    """Labels a molecule with dipole, energy and (if the calculator has them) partial charges.
 
-    ASE's calculators give the dipole in e·angstrom about the origin of the coordinates; here it is
-    in debye and, what matters for an ion, about the centre of mass. The energy is that of the
-    calculator, in kcal/mol: only differences between conformers mean anything.
+    ASE's calculators return the dipole in e·angstrom about the origin of the coordinates; it is
+    converted to debye and, which matters for ions, to the centre of mass. The energy is that of the
+    calculator in kcal/mol; only differences between conformers are meaningful.
 
     Args:
         data: Molecule; not changed.
         calculator: Any ASE calculator with the property ``dipole``, set up for the charge of the
             molecule.
-        optimize: Relax the geometry first, with the same calculator (L-BFGS).
-        fmax: Relaxed when no force is larger, in eV/angstrom.
-        max_steps: Steps of the relaxation at most.
+        optimize: True to optimize the geometry first with the same calculator (L-BFGS).
+        fmax: Convergence threshold of the forces, in eV/angstrom.
+        max_steps: Maximum number of optimization steps.
 
     Returns:
-        A new molecule, with the relaxed ``pos`` if it was relaxed.
+        A new molecule, with the optimized ``pos`` if ``optimize`` is True.
 
     Raises:
-        MoleculeError: The calculation failed, was for another charge, the relaxation did not
-            converge, or made another molecule (bonds were broken or formed).
+        MoleculeError: The calculation failed or was for another charge, or the optimization did not
+            converge or led to another molecule (bonds were broken or formed).
         ValueError: The calculator has no dipole.
 
     Example:
@@ -107,8 +107,8 @@ def label(
 
 
 def _relax(atoms: Atoms, fmax: float, max_steps: int) -> None:
-    # The fastest of ASE's optimizers on small molecules: 17 steps from MMFF94s to 0.02 eV/Å,
-    # and, unlike BFGS, no diagonalization that large molecules would pay for.
+    # The fastest of ASE's optimizers for small molecules: 17 steps from MMFF94s to 0.02 eV/Å and,
+    # unlike BFGS, without a diagonalization, which is slow for large molecules.
     optimizer = LBFGS(atoms, logfile=None)  # type: ignore[arg-type]  # ASE forgets None here
     if not optimizer.run(fmax=fmax, steps=max_steps):
         force = np.linalg.norm(atoms.get_forces(), axis=1).max()
@@ -133,15 +133,15 @@ def _check_same_molecule(atoms: Atoms, start: NDArray[np.float64]) -> None:
 def changed_bonds(
     z: NDArray[np.int64], before: NDArray[np.float64], after: NDArray[np.float64]
 ) -> list[tuple[int, int]]:
-    """Pairs of atoms whose bond was broken or formed between two geometries of one molecule.
+    """Returns pairs of atoms whose bond was broken or formed between two geometries of a molecule.
 
-    A bond that merely stretches from one side of a threshold to the other does not count: it has
-    to go from clearly bonded to clearly apart, or back.
+    A small change across one threshold does not count: the distance has to change from clearly
+    bonded to clearly not bonded, or the reverse.
 
     Args:
         z: Atomic numbers ``[N]``.
         before: Coordinates ``[N, 3]`` in angstrom.
-        after: The same atoms later ``[N, 3]`` in angstrom.
+        after: Coordinates of the second geometry ``[N, 3]`` in angstrom.
 
     Source: covalent radii of Cordero et al., Dalton Trans. 2832 (2008), as in ASE.
     """
@@ -153,7 +153,7 @@ def changed_bonds(
 
 
 def _relative_distances(z: NDArray[np.int64], pos: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances over the sum of the covalent radii ``[N, N]``."""
+    """Distances divided by the sum of the covalent radii ``[N, N]``."""
     radii = covalent_radii[z]
     distances = np.linalg.norm(pos[:, None] - pos[None], axis=-1)
     ratio: NDArray[np.float64] = distances / (radii[:, None] + radii[None])

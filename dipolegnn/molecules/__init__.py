@@ -1,4 +1,4 @@
-"""Molecules in and out: SMILES, SDF, XYZ, extended XYZ, ASE ``Atoms``, RDKit ``Mol`` <-> ``Data``.
+"""Conversion of SMILES, SDF, XYZ, extXYZ, ASE ``Atoms`` and RDKit ``Mol`` to and from ``Data``.
 
 Nothing outside this package imports RDKit.
 """

@@ -1,6 +1,6 @@
-"""RDKit molecules and ``Data``: reading SMILES, converting both ways, canonical forms.
+"""RDKit molecules and ``Data``: parsing SMILES, conversion, canonical forms.
 
-RDKit prints its reasons on standard error. Here they are caught and become part of the error.
+Messages that RDKit prints on standard error are captured and included in the errors.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dipolegnn.molecules.errors import MoleculeError
 from dipolegnn.molecules.molecule import make_data
 
 BOND_ORDER_ITERATIONS = 100_000
-"""The search for bond orders in a bare structure gives up after this many steps."""
+"""Maximum number of iterations of the search for bond orders."""
 
 # RDKit's log is one stream per process: two threads must not redirect it at the same time.
 _LOG_LOCK = threading.RLock()
 
 
 class RDKitLog:
-    """What RDKit said inside a :func:`captured_log` block."""
+    """Messages of RDKit inside a :func:`captured_log` block."""
 
     def __init__(self, capture: rdBase.CaptureErrorLog) -> None:
         self._capture = capture
 
     def reason(self, default: str) -> str:
-        """Its first meaningful line, without the time stamp."""
+        """Returns the first meaningful line, without the time stamp."""
         for line in self._capture.messages.splitlines():
             text = re.sub(r"^\[\d\d:\d\d:\d\d\]\s*", "", line).strip()
             text = re.sub(r"^SMILES Parse Error: ", "", text)
@@ -45,21 +45,21 @@ class RDKitLog:
 
 @contextmanager
 def captured_log() -> Iterator[RDKitLog]:
-    """Keep RDKit from printing, and yield what it says; its log settings are restored after."""
+    """Captures the messages of RDKit; its log settings are restored afterwards."""
     with _LOG_LOCK, rdBase.BlockLogs(), rdBase.CaptureErrorLog() as capture:
         yield RDKitLog(capture)
 
 
 def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
-    """The molecule of a SMILES, without hydrogens; ``name`` is for the error.
+    """Parses a SMILES, without adding hydrogens; ``name`` is used in errors.
 
     Raises:
-        MoleculeError: Not a SMILES, an impossible valence, no atoms, several fragments, dummy
-            atoms, a radical.
+        MoleculeError: Invalid SMILES or valence, no atoms, several fragments, a dummy atom, or a
+            radical.
     """
     text = smiles.strip()
     params = Chem.SmilesParserParams()
-    # Text after the SMILES is a mistake, not a name. (RDKit's stubs have no setters.)
+    # Text after the SMILES is an error, not a name. (RDKit's stubs have no setters.)
     params.parseName = False  # type: ignore[assignment]
     with captured_log() as log:
         mol = Chem.MolFromSmiles(text, params)
@@ -78,8 +78,8 @@ def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
             parts = ", ".join(Chem.MolToSmiles(part) for part in fragments)
             raise MoleculeError(
                 f"{len(fragments)} fragments ({parts}); their arrangement in space is not defined",
-                remedy="Give one molecule: take away the counter-ion or solvent and neutralize, "
-                "or give the complex as a 3D structure",
+                remedy="Give one molecule: remove the counter-ion or solvent and neutralize, or "
+                "give the complex as a 3D structure",
             )
         _check_closed_shell(mol)
     except MoleculeError as error:
@@ -108,14 +108,14 @@ def _check_closed_shell(mol: Chem.Mol) -> None:
 
 
 def from_rdkit(mol: Chem.Mol, *, name: str = "", mol_id: int = 0) -> list[Data]:
-    """One ``Data`` per conformer of a molecule with explicit hydrogens, atoms in its order.
+    """Converts the conformers of a molecule with explicit hydrogens; the order of atoms is kept.
 
     ``Data.smiles`` is the canonical isomeric SMILES; ``Data.mol_block`` keeps bonds, stereo,
     isotopes and charges. ``mol`` is not changed.
 
     Args:
         mol: Molecule with 3D conformers.
-        name: Name; by default the molecule's title (``_Name``), else its SMILES.
+        name: Name; default: the title of the molecule (``_Name``), else the SMILES.
         mol_id: Number of the molecule, shared by its conformers.
 
     Raises:
@@ -131,7 +131,7 @@ def from_rdkit(mol: Chem.Mol, *, name: str = "", mol_id: int = 0) -> list[Data]:
 
 def _from_rdkit(mol: Chem.Mol, *, name: str, mol_id: int) -> list[Data]:
     if mol.GetNumAtoms() == 0:
-        raise MoleculeError("The molecule has no atoms", remedy="Take the empty record out")
+        raise MoleculeError("The molecule has no atoms", remedy="Remove the empty record")
     _check_elements(mol)
     mol = Chem.Mol(mol)
     with captured_log() as log:
@@ -139,7 +139,7 @@ def _from_rdkit(mol: Chem.Mol, *, name: str, mol_id: int) -> list[Data]:
             Chem.SanitizeMol(mol)
         except (ValueError, RuntimeError) as error:
             raise MoleculeError(
-                f"RDKit refuses the molecule: {log.reason(str(error))}",
+                f"RDKit cannot sanitize the molecule: {log.reason(str(error))}",
                 remedy="Correct its valences and charges",
             ) from None
     if mol.GetNumConformers() == 0:
@@ -184,7 +184,7 @@ def conformer_data(
     smiles: str = "",
     name: str = "",
 ) -> Data:
-    """The ``Data`` of one conformer of a molecule that has all its hydrogens."""
+    """Converts one conformer of a molecule with explicit hydrogens to ``Data``."""
     data = make_data(
         [atom.GetAtomicNum() for atom in mol.GetAtoms()],
         mol.GetConformer(conformer).GetPositions(),
@@ -199,13 +199,13 @@ def conformer_data(
 
 
 def to_rdkit(data: Data) -> Chem.Mol:
-    """The RDKit molecule of a ``Data``: same atoms, same order, coordinates of ``data.pos``.
+    """Converts ``Data`` to an RDKit molecule with the same order of atoms.
 
-    Bonds come from ``data.mol_block`` where there is one; else they are perceived from the
-    distances and the total charge.
+    Bonds are those of ``data.mol_block`` if present, else they are determined from the coordinates
+    and the total charge.
 
     Raises:
-        MoleculeError: Bonds cannot be perceived, or ``mol_block`` is of another molecule.
+        MoleculeError: Bonds cannot be determined, or ``mol_block`` has other atoms.
     """
     try:
         mol = _perceive_bonds(data) if "mol_block" not in data else _read_mol_block(data)
@@ -271,10 +271,11 @@ def count_atoms(smiles: str) -> int:
 
 
 def can_turn(smiles: str) -> bool:
-    """Whether a molecule may have several conformers because parts of it turn about a bond.
+    """True if a molecule has rotatable bonds.
 
-    Single bonds count if they are in no ring and lead on at both ends, to a hydroxyl group too; a
-    methyl group looks the same however it turns. How rings fold is not looked at.
+    A bond is rotatable if it is a single bond outside rings with further substituents at both ends,
+    including hydroxyl hydrogens; bonds to methyl groups do not count. Ring conformations are not
+    considered.
 
     Raises:
         MoleculeError: As :func:`parse_smiles`.
@@ -288,14 +289,14 @@ def can_turn(smiles: str) -> bool:
 
 @cache
 def _turning_bond() -> Chem.Mol:
-    # No triple bond (nothing turns about its axis), and more than one neighbour, or hydrogens of
-    # oxygen, sulphur or an amine.
+    # Not an atom of a linear group (triple bond), with more than one neighbour, or with hydrogens
+    # of oxygen, sulphur or an amine.
     end = "[!$([#6]#*);!$([CX2]);$([!D1]),$([OX2H]),$([SX2H]),$([NX3;H2;!$(N-[#6]=,:*)])]"
     return Chem.MolFromSmarts(f"{end}-;!@{end}")
 
 
 def canonical_smiles(smiles: str) -> str:
-    """RDKit's canonical isomeric SMILES: equal for equal molecules.
+    """Returns RDKit's canonical isomeric SMILES.
 
     Raises:
         MoleculeError: As :func:`parse_smiles`.
@@ -310,10 +311,10 @@ def canonical_smiles(smiles: str) -> str:
 
 
 def murcko_scaffold(smiles: str) -> str:
-    """SMILES of the Bemis-Murcko scaffold: the rings and what links them; ``""`` without rings.
+    """Returns the SMILES of the Bemis-Murcko scaffold (rings and linkers); ``""`` without rings.
 
     Source: Bemis and Murcko, J. Med. Chem. 39, 2887 (1996), in RDKit's variant, which keeps
-    exocyclic double bonds. Stereo is left out.
+    exocyclic double bonds. Stereochemistry is removed.
 
     Raises:
         MoleculeError: As :func:`parse_smiles`.

@@ -1,8 +1,8 @@
-"""From SMILES to 3D: ETKDGv3 embedding, MMFF94s (else UFF) minimization.
+"""Conformers from SMILES: ETKDGv3 embedding and MMFF94s (else UFF) minimization.
 
-The result depends on the SMILES, the number of conformers, the seed and RDKit's version. Stereo
-that the SMILES states is kept, and checked in 3D. What it leaves open RDKit settles by the seed,
-and all conformers of a molecule are then of that one stereoisomer.
+The result depends on the SMILES, the number of conformers, the seed and the version of RDKit.
+Specified stereochemistry is preserved, which is checked in 3D. Unspecified stereochemistry is
+determined by the seed; all conformers of a molecule are of the same stereoisomer.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from dipolegnn.molecules.chemistry import captured_log, conformer_data, parse_sm
 from dipolegnn.molecules.errors import MoleculeError
 
 TIME_LIMIT_S = 60
-"""Seconds that embedding, and again minimizing, a molecule may take; ordinary ones take 0.1."""
+"""Time limit in seconds for embedding a molecule, and for minimizing it; 0.1 s is usual."""
 
 MINIMIZER_STEPS = 10_000
-"""Steps of the minimizer at most for one conformer; hundreds are usual."""
+"""Maximum number of minimizer steps for a conformer; hundreds are usual."""
 
 ATTEMPTS = 10
-"""Seeds tried, counting up from the one given: open stereo may first be settled as an isomer that
-cannot exist, such as a trans-fused small ring, and that minimizing undoes."""
+"""Number of consecutive seeds tried: unspecified stereochemistry may first be assigned as an isomer
+that cannot exist, such as a trans-fused small ring, and that minimization does not preserve."""
 
 DUPLICATE_RMSD = 0.1
-"""Conformers closer than this (angstrom, hydrogens on carbon left out) are one conformer ..."""
+"""Conformers with a smaller RMSD (angstrom, without hydrogens on carbon) are duplicates ..."""
 
 DUPLICATE_ENERGY = 0.1
-"""... if their energies are also closer than this (kcal/mol)."""
+"""... if their energies also differ by less than this (kcal/mol)."""
 
 # Symmetry-equivalent numberings tried per comparison. More exist only in molecules with many
 # equivalent groups, where the worst case is that a duplicate is kept.
@@ -46,28 +46,27 @@ def from_smiles(
     row: int | None = None,
     mol_id: int = 0,
 ) -> list[Data]:
-    """Conformers of a molecule, lowest force-field energy first.
+    """Generates conformers of a molecule, lowest force-field energy first.
 
-    Atoms come in the order of the SMILES, then the hydrogens as RDKit adds them (those of the
-    first atom first). Ordinary hydrogens written as atoms (``[H]O[H]``) count among the added ones;
-    isotopes (``[2H]``) keep their place.
+    Atoms are in the order of the SMILES, followed by the hydrogens in RDKit's order (those of the
+    first atom first). Explicit hydrogens (``[H]O[H]``) are treated as added hydrogens; isotopes
+    (``[2H]``) keep their position.
 
-    Conformers that minimize to the same structure are kept once, and those that reach no minimum
-    or lose their stereo not at all, so fewer than asked for may come back: one for water, whatever
-    is asked.
+    Duplicates, and conformers that do not converge or lose their stereochemistry, are removed, so
+    that fewer conformers than requested may be returned (one for water).
     ``energy`` is that of MMFF94s or, where that lacks parameters, UFF.
 
     Args:
         smiles: SMILES of one molecule.
-        conformers: Conformers to embed.
+        conformers: Number of conformers to embed.
         seed: Seed of the embedding.
         name: Name; the SMILES by default.
         row: Row in the source, for error messages.
         mol_id: Number of the molecule.
 
     Raises:
-        MoleculeError: An invalid SMILES or valence, several fragments, a dummy atom, a radical,
-            no force field for an element, no 3D structure that fits.
+        MoleculeError: Invalid SMILES or valence, several fragments, a dummy atom, a radical, an
+            element without force field, or no 3D structure found.
 
     Example:
         >>> water, = from_smiles("O")
@@ -89,13 +88,13 @@ def from_smiles(
 def embed(
     mol: Chem.Mol, smiles: str, conformers: int, seed: int, name: str, mol_id: int
 ) -> list[Data]:
-    """The part of :func:`from_smiles` that follows the reading of the SMILES."""
+    """Generates the conformers of a parsed SMILES."""
     with captured_log() as log:
         try:
             return _embed(mol, smiles, conformers, seed, name, mol_id)
         except MoleculeError:
             raise
-        except (RuntimeError, ValueError) as error:  # RDKit's own, for what it did not foresee
+        except (RuntimeError, ValueError) as error:  # internal errors of RDKit
             raise MoleculeError(
                 f"No 3D structure of it can be built: {log.reason(str(error))}",
                 remedy="Give a 3D structure (.sdf, .xyz)",
@@ -123,7 +122,7 @@ def _embed(
 
 
 def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int) -> dict[int, float]:
-    """Give ``mol`` minimized conformers of one stereoisomer; energy of each that has kept it."""
+    """Adds minimized conformers of one stereoisomer to ``mol``; energies of those that keep it."""
     specified = _specified_stereo(mol)
     _make_conformers(mol, 1, seed)
     Chem.AssignStereochemistryFrom3D(mol)
@@ -135,7 +134,7 @@ def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int) -> dict[int, float]
 
 
 def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:
-    """Replace the conformers of ``mol`` by freshly embedded ones."""
+    """Replaces the conformers of ``mol`` by newly embedded ones."""
     params = rdDistGeom.ETKDGv3()
     # RDKit's stubs have no setters.
     params.randomSeed = seed  # type: ignore[assignment]
@@ -156,7 +155,7 @@ def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:
 
 
 def _minimize(mol: Chem.Mol) -> dict[int, float]:
-    """Minimize every conformer in place; energy in kcal/mol of each that converged."""
+    """Minimizes all conformers in place; energies in kcal/mol of those that converged."""
     ids = [conformer.GetId() for conformer in mol.GetConformers()]
     if mol.GetNumAtoms() == 1:
         return dict.fromkeys(ids, 0.0)
@@ -174,7 +173,7 @@ def _minimize(mol: Chem.Mol) -> dict[int, float]:
         else:
             field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol, confId=conformer)
         field.Initialize()
-        # Minimize returns 0 on convergence. It goes in stages so that the clock can be looked at.
+        # Minimize returns 0 on convergence. It runs in stages so that the time can be checked.
         for _ in range(MINIMIZER_STEPS // 500):
             if field.Minimize(maxIts=500) == 0:
                 energies[conformer] = field.CalcEnergy()
@@ -194,7 +193,7 @@ StereoElement = tuple[str, int]
 
 
 def _specified_stereo(mol: Chem.Mol) -> dict[StereoElement, str]:
-    """Tetrahedral centres and double bonds of defined stereo, by kind and index."""
+    """Tetrahedral centres and double bonds with specified stereochemistry, by kind and index."""
     return {
         (str(info.type), info.centeredOn): str(info.descriptor)
         for info in Chem.FindPotentialStereo(mol)
@@ -206,7 +205,7 @@ def _specified_stereo(mol: Chem.Mol) -> dict[StereoElement, str]:
 def _stereo_in_3d(
     mol: Chem.Mol, conformer: int, wanted: dict[StereoElement, str]
 ) -> dict[StereoElement, str]:
-    """What the elements of ``wanted`` are in the geometry of ``conformer``."""
+    """Stereochemistry of the elements of ``wanted`` in the geometry of ``conformer``."""
     if not wanted:
         return {}
     copy = Chem.Mol(mol, confId=conformer)
@@ -216,11 +215,11 @@ def _stereo_in_3d(
 
 
 def _distinct(mol: Chem.Mol, ordered: list[int], energies: dict[int, float]) -> list[int]:
-    """``ordered`` (by energy) without those that repeat an earlier one."""
+    """Removes duplicates from conformers ordered by energy."""
     if len(ordered) == 1:
         return ordered
-    # Hydrogens on carbon follow from the skeleton and multiply the symmetry; those on O, N, S
-    # tell rotamers apart, whose dipoles differ.
+    # Hydrogens on carbon are determined by the skeleton and increase the number of symmetries;
+    # those on O, N and S distinguish rotamers, whose dipoles differ.
     skeleton = Chem.RWMol(mol)
     skeleton.BeginBatchEdit()
     for atom in mol.GetAtoms():

@@ -1,4 +1,4 @@
-"""What went wrong with a molecule: an error, or a line in the table of failures of a batch."""
+"""Errors of single molecules and the table of failures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 class MoleculeError(ValueError):
-    """One molecule that cannot be read, embedded or labelled: what is wrong, and what to do.
+    """A molecule that cannot be read, embedded or labelled.
 
     Args:
-        problem: What was got and what was expected.
-        remedy: What the user can do about it.
+        problem: The problem: what was found and what was expected.
+        remedy: How the user can solve the problem.
         molecule: Name or SMILES.
-        row: 1-based data row, record or frame in the source; ``None`` where there is none.
+        row: Row, record or frame in the source, from 1; ``None`` if there is none.
         source: Name of the file, or ``""``.
     """
 
@@ -39,7 +39,7 @@ class MoleculeError(ValueError):
     def located(
         self, *, molecule: str = "", row: int | None = None, source: str = ""
     ) -> MoleculeError:
-        """The same error with the gaps in its whereabouts filled in."""
+        """Returns a copy of the error with missing molecule, row and source filled in."""
         return MoleculeError(
             self.problem,
             remedy=self.remedy,
@@ -68,11 +68,11 @@ class Failure:
 
     Args:
         source: Name of the file, or ``""``.
-        row: 1-based data row, record or frame in the source.
+        row: Row, record or frame in the source, from 1.
         molecule: Name or SMILES.
-        stage: Where it failed: ``read``, ``embed``, ``label``, ...
-        problem: What is wrong.
-        remedy: What to do about it.
+        stage: Stage of the failure: ``read``, ``embed``, ``label``, ...
+        problem: The problem.
+        remedy: How to solve the problem.
     """
 
     source: str
@@ -84,7 +84,7 @@ class Failure:
 
     @classmethod
     def from_error(cls, error: MoleculeError, stage: str) -> Failure:
-        """The line that stands for ``error``."""
+        """Creates the line of an error."""
         return cls(error.source, error.row, error.molecule, stage, error.problem, error.remedy)
 
 
@@ -92,12 +92,12 @@ _COLUMNS = [field.name for field in fields(Failure)]
 
 
 def write_failures(path: str | Path, failures: Sequence[Failure]) -> None:
-    """Write the failures table as CSV; the header is there even if nothing failed."""
+    """Writes the failures table as CSV; without failures it has only the header."""
     Path(path).write_text(failures_text(failures), encoding="utf-8", newline="")
 
 
 def failures_text(failures: Sequence[Failure]) -> str:
-    """What :func:`write_failures` writes."""
+    """Returns the failures table as CSV text."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(_COLUMNS)
@@ -109,7 +109,7 @@ def failures_text(failures: Sequence[Failure]) -> str:
 
 
 def read_failures(path: str | Path) -> list[Failure]:
-    """Read what :func:`write_failures` wrote.
+    """Reads a table of :func:`write_failures`.
 
     Raises:
         ValueError: The columns are not those of a failures table.
@@ -118,7 +118,7 @@ def read_failures(path: str | Path) -> list[Failure]:
         reader = csv.DictReader(file)
         if reader.fieldnames != _COLUMNS:
             raise ValueError(
-                f"{path} is no failures table: expected the columns {', '.join(_COLUMNS)}, got "
+                f"{path} is not a failures table: expected the columns {', '.join(_COLUMNS)}, got "
                 f"{', '.join(reader.fieldnames or []) or 'none'}."
             )
         return [

@@ -1,11 +1,10 @@
-"""A function over many tasks in worker processes that may crash or hang without losing a task.
+"""Worker processes for many tasks, robust against tasks that crash or hang.
 
-``concurrent.futures`` gives up every pending task when one worker dies, and cannot stop one that
-hangs. Here a crash or an overdue task costs only itself, and a fresh worker takes the place. A task
-whose process died is tried once more: the process may have died of something else on the machine,
-for instance a lack of memory.
-Workers are new Python processes, not forks: the caller may hold threads (torch, a progress bar),
-and need not guard its script with ``if __name__ == "__main__"``.
+``concurrent.futures`` fails all pending tasks if one worker dies, and cannot stop a hanging task.
+Here only the crashed or overdue task fails, and its worker is replaced. A task whose process died
+is repeated once, because the cause may be external, for instance a lack of memory.
+Workers are new Python processes, not forks: the caller may have threads (torch, a progress bar),
+and its script needs no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 START_LIMIT_S = 300.0
-"""A worker that has not imported its function by then will not start at all (seconds)."""
+"""Time limit in seconds for a worker to start and import its function."""
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may run on, which on a shared machine are not all."""
+    """Number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -41,9 +40,9 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the result of a task whose worker crashed twice, hung or raised.
+    """Result of a task whose worker crashed twice, exceeded the time limit or raised an exception.
 
-    ``died`` is set if the process died.
+    ``died`` is True if the process died.
     """
 
     reason: str
@@ -57,34 +56,33 @@ def run_tasks(
     workers: int,
     time_limit: float,
 ) -> Iterator[tuple[int, Result | Lost]]:
-    """Yield ``(index of the task, result)`` as the results come in, each task exactly once.
+    """Yields ``(index of the task, result)`` in the order of completion, each task exactly once.
 
-    Processes need a POSIX system. Each has ``OMP_NUM_THREADS=1``, and what it prints on standard
-    output is dropped.
+    Requires a POSIX system. Workers have ``OMP_NUM_THREADS=1``; their standard output is discarded.
 
     Args:
         function: A function at the top level of an importable module; it, its tasks and its
             results are pickled.
         tasks: Its arguments.
         workers: Number of processes.
-        time_limit: Seconds a task may take before its worker is killed.
+        time_limit: Time limit of a task in seconds, after which its worker is killed.
 
     Raises:
-        RuntimeError: A worker does not even start.
+        RuntimeError: A worker cannot start.
     """
     with Pool(function, workers=workers, time_limit=time_limit) as pool:
         yield from pool.run(tasks)
 
 
 class Pool(Generic[Task, Result]):
-    """Workers that tasks are handed to one by one; a worker is started when there is one for it.
+    """Pool of workers, which are started on demand.
 
     Args:
         function: As for :func:`run_tasks`.
         workers: Number of processes.
-        time_limit: Seconds a task may take before its worker is killed.
-        ahead: Tasks that may wait for each worker, so that it has something to do while the caller
-            does something else.
+        time_limit: Time limit of a task in seconds, after which its worker is killed.
+        ahead: Maximum number of queued tasks per worker, which keep it busy while the caller does
+            not collect results.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class Pool(Generic[Task, Result]):
         self.stop()
 
     def stop(self) -> None:
-        """Ends all workers; those tasks that are unfinished are forgotten."""
+        """Ends all workers and discards unfinished tasks."""
         for worker in self._pool:
             worker.stop()
         self._pool.clear()
@@ -118,7 +116,7 @@ class Pool(Generic[Task, Result]):
         self._retried.clear()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Result | Lost]]:
-        """As :func:`run_tasks`; the workers wait for what comes next."""
+        """As :func:`run_tasks`; the workers keep running afterwards."""
         try:
             for index, task in enumerate(tasks):
                 while self.full:
@@ -126,22 +124,22 @@ class Pool(Generic[Task, Result]):
                 self.give(index, task)
             while self.unfinished:
                 yield from self.results()
-        except BaseException:  # what is under way must not be taken for the next results
+        except BaseException:  # results of unfinished tasks must not be returned later
             self.stop()
             raise
 
     @property
     def unfinished(self) -> int:
-        """Tasks whose results have not been handed out."""
+        """Number of tasks whose results have not been returned."""
         return len(self._again) + sum(len(worker.tasks) for worker in self._pool)
 
     @property
     def full(self) -> bool:
-        """Whether another task would have to wait too long."""
+        """True if the queues of all workers are full."""
         return self.unfinished >= self.workers * (1 + self.ahead)
 
     def give(self, index: int, task: Task) -> None:
-        """Hand over a task; its result comes with this index."""
+        """Submits a task; its result is returned with this index."""
         idle = [worker for worker in self._pool if not worker.tasks]
         if not idle and len(self._pool) < self.workers:
             idle = [Worker(self.function, self.time_limit)]
@@ -150,10 +148,10 @@ class Pool(Generic[Task, Result]):
         chosen.give(index, task)
 
     def results(self) -> list[tuple[int, Result | Lost]]:
-        """The results that are there, after waiting for one; none if nothing is unfinished."""
+        """Waits for at least one result and returns all available; empty if none is pending."""
         found: list[tuple[int, Result | Lost]] = []
         while not found and self.unfinished:
-            while self._again:  # given to a worker that is no more
+            while self._again:  # tasks of dead workers
                 self.give(*self._again.popleft())
             busy = [worker for worker in self._pool if worker.tasks]
             patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
@@ -181,7 +179,7 @@ class Pool(Generic[Task, Result]):
 
 
 class Worker(Generic[Task, Result]):
-    """One process, the task that it is at, and those that wait for it."""
+    """A worker process with its current and queued tasks."""
 
     def __init__(self, function: Callable[[Task], Result], time_limit: float) -> None:
         self.time_limit = time_limit
@@ -201,14 +199,14 @@ class Worker(Generic[Task, Result]):
         self._send(function)
 
     def give(self, index: int, task: Task) -> None:
-        """Start a task, which has to be done before ``deadline``, or let it wait for its turn."""
+        """Starts or queues a task; the current task has to finish before ``deadline``."""
         if not self.tasks and self.ready:
             self.deadline = time.monotonic() + self.time_limit
         self.tasks.append((index, task))
         self._send(task)
 
     def receive(self) -> tuple[int, Result | Lost] | None:
-        """The result that lies in the pipe, or what became of the process."""
+        """Receives a result, or returns :class:`Lost` if the process died."""
         try:
             message = self.connection.recv_bytes()
         except (EOFError, ConnectionError):
@@ -224,18 +222,18 @@ class Worker(Generic[Task, Result]):
         return index, result
 
     def give_up(self) -> tuple[int, Lost]:
-        """End a process that is overdue."""
+        """Ends a process whose task exceeds the time limit."""
         return self._lost(f"not finished after {self.time_limit:g} s")
 
     def stop(self) -> None:
-        """End the process."""
+        """Ends the process."""
         self.dead = True
         self.connection.close()
         self.process.kill()
         self.process.wait()
 
     def _send(self, message: object) -> None:
-        # Where the process is gone already, receive() is about to find out.
+        # If the process has died, receive() reports it.
         with contextlib.suppress(ConnectionError):
             self.connection.send_bytes(pickle.dumps(message))
 
@@ -254,25 +252,25 @@ class Worker(Generic[Task, Result]):
 
 
 def _serve(handle: int) -> None:
-    """What a worker process does: answer tasks until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and it ends us
+    """Main loop of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
     connection = Connection(handle)
     function = pickle.loads(connection.recv_bytes())
     connection.send_bytes(pickle.dumps((True, "ready")))
     while True:
         try:
             task = pickle.loads(connection.recv_bytes())
-        except (EOFError, ConnectionResetError):  # the parent has ended, perhaps by force
+        except (EOFError, ConnectionResetError):  # the parent has ended
             return
         try:
             answer = (True, function(task))
-        except Exception as error:  # one task must not take the others along
+        except Exception as error:  # reported as the result of this task
             answer = (False, f"{type(error).__name__}: {error}")
         connection.send_bytes(pickle.dumps(answer))
 
 
-# A worker runs this file by itself: what it imports beyond the standard library is up to its
-# function. The search path comes as an argument, as it may be what makes that importable.
+# A worker runs this file as a script, which imports only the standard library before the function
+# is unpickled. The search path is passed as an argument, because the function may need it.
 if __name__ == "__main__":
     sys.path[:] = json.loads(sys.argv[1])
     _serve(int(sys.argv[2]))

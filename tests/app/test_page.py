@@ -212,7 +212,7 @@ def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     (data,) = read_text(download("#get-sdf").decode("utf-8"), "x.sdf").data
     assert float(data.dipole.norm()) == pytest.approx(float(row["magnitude_D"]), abs=1e-3)
     expect(page.locator("#problem")).to_contain_text(
-        "Missing in the SDF, because their bonds cannot"
+        "Missing in the SDF file, because their bonds cannot"
     )
     expect(page.locator("#problem")).to_contain_text("no bonds")
     assert len(read_text(download("#get-extxyz").decode("utf-8"), "x.extxyz").data) == 2

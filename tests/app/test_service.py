@@ -74,7 +74,7 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself() -> None:
         (request(name="a.xyz", text="1\n\nH 0 0 0\n" * 1001), "1001 molecules"),
         (request(name="a.extxyz", text="1\nmol_id=0\nHe 0 0 0\n" * 51), "51 molecules"),
         (request(name="a.csv", text="smiles\n" + "C\n" * 51), "51 molecules"),
-        (request(name="a.txt", text="C"), r"a.txt: files of that kind cannot be read"),
+        (request(name="a.txt", text="C"), r"a.txt: this file format is not supported"),
         (request(name="a.sdf", text=""), "holds no molecules"),
         (request(name="a.csv", text="name\nx\n"), "smiles"),
         (request("C" * 1_000_001), "at most 1,000,000 characters"),
@@ -83,7 +83,7 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself() -> None:
             request(name="a.csv", text="smiles\n" + "C" * 9000),
             "has 27002 atoms, and the page takes",
         ),
-        (request(name="a.parquet", text="PAR1"), "those that can are .smi, .csv, .sdf"),
+        (request(name="a.parquet", text="PAR1"), "supported are .smi, .csv, .sdf"),
         (Request("C", "", "", 1, "nowhere"), "There is no model nowhere."),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_process_that_died_is_replaced(service: Service) -> None:
     service.ask("O")
     assert service._worker is not None
     service._worker.process.kill()
-    assert "could not be done" in service.ask("O").refusal
+    assert "The prediction failed" in service.ask("O").refusal
     assert service.ask("O").refusal == ""
 
 

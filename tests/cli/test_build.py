@@ -72,7 +72,7 @@ def test_build_does_not_replace_a_data_set_unasked(
     table: Path, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build(table, built, "--label", "none") == 2
-    assert "already holds a data set. Add --overwrite" in capsys.readouterr().err
+    assert "already contains a data set. Add --overwrite" in capsys.readouterr().err
 
 
 def test_build_interrupted_says_how_to_go_on(
@@ -83,7 +83,7 @@ def test_build_interrupted_says_how_to_go_on(
 
     monkeypatch.setattr("dipolegnn.data.build.label_many", interrupt)
     assert build(table, tmp_path) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Repeat the same command to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_evaluate_measures_what_the_package_measures(
 
     out = capsys.readouterr().out
     assert "11 of 11 structures have a reference" in out
-    assert "the model was trained on some of these" in out
+    assert "the model was trained on some of the molecules" in out
     report = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     model = load_model(trained / "model.safetensors")
     expected = evaluate(model, list(ConformerDataset(built))).metrics
@@ -137,6 +137,6 @@ def test_what_predict_refuses_is_not_measured(
 ) -> None:
     words = ["--data", str(built), "--output", str(tmp_path / "out"), "--split", "all"]
     assert main(["evaluate", "painn-qm9", *words]) == 2
-    assert_message(capsys, "painn-qm9 cannot be measured on 2 of 11 structures, the first chloro")
+    assert_message(capsys, "painn-qm9 cannot be evaluated on 2 of 11 structures, the first chloro")
     assert not (tmp_path / "out").exists()
     assert main(["evaluate", "painn-xtb", *words]) == 0

@@ -273,7 +273,7 @@ def test_files_become_a_table_and_failures_are_listed(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("failed: list.smi, row") == 10
-    assert "failed: 12 in all" in captured.err
+    assert "failed: 12 in total" in captured.err
     assert f"wrote {output}: 2 molecules, 14 read in" in captured.err
     with gzip.open(output, "rt") as file:
         lines = list(csv.DictReader(file))
@@ -370,9 +370,7 @@ def test_a_file_of_another_kind_is_no_smiles(
     path = tmp_path / "protein.pdb"
     path.write_text("ATOM\n")
     assert main(["predict", str(path), "--model", str(trained)]) == 2
-    assert_message(
-        capsys, "protein.pdb: files of that kind cannot be read; those that can are .smi"
-    )
+    assert_message(capsys, "protein.pdb: this file format is not supported; supported are .smi")
 
 
 def test_rows_beside_one_that_is_no_text(

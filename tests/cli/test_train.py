@@ -72,7 +72,7 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         ('{"train": {"learning_rate": 1}}', "unknown settings learning_rate; expected some of"),
         ('{"model": {"cutoff": -1}}', "cutoff must be a positive distance"),
         ('{"model": {"num_rbf": "many"}}', "num_rbf: Input should be a valid integer"),
-        ('{"model": []}', "model cannot be used"),
+        ('{"model": []}', "invalid settings in model"),
     ],
 )
 def test_train_refuses_a_config(

@@ -114,7 +114,7 @@ def test_labels_by_a_calculator_of_ase_in_processes() -> None:
     serial = label_many(molecules, TOY)
     parallel = label_many(molecules, TOY, workers=2)
     assert torch.equal(serial.data[1].dipole, parallel.data[1].dipole)
-    with pytest.raises(ValueError, match=r"top level of a module, or take workers=1"):
+    with pytest.raises(ValueError, match=r"top level of a module, or use workers=1"):
         label_many(molecules, ASEConfig(lambda charge: ElementCharges(), name="l"), workers=2)
 
 

@@ -52,5 +52,5 @@ def test_no_failures_still_write_a_header(tmp_path: Path) -> None:
 def test_reading_another_table_as_failures_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("smiles,name\nO,water\n")
-    with pytest.raises(ValueError, match=r"no failures table.*got smiles, name"):
+    with pytest.raises(ValueError, match=r"not a failures table.*got smiles, name"):
         read_failures(path)
