@@ -69,7 +69,7 @@ def test_a_structure_without_bonds_costs_an_sdf_only_itself() -> None:
     [
         (request(), "Type or paste a SMILES"),
         (request("C", conformers=0), "must be a whole number from 1 to 20"),
-        (request("C\n" * 51), "51 molecules, and the page takes 50"),
+        (request("C\n" * 51), "51 molecules, at most 50"),
         (request(name="a.xyz", text="1\n\nHe 0 0 0\n" * 51), "51 molecules"),
         (request(name="a.xyz", text="1\n\nH 0 0 0\n" * 1001), "1001 molecules"),
         (request(name="a.extxyz", text="1\nmol_id=0\nHe 0 0 0\n" * 51), "51 molecules"),
