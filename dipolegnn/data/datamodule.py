@@ -22,17 +22,17 @@ _LEFT_OUT = ("mol_block",)
 
 
 class DipoleDataModule(pl.LightningDataModule):
-    """Batches of the three parts of a data set.
+    """LightningDataModule of the training, validation and test parts of a data set.
 
-    The order of the training molecules is a function of ``(seed, epoch)`` alone, not of the state
-    of a random number generator, so a run that is resumed sees the batches that it would have seen.
-    With several devices each gets its own share: equal shares in training (a few molecules are
-    repeated to that end), every molecule exactly once in evaluation.
+    The order of the training molecules depends on ``(seed, epoch)`` only, not on the state of a
+    random number generator, so that a resumed run has the same batches as an uninterrupted one.
+    Several devices have disjoint shares, in training of equal size (a few molecules are repeated);
+    in evaluation each molecule is used exactly once.
 
-    Where the data set allows it (:func:`dipolegnn.data.packed.why_not_packed`), its arrays lie on
-    the device of the trainer and batches are cut out of them there; else PyG's ``DataLoader``
-    makes them out of one ``Data`` per molecule. The batches are the same, except that the first
-    ones hold their radius graphs if the module that is trained has ``cutoff_of_graphs``.
+    If possible (:func:`dipolegnn.data.packed.why_not_packed`), the arrays of the data set are
+    stored on the device of the trainer and batches are sliced from them; else PyG's ``DataLoader``
+    collates one ``Data`` per molecule. The batches are the same, except that sliced batches contain
+    cached radius graphs if the trained module has ``cutoff_of_graphs``.
 
     Args:
         dataset: The molecules.
@@ -80,10 +80,10 @@ class DipoleDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
 
     def train_dataloader(self) -> Loader:
-        """The training molecules, in another order each epoch.
+        """Training molecules, shuffled in each epoch.
 
         Raises:
-            ValueError: There are none.
+            ValueError: The training part is empty.
         """
         part = self._part("train")
         replicas, rank = self._share()
@@ -163,7 +163,7 @@ class DipoleDataModule(pl.LightningDataModule):
         )
 
     def _cutoff_of_graphs(self) -> float | None:
-        """The cutoff of the module's graphs, if it says that it takes them as they come."""
+        """Cutoff of cached graphs, if the module supports them."""
         module = None if self.trainer is None else self.trainer.lightning_module
         cutoff: float | None = getattr(module, "cutoff_of_graphs", None)
         return cutoff

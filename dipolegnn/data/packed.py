@@ -1,8 +1,8 @@
-"""Batches cut out of the arrays of a whole data set, without an object per molecule.
+"""Batches sliced from the arrays of a data set, without an object per molecule.
 
-PyG makes a ``Data`` of each molecule and then collates these, which takes a good part of a training
-step. An ``InMemoryDataset`` holds its molecules end to end already: a batch is an index into that.
-How long everything gets is known on the CPU, so that making a batch waits for no GPU.
+PyG creates a ``Data`` per molecule and collates them, which is a large part of the time of a
+training step. An ``InMemoryDataset`` already stores its molecules contiguously, so that a batch is
+an indexing operation. All sizes are computed on the CPU, which avoids GPU synchronizations.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from dipolegnn.nn.graph import MoleculeGraphs
 _PerWhat = Literal["atom", "molecule"]
 
 _CHUNK = 1000
-"""Molecules whose radius graphs are built at once."""
+"""Number of molecules whose radius graphs are built at once."""
 
 
 class PackedBatches(Dataset[Any]):
-    """The batches of an in-memory data set: ``packed[positions]`` is the batch of these molecules.
+    """Batches of an in-memory data set: ``packed[positions]`` is the batch of these molecules.
 
-    Field by field it is ``Batch.from_data_list([dataset[k] for k in positions])``. A ``DataLoader``
-    takes whole batches by ``__getitems__``.
+    All fields equal those of ``Batch.from_data_list([dataset[k] for k in positions])``. A
+    ``DataLoader`` gets complete batches by ``__getitems__``.
 
     Args:
-        dataset: The molecules; :func:`why_not_packed` says whether they can be had like this.
-        device: Where the arrays lie and the batches are made.
-        exclude: Fields that batches do without.
-        cutoff: Build the radius graphs of this cutoff, in angstrom, once, and put them into the
-            batches as ``radius_graph``; None: leave that to the model. The model builds a graph of
-            its own for a batch whose atoms were moved.
+        dataset: The molecules; see :func:`why_not_packed` for the requirements.
+        device: Device of the arrays and the batches.
+        exclude: Fields that are not in the batches.
+        cutoff: Cutoff in angstrom of cached radius graphs, which are added to the batches as
+            ``radius_graph``; None: no graphs. The model rebuilds the graph of a batch whose atoms
+            have moved.
 
     Raises:
-        ValueError: If they cannot.
+        ValueError: If the data set does not meet the requirements.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PackedBatches(Dataset[Any]):
 
 
 class _Pieces(NamedTuple):
-    """Some pieces of rows that lie end to end, put one after another."""
+    """Concatenation of selected segments of an array."""
 
     rows: Tensor
     """The rows, on the device."""
@@ -133,14 +133,14 @@ class _Pieces(NamedTuple):
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on the device, without waiting for it to get there."""
+    """Copies a small CPU tensor to the device asynchronously."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def why_not_packed(dataset: InMemoryDataset) -> str | None:
-    """Why batches of a data set have to be made molecule by molecule; None if they need not."""
+    """Reason why a data set cannot be packed; None if it can."""
     if dataset.transform is not None:
         return "it has a transform, which is called with each molecule at each access"
     if dataset.slices is None or "pos" not in dataset.slices:

@@ -15,20 +15,19 @@ from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 
 
 class DipoleCalculator(Calculator):
-    """Dipole moment and charges of a molecule from a model, the rest from another calculator.
+    """ASE calculator of dipole moment and charges, with other properties from another calculator.
 
     In ASE's units: ``dipole`` in e·angstrom, ``charges`` in e. The total charge is
     ``atoms.info["charge"]``, else the sum of the initial charges.
 
-    The dipole of an ion depends on the origin. As for all calculators of ASE it is the origin of
-    the coordinates here; everywhere else in dipolegnn (commands, ``predict``, labels) it is the
-    centre of mass. :func:`dipolegnn.units.move_origin` converts. Neutral molecules have the same
-    dipole about both.
+    The dipole of an ion depends on the origin. Here, as in all ASE calculators, it is the origin of
+    the coordinates; elsewhere in dipolegnn (commands, ``predict``, labels) it is the centre of
+    mass. :func:`dipolegnn.units.move_origin` converts. The dipole of a neutral molecule is the same
+    for both.
 
     Args:
-        model: A model with vectors, or the name of one that comes along.
-        others: A calculator for everything else, such as energy and forces, so that molecular
-            dynamics runs on it and the dipole along the way is the model's.
+        model: A model with vectors, or the name of a pretrained model.
+        others: Calculator of all other properties, such as energy and forces (molecular dynamics).
 
     Raises:
         FileNotFoundError: If there is no model of that name.
@@ -52,11 +51,11 @@ class DipoleCalculator(Calculator):
         self.implemented_properties = list(dict.fromkeys(("dipole", "charges", *theirs)))
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation; the charge counts as well.
+        """Returns what has changed since the last calculation, including the charge.
 
         Args:
             atoms: The structure.
-            tol: Differences up to here are none.
+            tol: Tolerance of the comparison.
         """
         changes: list[str] = super().check_state(atoms, tol)
         if self.atoms is not None and self.atoms.info.get("charge") != atoms.info.get("charge"):
@@ -69,11 +68,11 @@ class DipoleCalculator(Calculator):
         properties: Sequence[str] = ("dipole",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Fills ``results`` with what is asked for.
+        """Computes the requested properties and stores them in ``results``.
 
         Raises:
-            MoleculeError: If the structure is periodic, or has an element that a model that comes
-                along was not trained on.
+            MoleculeError: If the structure is periodic, or has an element that a pretrained model
+                was not trained on.
             ValueError: If the model has no vectors.
         """
         super().calculate(atoms, list(properties), list(system_changes))
@@ -86,7 +85,7 @@ class DipoleCalculator(Calculator):
                 self.results[name] = self.others.get_property(name, self.atoms)
 
     def _from_model(self, atoms: Atoms) -> None:
-        bare = atoms.copy()  # without a calculator, whose results would be taken for labels
+        bare = atoms.copy()  # without the calculator, whose results would be read as labels
         data = from_ase(bare)
         problem = unknown_elements(self.model, data)
         if problem is not None:
@@ -95,7 +94,7 @@ class DipoleCalculator(Calculator):
         if not prediction.has_vector:
             raise ValueError(
                 f"The head {type(self.model.head).__name__} of the model predicts magnitudes "
-                "and no vector; take one with a dipole head."
+                "and no vectors; use a model with a dipole head."
             )
         centre = centre_of_mass(atoms.numbers, atoms.positions)
         dipole = prediction.dipole / DEBYE_PER_E_ANGSTROM  # [3] about the centre of mass

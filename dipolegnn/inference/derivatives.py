@@ -1,4 +1,4 @@
-"""How the dipole moment changes as the atoms move: atomic polar tensors."""
+"""Derivatives of the dipole moment with respect to positions: atomic polar tensors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 
 def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
-    r"""The atomic polar tensors of a structure, by automatic differentiation.
+    r"""Computes the atomic polar tensors of a structure by automatic differentiation.
 
     .. math:: P_{iab} = \frac{\partial \mu_a}{\partial R_{ib}}
 
-    Their sum over the atoms is the total charge times the unit matrix. They need the dipole vector
-    of a fixed origin, so that the centre of mass, which :class:`~dipolegnn.DipoleModel` refers an
-    ion's dipole to, does not move along here.
+    The sum over the atoms is the total charge times the unit matrix. The dipole vector refers to a
+    fixed origin: for ions, the derivative of the centre of mass, the origin of
+    :class:`~dipolegnn.DipoleModel`, is corrected for.
 
     Args:
         model: A model with vectors.
-        data: The structure: ``z [N]``, ``pos [N, 3]`` in angstrom and, of an ion, ``charge`` in e.
+        data: Structure with ``z [N]``, ``pos [N, 3]`` in angstrom and, for ions, ``charge`` in e.
 
     Returns:
         ``[N, 3, 3]`` in e: atom, component of the dipole, component of the position.
@@ -54,7 +54,7 @@ def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
         if "dipole" not in model.head.outputs:
             raise ValueError(
                 f"The model has the head {type(model.head).__name__}, which predicts magnitudes "
-                "and no vector that could be differentiated; take one with a dipole head."
+                "and no vectors; use a model with a dipole head."
             )
         dipole = model(batch).dipole
         rows = [torch.autograd.grad(dipole[0, a], pos, retain_graph=a < 2)[0] for a in range(3)]

@@ -1,4 +1,4 @@
-"""From records to predictions, the same way for the command, the page, Python, files and Ray.
+"""Prediction pipeline of the commands, the page, Python, files and Ray.
 
     records -> structures (in the order of the records) -> batches for the model -> predictions
 
@@ -44,19 +44,19 @@ from dipolegnn.nn import DipoleModel, ModelCard
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 KERNELS_FROM_ATOMS = 1000
-"""Atoms of a batch from which on the fused kernels are used: loading them takes half a second."""
+"""Smallest number of atoms for which fused kernels are used: loading them takes half a second."""
 
 BATCH_RECORDS = 1000
-"""Records per batch at most."""
+"""Maximum number of records per batch."""
 
 FEW_CONFORMERS = 200
-"""Fewer are embedded before worker processes would have started."""
+"""Number of conformers below which no worker processes are started."""
 
 SHOWN_FAILURES = 10
 
 
 class Batch(NamedTuple):
-    """What neighbouring records came to."""
+    """Outcomes of consecutive records."""
 
     records: int
     outcomes: list[MoleculePrediction | Failure]
@@ -72,8 +72,7 @@ def predict_records(
 ) -> Iterator[MoleculePrediction | Failure]:
     """Predicts the molecules of records, in the order of the records.
 
-    Records are read as they are needed. Nothing that is given is changed: on another device a copy
-    of the model computes.
+    Records are read on demand. The model is not changed; on another device a copy is used.
 
     Args:
         records: The records; see :mod:`dipolegnn.molecules.records`.
@@ -101,9 +100,9 @@ def predict_batches(
 ) -> Iterator[Batch]:
     """As :func:`predict_records`, from records with their structures, batch by batch.
 
-    A batch has whole molecules, for one model, and about ``BATCH_ATOMS`` atoms at most. Which
-    molecules are in it depends on those from its first on alone, so that a run that goes on at the
-    beginning of a batch gives the same numbers.
+    A batch contains complete molecules for one model and at most about ``BATCH_ATOMS`` atoms. Its
+    content depends only on the records from its first one on, so that a run resumed at the start of
+    a batch gives the same numbers.
 
     Args:
         embedded: Records with their structures, as :func:`embed_records` gives them.
@@ -214,7 +213,7 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
 def _outcomes(
     batch: Sequence[_Molecule], model: DipoleModel | None, config: PredictConfig, refuse: bool
 ) -> list[MoleculePrediction | Failure]:
-    """The failures and predictions of a batch, in order; without structures no model is needed."""
+    """Failures and predictions of a batch, in order; ``model`` may be None without structures."""
     if model is None:
         return [found for molecule in batch for _, found in molecule if isinstance(found, Failure)]
     checked = [[_checked(record, found, model, refuse) for record, found in m] for m in batch]
@@ -252,7 +251,7 @@ def _checked(
 def _described(
     molecule: MoleculePrediction, record: Record, card: ModelCard, config: PredictConfig
 ) -> MoleculePrediction:
-    """The prediction with its source, its model and what the user should know about it."""
+    """Adds source, model and notes to a prediction."""
     lowest = molecule.lowest
     notes = []
     if lowest.total_charge:
@@ -267,7 +266,7 @@ def _described(
     if alone and can_turn(lowest.data.smiles):
         notes.append("this is one conformer; others may have other dipole moments")
     if not lowest.has_vector:
-        notes.append("the model has a magnitude only, no vector and no charges")
+        notes.append("the model predicts the magnitude only, no vector and no charges")
     return replace(
         molecule,
         source=record.source,
@@ -280,14 +279,14 @@ def _described(
 
 @dataclass(frozen=True)
 class BulkResult:
-    """Numbers of a run of :func:`predict_files`.
+    """Summary of a run of :func:`predict_files`.
 
     Attributes:
         molecules: Molecules in the output.
         failures: Molecules that failed.
         first_failures: The first of the failures.
-        earlier: Of molecules and failures together, how many an interrupted run had done.
-        seconds: How long this run took.
+        earlier: Number of molecules and failures that were finished by an interrupted run.
+        seconds: Time of this run in seconds.
     """
 
     molecules: int
@@ -311,36 +310,35 @@ def predict_files(
     part_records: int = PART_RECORDS,
     progress: bool = False,
 ) -> BulkResult:
-    """Predicts the dipole moments of all molecules of files, of any size, into one file.
+    """Predicts the dipole moments of all molecules in files of any size and writes one output file.
 
-    A run that was killed goes on where it stopped when it is called again with the same arguments:
-    nothing is done twice but what was under way, and nothing is lost. (Until it is complete, what
-    is done lies in a folder beside the output, in parts of about 20 seconds of work.) ``workers``
-    and ``device`` may change in between.
+    A killed run is resumed by a second call with the same arguments; only unfinished work is
+    repeated, and nothing is lost. (Until the run is complete, results are stored in a folder beside
+    the output, in parts of about 20 seconds of work.) ``workers`` and ``device`` may differ.
 
-    Structures in the output have the ``mol_id`` that they have in the file, else the number of
-    their record, from 0; with several files, the number of the record, counted through.
+    Structures in the output have the ``mol_id`` of the file, else the index of their record, from
+    0; with several files, the index of the record over all files.
 
     Args:
         paths: Files of SMILES (embedded in worker processes) or of structures.
-        output: A table (``.csv``, ``.csv.gz``, ``.parquet``), a line per molecule in the order of
-            the files; or structures with their predictions (``.sdf``, ``.extxyz``, ``.xyz``, also
-            ``.gz``), all conformers. Failures come to lie beside it, in a file of their own.
-        models: Which model predicts.
+        output: A table (``.csv``, ``.csv.gz``, ``.parquet``) with a line per molecule in the order
+            of the files, or structures (all conformers) with their predictions (``.sdf``,
+            ``.extxyz``, ``.xyz``, also ``.gz``). Failures are written to a separate file beside it.
+        models: Choice of the model.
         columns: Columns of tables of SMILES.
-        conformers: How SMILES are embedded.
+        conformers: Embedding of SMILES.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: Coverage of the error bars, between 0 and 1.
-        workers: Processes that read and embed; 0: it is done here, where a molecule that crashes
-            RDKit ends the run; None: one per core, none for a small file.
-        device: Where the model computes; None: on a CUDA device if there is one.
-        part_records: Records per batch and per part at most.
-        progress: Show the progress on standard error.
+        workers: Number of processes that read and embed; 0: the calling process, which ends if a
+            molecule crashes RDKit; None: one per core, or 0 for a small file.
+        device: Device of the model; None: a CUDA device if available.
+        part_records: Maximum number of records per batch and per part.
+        progress: True to show the progress on standard error.
 
     Raises:
-        FileNotFoundError: There is no such file, or no such model.
-        ImportError: Parquet without pyarrow.
-        JobMismatch: Beside the output lie parts of another job.
+        FileNotFoundError: A file or the model does not exist.
+        ImportError: pyarrow is not installed (for Parquet).
+        JobMismatch: The folder beside the output contains parts of another job.
         MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
             until then is kept.
         OutputInUse: Another run is writing the same output.

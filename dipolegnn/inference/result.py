@@ -1,4 +1,4 @@
-"""Results: the prediction of a structure, that of a molecule, and the lists of both kinds."""
+"""Results: predictions of structures and of molecules."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K, ROOM_TEMPERATURE_K
 
 @dataclass(frozen=True, eq=False)
 class ErrorBar:
-    """How far off a predicted magnitude may be.
+    """Error bar of a predicted magnitude.
 
     Attributes:
-        scale: How unsure the model is, in no unit of its own.
-        doubts: Why the prediction may be worse than the interval says: what the molecule has that
-            the training molecules had not, or that the model is unusually unsure.
-        calibration: What turns the scale into debye.
+        scale: Uncertainty relative to other molecules, in an arbitrary unit.
+        doubts: Warnings that the interval may be too small: properties of the molecule outside the
+            training data, or an unusually large uncertainty.
+        calibration: Calibration that converts the scale to debye.
     """
 
     scale: float
@@ -54,13 +54,13 @@ class Prediction:
     """The prediction of one structure.
 
     Attributes:
-        data: The structure, as it was given.
+        data: The given structure.
         magnitude: Magnitude of the dipole moment in debye.
-        dipole: The vector ``[3]`` in debye, in the frame of ``data.pos``, about the centre of mass
-            if the molecule is an ion; NaN from a model that predicts only magnitudes.
-        charges: Atomic charges ``[N]`` in e, in the order of the atoms; NaN from such a model.
-            Fitted to reproduce the dipole; not a population analysis.
-        error: How far off the magnitude may be; None from a model without error bars.
+        dipole: Dipole vector ``[3]`` in debye, in the frame of ``data.pos``, for ions about the
+            centre of mass; NaN if the model predicts only magnitudes.
+        charges: Atomic charges ``[N]`` in e, in the order of the atoms; NaN if the model predicts
+            only magnitudes. Fitted to reproduce the dipole; not a population analysis.
+        error: Error bar of the magnitude; None if the model has no error bars.
     """
 
     data: Data
@@ -71,7 +71,7 @@ class Prediction:
 
     @property
     def has_vector(self) -> bool:
-        """False from a model that predicts only magnitudes."""
+        """False if the model predicts only magnitudes."""
         return bool(np.isfinite(self.dipole).all())
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class Prediction:
         return () if self.error is None else self.error.doubts
 
     def as_labels(self) -> Data:
-        """A copy of the structure that carries the prediction in the place of labels."""
+        """Returns a copy of the structure with the prediction as its labels."""
         data = self.data.clone()
         data.dipole = torch.tensor(self.dipole[None]).float()
         data.dipole_magnitude = torch.tensor([self.magnitude])
@@ -118,17 +118,17 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MoleculePrediction:
-    """The prediction of a molecule: an average over its conformers.
+    """Prediction of a molecule: an average over its conformers.
 
     Attributes:
         conformers: The conformers, lowest energy first.
         weights: Their Boltzmann weights ``[K]``; they sum to 1.
         magnitude: Mean of the magnitudes with these weights, in debye.
         source: Name of the file of the molecule; empty if there is none.
-        row: Its row, record or frame there, from 1.
+        row: Row, record or frame in the file, from 1.
         model: Name of the model; empty if it has none.
-        accuracy: Accuracy of the model, in a line; empty if not known.
-        notes: Remarks and warnings for the user.
+        accuracy: Accuracy of the model in one line; empty if not known.
+        notes: Notes and warnings for the user.
     """
 
     conformers: Sequence[Prediction]
@@ -160,9 +160,9 @@ class MoleculePrediction:
     def half_width(self, coverage: float = COVERAGE) -> float | None:
         """Half the width of the interval around ``magnitude`` that holds so often, in debye.
 
-        The mean over the conformers, with their weights: errors of one molecule's conformers are
-        much alike. What is not known about energies and geometries comes on top. None from a model
-        without error bars.
+        The weighted mean over the conformers, because the errors of conformers of a molecule are
+        similar. Errors of energies and geometries are not included. None if the model has no error
+        bars.
 
         Raises:
             ValueError: If ``coverage`` is not between 0 and 1.
@@ -187,14 +187,14 @@ class MoleculePrediction:
 
 
 class Predictions(NamedTuple):
-    """Predictions of molecules, in order, and a line for each molecule that failed."""
+    """Predictions of molecules, in order, and failures."""
 
     molecules: list[MoleculePrediction]
     failures: list[Failure]
 
     @classmethod
     def of(cls, outcomes: Iterable[MoleculePrediction | Failure]) -> Predictions:
-        """Both kinds of outcomes, apart."""
+        """Separates predictions and failures."""
         found = cls([], [])
         for outcome in outcomes:
             if isinstance(outcome, Failure):
@@ -209,8 +209,8 @@ def average(
 ) -> list[MoleculePrediction]:
     """Averages over the conformers of each molecule.
 
-    Conformers are neighbours with the same ``mol_id``. Structures without an energy (from most
-    files) are molecules of their own: how much each would count is not known.
+    Conformers are consecutive structures with the same ``mol_id``. Structures without an energy
+    (from most files) are separate molecules, because their weights are not known.
 
     Args:
         predictions: The predictions for all structures.
@@ -232,21 +232,21 @@ def average(
 def boltzmann(
     conformers: Sequence[Prediction], temperature: float = ROOM_TEMPERATURE_K
 ) -> MoleculePrediction:
-    r"""The Boltzmann average of the magnitude over the conformers of one molecule.
+    r"""Boltzmann average of the magnitude over the conformers of a molecule.
 
     .. math:: \langle|\mu|\rangle = \sum_k w_k |\mu_k|, \qquad w_k \propto e^{-E_k / RT}
 
-    The mean of the magnitudes, not the root of the mean square that a dielectric measurement sees
-    (which is never smaller), and not the magnitude of a mean vector: each conformer tumbles by
-    itself. The energies :math:`E_k` are those of ``data.energy``; from a force field (SMILES) they
-    are good to about 1 kcal/mol, and the range of the magnitudes says how much hangs on that.
+    This is the mean of the magnitudes, not the root mean square of dielectric measurements (which
+    is never smaller), and not the magnitude of the mean vector, since conformers rotate
+    independently. The energies :math:`E_k` are ``data.energy``. Force-field energies (SMILES) have
+    errors of about 1 kcal/mol; the range of the magnitudes shows how much this can matter.
 
     Args:
         conformers: Predictions for the conformers of one molecule, with energies in kcal/mol.
         temperature: Temperature T in kelvin.
 
     Returns:
-        The average; the conformers in it are sorted by energy.
+        The average, with conformers sorted by energy.
 
     Raises:
         ValueError: If there are no conformers, one of several has no energy, or the temperature is

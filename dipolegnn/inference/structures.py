@@ -1,4 +1,4 @@
-"""From structures and a model to predictions."""
+"""Prediction of structures with a model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.features import MAX_Z
 
 BATCH_ATOMS = 2000
-"""Atoms per batch. Memory goes with the edges: at 5 Å at most about 60 per atom, so that one edge
-tensor of PaiNN with 128 channels stays below 200 MB."""
+"""Atoms per batch. Memory is proportional to the number of edges, at 5 Å at most about 60 per atom:
+one edge tensor of PaiNN with 128 channels is below 200 MB."""
 
 
 def predict(
@@ -37,12 +37,12 @@ def predict(
 
     Args:
         model: The model.
-        molecules: The structures: ``z [N]``, ``pos [N, 3]`` in angstrom and, of ions, ``charge``
-            in e. Nothing else of them plays a part.
-        batch_atoms: Atoms per batch at most; a larger molecule is a batch of its own.
-        device: Where to compute; elsewhere than on the model's device, a copy of the model does.
-            None: the model's device.
-        progress: Show a progress bar on standard error.
+        molecules: Structures with ``z [N]``, ``pos [N, 3]`` in angstrom and, for ions, ``charge``
+            in e. Other fields are not used.
+        batch_atoms: Maximum number of atoms per batch; a larger molecule is a separate batch.
+        device: Device of the computation; on another device than that of the model, a copy of the
+            model is used. None: the device of the model.
+        progress: True to show a progress bar on standard error.
 
     Returns:
         One prediction per structure, in the same order.
@@ -82,7 +82,7 @@ def predict(
 
 
 def on_device(model: DipoleModel, device: torch.device | str | None) -> DipoleModel:
-    """The model, or a copy of it if ``device`` is another one than its own; None: its own."""
+    """Returns the model, or a copy of it if ``device`` is not the device of the model."""
     if device is None:
         return model
     wanted, here = torch.device(device), next(model.parameters()).device
@@ -92,7 +92,7 @@ def on_device(model: DipoleModel, device: torch.device | str | None) -> DipoleMo
 
 
 def with_plain_kernels(model: DipoleModel) -> DipoleModel:
-    """A model with the same weights (shared, not copied) that computes without fused kernels."""
+    """Returns a model with the same (shared) weights that does not use fused kernels."""
     twin = copy.copy(model)
     twin.kernels = "plain"
     return twin
@@ -100,7 +100,7 @@ def with_plain_kernels(model: DipoleModel) -> DipoleModel:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module is in its own mode again."""
+    """Switches to evaluation mode and restores the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -111,20 +111,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def unsupported(data: Data) -> MoleculeError | None:
-    """Why no prediction can be made for a structure; None if one can."""
+    """Error of a structure that cannot be predicted, else None."""
     name = str(data.get("name") or data.get("smiles") or "")
     z, pos = data.get("z"), data.get("pos")
     if z is None or pos is None or not z.numel() or tuple(pos.shape) != (z.numel(), 3):
         return MoleculeError(
             "The structure needs atoms z [N] and coordinates pos [N, 3]",
-            remedy="Make it with dipolegnn.molecules.make_data",
+            remedy="Create it with dipolegnn.molecules.make_data",
             molecule=name,
         )
     if not 1 <= int(z.min()) <= int(z.max()) <= MAX_Z:
         wrong = int(z.max()) if int(z.max()) > MAX_Z else int(z.min())
         return MoleculeError(
-            f"It has an atom with the atomic number {wrong}; models know 1 to {MAX_Z}",
-            remedy="Leave the molecule out",
+            f"It has an atom with the atomic number {wrong}, expected 1 to {MAX_Z}",
+            remedy="Remove the molecule",
             molecule=name,
         )
     return None
