@@ -1,4 +1,4 @@
-"""Records to structures, in worker processes: the one driver for lists, files and blocks of rows.
+"""Conversion of records to structures in worker processes, for lists, files and blocks of rows.
 
 The result does not depend on the number of processes. A record that crashes its process, or keeps
 it busy for too long, costs only itself.
@@ -26,16 +26,16 @@ from dipolegnn.molecules.workers import Lost, Pool
 from dipolegnn.molecules.xyz import read_frame
 
 STRUCTURES_PER_TASK = 32
-"""Structures that a worker reads at a time; SMILES, which take longer, are embedded one by one."""
+"""Number of structures per task of a worker; SMILES are one per task, because embedding is slow."""
 
 AHEAD = 2
-"""Tasks that wait for each worker, so that it has work while the caller is busy."""
+"""Number of queued tasks per worker, which keep it busy while the caller is busy."""
 
 WINDOW = 4000
-"""Records that are read ahead of the next one in order at most, which bounds the memory."""
+"""Maximum number of records that are read ahead, which bounds the memory."""
 
 Outcome = list[Data] | Failure
-"""The structures of a record (the conformers of one molecule), or why there are none."""
+"""Structures of a record (conformers of a molecule), or its failure."""
 
 _Packed = list[list[dict[str, Any]] | Failure]
 EmbeddingPool = Pool[list[Record], _Packed]
@@ -43,7 +43,7 @@ EmbeddingPool = Pool[list[Record], _Packed]
 
 
 def structures(record: Record, config: ConformerConfig) -> Outcome:
-    """The conformers of a SMILES, or the structure that a record holds.
+    """Returns the conformers of a SMILES, or the structure of a record.
 
     ``mol_id`` is that of the record, else what its text states, else ``row - 1``.
 
@@ -72,7 +72,7 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
 def embed_records(
     records: Iterable[Record], config: ConformerConfig, *, workers: int
 ) -> Iterator[tuple[Record, Outcome]]:
-    """Each record with its structures, in the order of the records.
+    """Yields each record with its structures, in the order of the records.
 
     Records are read as they are needed, at most ``WINDOW`` ahead of the one that is returned.
 
@@ -106,7 +106,7 @@ def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
 
 
 def embed_in(pool: EmbeddingPool, records: Iterable[Record]) -> Iterator[tuple[Record, Outcome]]:
-    """As :func:`embed_records`, in processes that stay for what comes next."""
+    """As :func:`embed_records`, with a given pool of processes, which is kept."""
     todo = _tasks(records)
     # Tasks by the position of their first record.
     given: dict[int, list[Record]] = {}
@@ -152,7 +152,7 @@ def embed_smiles(
     progress: bool = False,
     source: str = "",
 ) -> Molecules:
-    """Conformers of many molecules, in order, with a failure for each molecule that has none.
+    """Embeds many molecules; returns conformers in order, and failures.
 
     ``mol_id`` is the position in ``rows``, from 0. With several workers a molecule that crashes
     RDKit, or keeps it busy for too long, costs only itself.
@@ -175,7 +175,7 @@ def molecules_of(
     workers: int = 1,
     progress: bool = False,
 ) -> Molecules:
-    """The structures of all records, in order, with a failure for each record that has none.
+    """Returns the structures of all records, in order, and failures.
 
     Args:
         records: The records.
@@ -207,7 +207,7 @@ def molecules_of(
 
 
 def _tasks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Neighbouring records that a worker is given at a time."""
+    """Groups consecutive records into tasks of a worker."""
     task: list[Record] = []
     for record in records:
         task.append(record)
@@ -243,7 +243,7 @@ def _embedded(row: SmilesRow, record: Record, config: ConformerConfig) -> Outcom
 
 
 def _packed(records: list[Record], *, config: ConformerConfig) -> _Packed:
-    """What a worker does."""
+    """Processes a task in a worker."""
     outcomes = (structures(record, config) for record in records)
     return [
         outcome if isinstance(outcome, Failure) else [to_arrays(data) for data in outcome]
@@ -256,7 +256,7 @@ def _unpacked(outcome: list[dict[str, Any]] | Failure) -> Outcome:
 
 
 def _lost(record: Record, lost: Lost) -> Failure:
-    """What became of a record that crashed its worker or kept it busy for too long."""
+    """Failure of a record whose worker crashed or exceeded the time limit."""
     row = record.content if isinstance(record.content, SmilesRow) else None
     return Failure(
         source=record.source,

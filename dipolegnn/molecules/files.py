@@ -1,4 +1,4 @@
-"""Files of molecules, by their suffix: read into ``Molecules``, written from ``Data``.
+"""Reading and writing files of molecules, by suffix.
 
 A file that cannot be read at all is an error. One row, record or frame of it that cannot be read
 is a line in ``Molecules.failures``, and the others survive.
@@ -35,7 +35,7 @@ def read_file(
     workers: int = 1,
     progress: bool = False,
 ) -> Molecules:
-    """Read the molecules of a file.
+    """Reads the molecules of a file.
 
     - ``.smi``: a SMILES and, after white space, its name, on each line; ``#`` starts a comment.
     - ``.csv``: a header line, then one SMILES a row; separated by comma, semicolon or tab.
@@ -76,7 +76,7 @@ def read_text(
     workers: int = 1,
     progress: bool = False,
 ) -> Molecules:
-    """Read molecules from the content of a file; see :func:`read_file`.
+    """Reads molecules from the content of a file; see :func:`read_file`.
 
     Args:
         text: The content, unpacked.
@@ -128,7 +128,7 @@ def text_of(
     suffix: str,
     further: Sequence[Mapping[str, str | float]] | None = None,
 ) -> str:
-    """Molecules as the content of a ``.sdf``, ``.xyz`` or ``.extxyz`` file; see :func:`write_file`.
+    """Returns the text of a ``.sdf``, ``.xyz`` or ``.extxyz`` file (:func:`write_file`).
 
     Args:
         data: The molecules.
@@ -152,7 +152,7 @@ def text_of(
 
 
 def write_file(path: str | Path, data: Sequence[Data]) -> None:
-    """Write molecules as ``.sdf``, ``.xyz`` or ``.extxyz`` (also ``.gz``).
+    """Writes molecules as ``.sdf``, ``.xyz`` or ``.extxyz`` (also ``.gz``).
 
     SDF (V3000) and extended XYZ keep the labels, and :func:`read_file` reads them back; SDF also
     keeps bonds, stereo and isotopes. Nothing is written unless everything can be.

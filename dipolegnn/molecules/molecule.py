@@ -1,4 +1,4 @@
-"""The molecule: a PyG ``Data`` that always has the same fields, and what went wrong otherwise.
+"""Molecules as PyG ``Data`` with a fixed set of fields.
 
 Everything that reads or makes molecules goes through :func:`make_data`, so a ``Data`` that
 exists has finite coordinates, known elements and an even number of electrons. What cannot be
@@ -20,22 +20,22 @@ from dipolegnn._pyg import Data
 from dipolegnn.molecules.errors import Failure, MoleculeError
 
 MIN_DISTANCE = 0.4
-"""Atoms closer than this (angstrom) are taken for a mistake; the shortest bond, H-H, has 0.74."""
+"""Smallest accepted distance in angstrom; the shortest bond, H-H, has 0.74."""
 
 MAX_COORDINATE = 1e4
-"""Beyond this (angstrom) single precision resolves a coordinate no better than 0.001 angstrom."""
+"""Largest coordinate in angstrom; beyond, the resolution of single precision is above 0.001."""
 
 MAGNITUDE_TOLERANCE = 0.05
-"""A dipole vector and a magnitude given for the same molecule may differ by this much (debye)."""
+"""Largest accepted difference between a magnitude and the norm of the vector, in debye."""
 
 
 class Molecules(NamedTuple):
-    """What a batch came to: the molecules, in order, and a line for each one that failed."""
+    """Molecules, in order, and failures of a list or file."""
 
     data: list[Data]
     failures: list[Failure]
     rows: list[int] | None = None
-    """Where in its file each structure is, from 1; None: ``mol_id`` tells, which counts from 0."""
+    """Row of each structure in its file, from 1; None: ``mol_id + 1``."""
 
     def add(self, conformers: list[Data], row: int) -> None:
         """Appends the structures of a row."""
@@ -57,7 +57,7 @@ def make_data(
     smiles: str = "",
     name: str = "",
 ) -> Data:
-    """A molecule as a ``Data``, after checks.
+    """Creates the ``Data`` of a molecule and checks its fields.
 
     Args:
         z: Atomic numbers ``[N]``.
@@ -118,7 +118,7 @@ def relabelled(
     atomic_charges: ArrayLike | torch.Tensor | None = None,
     energy: float | None = None,
 ) -> Data:
-    """A copy of a molecule with these labels, and with other coordinates if any are given.
+    """Returns a copy of a molecule with new labels and, if given, new coordinates.
 
     Args and Raises are those of :func:`make_data`.
     """
@@ -140,7 +140,7 @@ def relabelled(
 
 
 def to_arrays(data: Data) -> dict[str, Any]:
-    """The fields of a molecule with NumPy arrays for tensors: a tenth of the time to pickle."""
+    """Converts the tensors of a molecule to NumPy arrays, which are pickled ten times as fast."""
     return {
         key: value.numpy() if isinstance(value, torch.Tensor) else value
         for key, value in data.to_dict().items()
@@ -148,7 +148,7 @@ def to_arrays(data: Data) -> dict[str, Any]:
 
 
 def from_arrays(arrays: dict[str, Any]) -> Data:
-    """What :func:`to_arrays` was given."""
+    """Inverse of :func:`to_arrays`."""
     fields = {
         key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for key, value in arrays.items()

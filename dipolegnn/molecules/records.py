@@ -33,7 +33,7 @@ _XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
 
 
 class Record(NamedTuple):
-    """What a file says about one structure.
+    """Record of a structure in a file.
 
     Args:
         row: Its number in the file, from 1; of a ``.smi`` file the number of the line.
@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
 
 class RecordFile:
-    """The records of a file, and how far they have been read; to be used in a ``with``.
+    """Iterator over the records of a file, with progress; a context manager.
 
     Args:
         path: File; its suffix says what it is, and all but ``.parquet`` may have ``.gz`` behind it.
@@ -94,7 +94,7 @@ class RecordFile:
 
     @property
     def position(self) -> float:
-        """How much of it has been read, from 0 to 1."""
+        """Fraction of the file that has been read."""
         if self._at_end:
             return 1.0
         if self.suffix == ".parquet":
@@ -133,7 +133,7 @@ class RecordFile:
 
 
 class Records:
-    """The records of several files, one file after the other, and how far they have been read.
+    """Iterator over the records of several files, with progress; a context manager.
 
     To be used in a ``with``; see :func:`chained` for the numbers of the molecules.
 
@@ -150,7 +150,7 @@ class Records:
         self.read = 0
         """Number of records that have been read."""
         self.broken: MoleculeError | None = None
-        """Why the records end before the end of the files; None: they do not."""
+        """Error that ended reading before the end of the files, or None."""
         with ExitStack() as stack:
             self.files = [stack.enter_context(RecordFile(path, columns)) for path in paths]
             self._open = stack.pop_all()
@@ -163,12 +163,12 @@ class Records:
 
     @property
     def position(self) -> float:
-        """How much of all files has been read, from 0 to 1."""
+        """Fraction of all files that has been read."""
         read = sum(file.size * file.position for file in self.files)
         return read / max(sum(file.size for file in self.files), 1)
 
     def __iter__(self) -> Iterator[Record]:
-        """The records, in order; they end where a file cannot be read: see ``broken``."""
+        """Yields the records in order; reading ends at the first unreadable file (``broken``)."""
         try:
             for record in chained(self.files):
                 self.read += 1
@@ -178,7 +178,7 @@ class Records:
 
 
 def chained(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:
-    """The records of several sources, one source after the other.
+    """Chains the records of several sources.
 
     A number that one source states may be a molecule of another. With more than one source the
     number of a molecule therefore is that of its first record among all, from 0.
@@ -198,7 +198,7 @@ def chained(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:
 
 
 def _legible(record: Record) -> Record:
-    """The record, or why it is none if it has bytes that are not UTF-8 text."""
+    """Returns the record, or an error if it is not UTF-8 text."""
     match record.content:
         case SmilesRow(smiles=smiles, name=name):
             text = f"{smiles}\n{name}"
@@ -227,7 +227,7 @@ def _legible(record: Record) -> Record:
 def text_records(
     lines: Iterable[str], suffix: str, source: str, columns: TableColumns
 ) -> Iterator[Record]:
-    """The records in the lines of a file; those with bytes that are no text are failures.
+    """Yields the records of the lines of a file; records with invalid UTF-8 are failures.
 
     Args:
         lines: The lines, with their ends; decoded with ``errors="surrogateescape"``.

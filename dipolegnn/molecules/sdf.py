@@ -1,4 +1,4 @@
-"""SDF: one record at a time, so that a broken one does not take its neighbours along.
+"""SDF files, read record by record, so that an invalid record does not affect others.
 
 The labels of a molecule are data fields of its record, with the unit in their names.
 """
@@ -26,7 +26,7 @@ _SMILES = "smiles"
 
 
 def sdf_records(lines: Iterable[str]) -> Iterator[str]:
-    """The records of an SDF, one after the other."""
+    """Yields the records of an SDF file."""
     record: list[str] = []
     for line in lines:
         if line.startswith("$$$$"):
@@ -100,13 +100,13 @@ def _numbers(labels: dict[str, str], name: str) -> list[float] | None:
 
 
 def _stated_number(labels: dict[str, str], default: int) -> int:
-    """The number of the molecule; others use the field's name for identifiers of their own."""
+    """Number of the molecule, if the field is an integer (other programs may use its name)."""
     stated = labels.get(_MOL_ID, "")
     return int(stated) if stated.isascii() and stated.isdigit() else default
 
 
 def sdf_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float]]) -> str:
-    """An SDF (V3000) of the molecules, with what is known about them as data fields.
+    """Returns molecules as SDF (V3000) with their labels as data fields.
 
     Args:
         data: The molecules.

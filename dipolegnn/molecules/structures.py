@@ -26,7 +26,7 @@ MAGNITUDE_KEY = "dipole_magnitude_debye"
 def from_ase(
     atoms: Atoms, *, charge: float | None = None, name: str = "", mol_id: int | None = None
 ) -> Data:
-    """The ``Data`` of a molecule in ASE, with the labels that it carries.
+    """Converts ASE ``Atoms`` to ``Data``, including labels.
 
     Labels are what its calculator holds for this geometry (nothing is calculated): ``dipole``,
     ``charges``, ``energy``; else a dipole in ``atoms.info["dipole"]``, in e·angstrom.
@@ -78,7 +78,7 @@ def from_ase(
 
 
 def to_ase(data: Data) -> Atoms:
-    """The ASE ``Atoms`` of a molecule; labels that are known lie in a ``SinglePointCalculator``.
+    """Converts ``Data`` to ASE ``Atoms``, with known labels in a ``SinglePointCalculator``.
 
     ``info`` holds ``charge``, ``mol_id`` and, where there are any, ``name`` and ``smiles``.
     """

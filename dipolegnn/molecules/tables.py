@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from dipolegnn.molecules.errors import Failure, MoleculeError
 
 PARQUET_ROWS = 1000
-"""Rows that are read from a Parquet file at a time."""
+"""Number of rows read from a Parquet file at once."""
 
 MOST_LINES = 100
-"""Of a row of a .csv; one with more is taken for one whose quotation mark was forgotten."""
+"""Limit for a row of a .csv file; a longer row is assumed to lack a closing quotation mark."""
 
 _REMEDY = "Check the quotation marks: each is closed, and those inside a cell are doubled"
 
@@ -40,7 +40,7 @@ class SmilesRow(NamedTuple):
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which column of a table is what; upper and lower case do not matter."""
+    """Names of the columns of a table, case-insensitive."""
 
     smiles: str = "smiles"
     """Column of the SMILES."""
@@ -51,7 +51,7 @@ class TableColumns:
 
 
 def smi_rows(lines: Iterable[str]) -> Iterator[SmilesRow]:
-    """A SMILES and its name on each line; the name may have spaces, and ends at a tab.
+    """Reads lines with a SMILES and a name; the name may contain spaces and ends at a tab.
 
     ``row`` is the number of the line. Blank lines, lines that start with ``#``, and a header line
     (``SMILES ...``) give no row, and are counted.
@@ -70,7 +70,7 @@ def smi_rows(lines: Iterable[str]) -> Iterator[SmilesRow]:
 def parquet_rows(
     path: Path, columns: TableColumns, *, source: str = ""
 ) -> Iterator[SmilesRow | Failure]:
-    """One SMILES a row of a Parquet file; an empty cell is an empty text.
+    """Reads the SMILES of a Parquet file; an empty cell is an empty string.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -109,7 +109,7 @@ def parquet_length(path: Path) -> int:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet.
+    """Imports pyarrow and pyarrow.parquet.
 
     Raises:
         ImportError: They are not installed.
@@ -134,9 +134,9 @@ def _smi_row(row: int, smiles: str, name: str) -> SmilesRow:
 def csv_rows(
     lines: Iterable[str], columns: TableColumns, *, source: str = ""
 ) -> Iterator[SmilesRow | Failure]:
-    """One SMILES a row under a header line; blank lines are no rows.
+    """Reads the SMILES of a .csv file with a header line; blank lines are skipped.
 
-    A row whose quotation marks do not match is one line, which fails.
+    A row with unmatched quotation marks is a single line, which fails.
 
     Raises:
         MoleculeError: No such column, or a header line whose quotation marks do not match.
@@ -181,7 +181,7 @@ def csv_rows(
 
 
 class _RowLines(Iterator[str]):
-    """The lines of a file, row by row; those of a row that was none can be read again."""
+    """Lines of a file, grouped by row; the lines of an invalid row can be read again."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._rest = iter(lines)
@@ -196,18 +196,18 @@ class _RowLines(Iterator[str]):
         return line
 
     def begin_row(self) -> None:
-        """From here on lines are those of another row."""
+        """Starts a new row."""
         self._row = []
 
     def keep_first(self) -> str:
-        """The first line of the row, which is one by itself; the others come again."""
+        """Returns the first line of the row as a row of its own; the others are read again."""
         first, *others = self._row
         self._again.extendleft(reversed(others))
         return first
 
 
 def table_row(row: int, smiles: str, name: str, magnitude: str, source: str) -> SmilesRow | Failure:
-    """A row of a table, whose magnitude is still text."""
+    """Creates a row of a table and parses its magnitude."""
     try:
         return SmilesRow(row, smiles, name, _magnitude(magnitude))
     except MoleculeError as error:
@@ -216,7 +216,7 @@ def table_row(row: int, smiles: str, name: str, magnitude: str, source: str) -> 
 
 
 def find_column(names: Sequence[str], wanted: str) -> int:
-    """Where a column is among those of a table; upper and lower case need not match.
+    """Finds a column by its name, case-insensitive.
 
     Raises:
         MoleculeError: There is none, or several that differ in case alone.

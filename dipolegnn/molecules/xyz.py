@@ -1,7 +1,7 @@
-"""XYZ and extended XYZ: frames, each read by itself.
+"""XYZ and extended XYZ files, read frame by frame.
 
-The format has no separator: a frame says how many lines it has. Where that number is wrong, the
-frame is given up and reading goes on at the next line that can be the start of a frame.
+The format has no separator: the first line of a frame is its number of atoms. If that number is
+wrong, the frame is a failure and reading continues at the next possible start of a frame.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHARGE = re.compile(r"(?<!\S)charge\s*[=:]\s*([+-]?\d+)(?!\S)", re.IGNORECASE)
 
 
 class Frame(NamedTuple):
-    """One structure of the file; with a ``problem`` instead of atoms if it is not one."""
+    """A frame of the file, with atoms or a ``problem``."""
 
     comment: str
     atoms: list[str]
@@ -63,7 +63,7 @@ def read_frame(
 
 
 class _Lines:
-    """Lines with a look ahead, of which no more are kept than are looked at."""
+    """Iterator over lines with a look-ahead."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._rest = iter(lines)
@@ -72,25 +72,25 @@ class _Lines:
         """Of the next line, from 1."""
 
     def ahead(self, count: int) -> list[str]:
-        """So many of the next lines, or as many as there are."""
+        """Returns up to ``count`` of the next lines without consuming them."""
         self._ahead.extend(itertools.islice(self._rest, max(0, count - len(self._ahead))))
         return list(itertools.islice(self._ahead, count))
 
     def skip(self, count: int) -> None:
-        """Goes on by so many lines."""
+        """Skips ``count`` lines."""
         for _ in self.ahead(count):
             self._ahead.popleft()
             self.number += 1
 
     def skip_until(self, wanted: Callable[[str], bool]) -> list[str]:
-        """Goes on to a line that is wanted; that line, or nothing at the end."""
+        """Skips to the next wanted line and returns it; empty at the end."""
         while (line := self.ahead(1)) and not wanted(line[0]):
             self.skip(1)
         return line
 
 
 def frames(text: Iterable[str]) -> Iterator[Frame]:
-    """The frames of an XYZ file, one after the other."""
+    """Yields the frames of an XYZ file."""
     lines = _Lines(text)
     while first := lines.skip_until(_is_filled):
         count = first[0].strip()
@@ -172,7 +172,7 @@ def _atomic_number(symbol: str, row: int) -> int:
     number = atomic_numbers.get(symbol.capitalize(), 0)
     if number == 0:
         raise MoleculeError(
-            f"Atom {row} is {symbol!r}, which is no element",
+            f"Atom {row} is {symbol!r}, which is not an element",
             remedy="Give the symbol of an element (H also for its isotopes), or its number",
         )
     return int(number)
@@ -232,7 +232,7 @@ def extxyz_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float
 
     Args:
         data: The molecules.
-        further: What else the comment line of each is to say, by its key.
+        further: Further keys and values for each comment line.
     """
     text = io.StringIO()
     for molecule, more in zip(data, further, strict=True):

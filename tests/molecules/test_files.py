@@ -317,7 +317,7 @@ def test_broken_frames_of_an_xyz_do_not_take_the_others_along(tmp_path: Path) ->
     words = {
         2: "3 atoms announced, but only 2",
         3: "1 atoms announced, but more",
-        4: "'Xx', which is no element",
+        4: "'Xx', which is not an element",
         5: "radical",
         6: "not finite",
         7: "'0 0 zero'",
