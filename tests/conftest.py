@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def ray_cluster(project_root: Path) -> Iterator[str]:
             logging_level="ERROR",
             log_to_driver=False,
         )
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        with warnings.catch_warnings():
+            # Ray (2.x) warns of its own default settings when it makes the context.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            data_context = ray.data.DataContext.get_current()
+        data_context.enable_progress_bars = False
         yield context.address_info["gcs_address"]
         ray.shutdown()

@@ -326,7 +326,7 @@ def test_other_addresses(
 def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None:
     port = str(urlsplit(address).port)
     assert main(["serve", "--port", port]) == 2
-    assert_message(capsys, f"Port {port} is taken")
+    assert_message(capsys, f"Port {port} is in use")
     assert main(["serve", "--port", "70000"]) == 2
     assert_message(capsys, "--port must be between 0 and 65535, got 70000")
     assert main(["serve", "--model", "nowhere"]) == 2
