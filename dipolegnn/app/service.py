@@ -204,7 +204,7 @@ class Service:
     ) -> Response:
         """Returns the response to a request; requests are processed one at a time.
 
-        ``model`` is one that comes along, or empty: the one that the page was started with.
+        ``model`` is the name of a pretrained model; if empty, the model of the server is used.
         """
         if model and model not in pretrained_names():  # no path, which a request could make up
             return Response({}, {}, refusal=f"There is no model {model!r} here.")

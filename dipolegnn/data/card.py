@@ -101,9 +101,9 @@ def make_card(
         sha256: SHA-256 of the file of the molecules.
         packages: Installed packages to list the version of, beside the usual ones.
     """
-    said = {f.name: getattr(about, f.name) for f in dataclasses.fields(About)}
+    stated = {f.name: getattr(about, f.name) for f in dataclasses.fields(About)}
     return Card(
-        **said,
+        **stated,
         units=_units(packed),
         counts=_count(packed, failures),
         elements=_elements(packed),
@@ -157,7 +157,7 @@ def check_card(folder: str | Path) -> Card:
 
     Raises:
         FileNotFoundError: The card or the data is missing.
-        ValueError: The card is not valid, or says something that is not so.
+        ValueError: The card is not valid, or does not agree with the data.
     """
     root = Path(folder)
     card = read_card(root / CARD_FILE)

@@ -219,11 +219,11 @@ class ConformerDataset(InMemoryDataset):
     def split(self) -> Split:
         """The split that comes with the data set.
 
-        Of a subset, or of what ``pre_filter`` left, it is the same split of what is there.
+        For a subset, or after ``pre_filter``, the molecules that are left keep their parts.
 
         Raises:
-            FileNotFoundError: None comes with it.
-            ValueError: It is not one of these molecules.
+            FileNotFoundError: The data set has no split.
+            ValueError: The split contains other molecules.
         """
         path = self.folder / SPLIT_FILE
         if not path.is_file():

@@ -121,7 +121,7 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, ends: Tensor, pieces: Tensor, device: torch.device) -> _Pieces:
-        """The pieces of these numbers; ``ends [M + 1]`` says where each lies."""
+        """The pieces with these numbers; ``ends [M + 1]`` holds where each begins and ends."""
         first = ends[pieces]
         sizes = ends[pieces + 1] - first
         ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])

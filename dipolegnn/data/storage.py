@@ -1,7 +1,7 @@
 """Molecules in one compact file: ``molecules.npz``.
 
-The arrays of all molecules lie end to end, in order; ``n`` says how many atoms each has. Texts are
-JSON lists in UTF-8. Nothing is pickled, and the same molecules give the same bytes (on the same
+The arrays of all molecules are concatenated, in order; ``n`` is the number of atoms of each. Texts
+are JSON lists in UTF-8. Nothing is pickled, and the same molecules give the same bytes (on the same
 build of zlib), so that the SHA-256 of the file names its content.
 """
 
@@ -194,7 +194,7 @@ def _numpy_type(dtype: torch.dtype) -> type[np.generic]:
 
 
 def _check(data: Data, row: int) -> None:
-    """Every field is there, of the type and shape agreed on, and there is no other."""
+    """Checks that a molecule has all fields, with the right type and shape, and no other."""
     which = f"Molecule {row} ({data['name']!r})" if "name" in data else f"Molecule {row}"
     missing = [field for field in FIELDS if field not in data]
     extra = sorted({*data.keys()} - {*FIELDS} - _LEFT_OUT)

@@ -1,10 +1,10 @@
 """Outputs in files: formats, and an output that grows part by part on disk.
 
-Beside the output ``OUT`` lies the folder ``OUT.parts`` while it grows: ``job.json`` states what it
-is of, ``lock`` is locked by the run at work, and each part is a file of predictions, a file of
-failures and a file of numbers. A part appears under its name only when it is complete, and is not
-touched again; parts are written in order. In the end they are put together; the output, too,
-appears under its name only when it is complete. So a run that is killed loses one part at most.
+An unfinished output ``OUT`` has a folder ``OUT.parts``: ``job.json`` describes the job, ``lock`` is
+locked by the running process, and each part consists of a file of predictions, a file of failures
+and a file of numbers. Parts are written in order. A part gets its name when it is complete, and is
+not changed later. At the end the parts are concatenated, and the output, too, gets its name when it
+is complete. So a run that is killed loses one part at most.
 """
 
 from __future__ import annotations
@@ -278,8 +278,8 @@ def require_apart(output: Path, inputs: Iterable[str | Path]) -> None:
         raise ValueError(f"{output} is one of the files of molecules; choose another output.")
     if failures_path(output).resolve() in read:
         raise ValueError(
-            f"{failures_path(output)} is one of the files of molecules, and failures would come to "
-            "lie there; choose another output."
+            f"{failures_path(output)} is one of the files of molecules, and failures would be "
+            "written to it; choose another output."
         )
     if output.is_dir():
         raise ValueError(f"{output} is a folder; choose a file as output.")

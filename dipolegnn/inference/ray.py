@@ -1,11 +1,11 @@
 """Predictions and labels for data sets on several machines: pipelines of Ray Data.
 
 The same steps as on one machine, with the same numbers: conformers and labels in tasks that take a
-core each, the model in actors, on a CPU or a GPU. Ray runs again what was under way on a machine,
-or in a process, that is lost. Rows keep all their columns; their order is Ray's own unless it is
-told otherwise (``DataContext.execution_options.preserve_order``), so have a column that tells them
-apart. A molecule that fails keeps its row, with the reason in ``stage``, ``problem`` and
-``remedy``, and nothing in the other columns.
+core each, the model in actors, on a CPU or a GPU. Ray repeats tasks of a lost machine or process.
+Rows keep all their columns; their order is not preserved unless
+``DataContext.execution_options.preserve_order`` is set, so include a column that identifies them.
+A molecule that fails keeps its row, with the reason in ``stage``, ``problem`` and ``remedy``, and
+null in the other columns.
 
 Blocks of rows are Arrow tables. Columns have their types even where a whole block has nothing in
 them: blocks of a data set that differ in type could not be put together.
@@ -110,8 +110,8 @@ def predict_dataset(
 
     Raises:
         FileNotFoundError: There is no such model.
-        ValueError: No such column, or one that would be added is there already; a number that is
-            too small; or it is no model file.
+        ValueError: A column is missing, or one of the new columns exists already; a number is too
+            small; or the file is not a model file.
     """
     _require_rows(rows_per_task)
     least, most = actors if isinstance(actors, tuple) else (actors, actors)
@@ -164,8 +164,8 @@ def label_dataset(
 
     Raises:
         ImportError: The program that calculates is not installed.
-        ValueError: No such column, or one that would be added is there already; or
-            ``rows_per_task`` below 1.
+        ValueError: A column is missing, or one of the new columns exists already; or
+            ``rows_per_task`` is below 1.
     """
     _require_rows(rows_per_task)
     engine_version(method)  # a missing program is one error, not a failure of every molecule
@@ -192,7 +192,7 @@ def write_rows(dataset: ray.data.Dataset, output: str) -> Counts:
     Args:
         dataset: What :func:`predict_dataset` or :func:`label_dataset` gave.
         output: The folder, which must not exist: on a disk that all machines share, or an address
-            that pyarrow knows (``s3://...``).
+            that pyarrow supports (``s3://...``).
 
     Returns:
         How many rows are without a failure, and how many with one.

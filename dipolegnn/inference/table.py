@@ -25,7 +25,7 @@ MAX_GEOMETRIES = 10
 """With more molecules than this their geometries are not printed."""
 
 NAMES_PER_NOTE = 5
-"""More molecules about which the same is said are counted, not named."""
+"""Largest number of molecules that are named in a note; of more, the number is stated."""
 
 UNITS = {
     "magnitude": "debye",

@@ -114,7 +114,7 @@ def _relax(atoms: Atoms, fmax: float, max_steps: int) -> None:
         force = np.linalg.norm(atoms.get_forces(), axis=1).max()
         raise MoleculeError(
             f"The relaxation did not converge in {max_steps} steps: the largest force is "
-            f"{force:.3f} eV/angstrom, {fmax} was asked for",
+            f"{force:.3f} eV/angstrom, the threshold is {fmax}",
             remedy="Allow more steps, a larger force, or start from a better geometry",
         )
 

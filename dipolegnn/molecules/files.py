@@ -44,8 +44,8 @@ def read_file(
     - ``.xyz``: frames; the comment line is the name, and may state ``charge=-1``.
     - ``.extxyz``: frames in ASE's conventions, labels included (see ``from_ase``).
 
-    SMILES are embedded. ``mol_id`` counts rows, records or frames from 0; where frames or records
-    are conformers of one molecule, an extended XYZ file or an SDF says so by ``mol_id``.
+    SMILES are embedded. ``mol_id`` counts rows, records or frames from 0. Frames of an extended XYZ
+    file or records of an SDF with the same ``mol_id`` are conformers of one molecule.
 
     Args:
         path: File; UTF-8, with or without ``.gz``.
@@ -80,7 +80,7 @@ def read_text(
 
     Args:
         text: The content, unpacked.
-        name: Name of the file, whose suffix says what it is.
+        name: Name of the file; its suffix determines the format.
         columns: Columns of a ``.csv``.
         conformers: How SMILES are embedded; structures are taken as they are.
         workers: Processes that embed.

@@ -1,7 +1,7 @@
 """Files of molecules, one record at a time, so that a file need not fit into memory.
 
-A record is what a file says about one structure: a row of a table of SMILES, a record of an SDF, a
-frame of an XYZ file, not yet parsed.
+A record is the part of a file that describes one structure, not yet parsed: a row of a table of
+SMILES, a record of an SDF, a frame of an XYZ file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RecordFile:
     """Iterator over the records of a file, with progress; a context manager.
 
     Args:
-        path: File; its suffix says what it is, and all but ``.parquet`` may have ``.gz`` behind it.
+        path: File; its suffix determines the format. All but ``.parquet`` may end in ``.gz``.
         columns: Columns of a table.
 
     Raises:
@@ -78,7 +78,7 @@ class RecordFile:
         self._at_end = False
         packed = self.path.suffix.lower() == ".gz"
         self._bytes = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
-        # Bytes that are no text come through as surrogates, so that the line can be told.
+        # Invalid bytes are decoded as surrogates, so that an error can state their line.
         self._text = io.TextIOWrapper(
             self._bytes,
             encoding="utf-8-sig",

@@ -40,7 +40,7 @@ def read_frame(
 
     Plain frames: element (symbol or atomic number) and x, y, z in angstrom; further columns are
     left out. The comment line is the name and may state ``charge=-1``. A frame whose comment has
-    ``Properties=`` is extended, in whatever file.
+    ``Properties=`` is extended XYZ, in any file.
 
     Args:
         frame: The frame.

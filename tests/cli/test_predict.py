@@ -354,7 +354,7 @@ def test_a_file_of_molecules_is_not_written_over(
     failed.write_text("smiles\nO\n")
     words = ["predict", str(failed), *more, "--output", str(tmp_path / "out.csv")]
     assert main([*words, "--model", str(trained)]) == 2
-    assert_message(capsys, "failures would come to lie there")
+    assert_message(capsys, "failures would be written to it")
     assert failed.read_text() == "smiles\nO\n"
     assert main(["predict", str(path), "--output", str(tmp_path), "--model", str(trained)]) == 2
     assert_message(capsys, "unknown suffix")
