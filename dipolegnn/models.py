@@ -21,7 +21,7 @@ import torch
 from ase.data import chemical_symbols
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dipolegnn import __version__
@@ -153,7 +153,7 @@ def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]
     try:
         with safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = load_file(path)
     except SafetensorError as error:
         raise ModelFileError(
             f"{path} is not a safetensors file ({error}). A model file is the model.safetensors "

@@ -31,13 +31,16 @@ def read_settings(path: Path) -> tuple[ModelConfig, TrainConfig]:
     if not isinstance(content, dict) or content.keys() - known:
         raise ValueError(f'{path}: expected {{"model": {{...}}, "train": {{...}}}}.')
     values = content.get("model", {})
-    if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
-        try:
-            values = options(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    model = _read(path, "model", ModelConfig, values)
-    return model, _read(path, "train", TrainConfig, content.get("train", {}))
+    train = _read(path, "train", TrainConfig, content.get("train", {}))
+    if not (isinstance(values, dict) and isinstance(values.get("representation"), dict)):
+        return _read(path, "model", ModelConfig, values), train
+    # The parts, as a run of version 0.2 states them; the options, as a run of version 0.1 does.
+    settings = {name: value for name, value in values["representation"].items() if name != "class"}
+    _read(path, "model", ModelConfig, settings)  # names what is unknown or of a wrong type
+    try:
+        return options(values), train
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read(path: Path, part: str, kind: type[_Config], values: Any) -> _Config:

@@ -298,7 +298,7 @@ def describe(config: ModelConfig) -> ModelDescription:
     return {"representation": settings, "head": head_settings}
 
 
-def options(description: Mapping[str, Mapping[str, JSON]]) -> dict[str, JSON]:
+def options(description: Mapping[str, Mapping[str, JSON]]) -> ModelConfig:
     """The options of the commands that stand for these parts: the inverse of :func:`describe`.
 
     Raises:
@@ -312,9 +312,9 @@ def options(description: Mapping[str, Mapping[str, JSON]]) -> dict[str, JSON]:
     found["representation"] = str(representation.get("class")).lower()
     found["atomwise_aggregation"] = head.get("aggregation", ModelConfig.atomwise_aggregation)
     for name in (str(head.get("class")).lower().removesuffix("head"), "charges"):
-        found["head"] = name
-        if describe(ModelConfig(**found)) == description:
-            return found
+        config = ModelConfig(**found, head=name)
+        if describe(config) == description:
+            return config
     raise ValueError(
         f"The options of the commands cannot state this model: {description}. Use it with --start, "
         "or train it from Python."

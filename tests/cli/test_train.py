@@ -73,6 +73,18 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         ('{"model": {"cutoff": -1}}', "cutoff must be a positive distance"),
         ('{"model": {"num_rbf": "many"}}', "num_rbf: Input should be a valid integer"),
         ('{"model": []}', "invalid settings in model"),
+        (
+            '{"model": {"representation": {"class": "PaiNN", "num_rbf": "many"}, "head": {}}}',
+            "num_rbf: Input should be a valid integer",
+        ),
+        (
+            '{"model": {"representation": {"class": "PaiNN", "depth": 2}, "head": {}}}',
+            "unknown settings depth",
+        ),
+        (
+            '{"model": {"representation": {"class": "Mine"}, "head": {"class": "DipoleHead"}}}',
+            "no representation 'mine' among PaiNN, SchNet",
+        ),
     ],
 )
 def test_train_refuses_a_config(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,16 @@ from dipolegnn.data import About, Card, SplitConfig, check_card, save_dataset, w
 from dipolegnn.labels import ASEConfig, label_many
 from dipolegnn.molecules import Molecules, TableColumns, from_smiles, write_file
 from tests.data.samples import sample_molecules
+from tests.labels.toys import PointCharges
 
 SMILES = ["O", "CO", "N", "CCO"]
 
 
-class ElementCharges(Calculator):
-    """The sum over atoms of (4 - Z) times the position, made neutral: quick, and known."""
+class ElementCharges(PointCharges):
+    """Charges of (4 - Z) / 10, made neutral: quick, and known."""
 
-    implemented_properties = ["energy", "dipole"]  # noqa: RUF012  # ASE has it so
+    def __init__(self) -> None:
+        super().__init__([])
 
     def calculate(
         self,
@@ -33,13 +36,12 @@ class ElementCharges(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        super().calculate(atoms, list(properties), list(system_changes))
-        assert self.atoms is not None
-        if self.atoms.info["charge"]:
+        assert atoms is not None
+        if atoms.info["charge"]:
             raise CalculationFailed("an ion")
-        charges = (4.0 - self.atoms.numbers) / 10
-        charges -= charges.mean()
-        self.results = {"energy": 0.0, "dipole": charges @ self.atoms.positions}
+        charges = (4.0 - atoms.numbers) / 10
+        self.charges = charges - charges.mean()
+        super().calculate(atoms, properties, system_changes)
 
 
 def element_charges(charge: int) -> Calculator:
@@ -54,9 +56,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of structures of each data set that is made."""
     done: list[int] = []
 
-    def counting(root: Path, molecules: Molecules, *args: object, **options: object) -> object:
+    def counting(root: Path, molecules: Molecules, *args: Any, **options: Any) -> Card:
         done.append(len(molecules.data))
-        return save_dataset(root, molecules, *args, **options)  # type: ignore[arg-type]
+        return save_dataset(root, molecules, *args, **options)
 
     monkeypatch.setattr("dipolegnn.data.build.save_dataset", counting)
     return done
