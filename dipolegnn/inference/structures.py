@@ -49,6 +49,7 @@ def predict(
 
     Raises:
         MoleculeError: If a structure has no atoms or coordinates, or an element beyond 100.
+        TypeError: If the model predicts another property.
         ValueError: If ``batch_atoms`` is below 1.
 
     Example:
@@ -60,6 +61,11 @@ def predict(
         >>> round(predict(build_model(ModelConfig()), methane)[0].magnitude, 2)  # by symmetry
         0.0
     """
+    if not hasattr(model, "calibration"):  # not isinstance: torch.compile wraps the model
+        raise TypeError(
+            "predict needs a model of dipole moments (dipolegnn.DipoleModel), got "
+            f"{type(model).__name__}. Call a model of another property with batches: model(batch)."
+        )
     if batch_atoms < 1:
         raise ValueError(f"batch_atoms must be at least 1, got {batch_atoms}.")
     for number, data in enumerate(molecules, start=1):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from dipolegnn.inference.pipeline import predict_smiles
 from dipolegnn.inference.result import Prediction, average, boltzmann
 from dipolegnn.inference.structures import predict
 from dipolegnn.molecules import MoleculeError, from_smiles, make_data
-from dipolegnn.nn import DipoleModel, DipoleOutput, build_model
+from dipolegnn.nn import (
+    DipoleHead,
+    DipoleModel,
+    DipoleOutput,
+    PaiNN,
+    PropertyModel,
+    build_model,
+)
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K
 from tests.tolerances import assert_close
 
@@ -231,3 +239,9 @@ def test_smiles_to_dipoles_with_failures(model: DipoleModel) -> None:
     assert methane.magnitude == pytest.approx(0, abs=1e-4)
     (failure,) = found.failures
     assert (failure.row, failure.molecule) == (2, "C1CC")
+
+
+def test_a_model_of_another_property_is_refused(molecules: list[Data]) -> None:
+    other: Any = PropertyModel(PaiNN(8, 1), DipoleHead(8))
+    with pytest.raises(TypeError, match=r"needs a model of dipole moments .* got PropertyModel"):
+        predict(other, molecules)
