@@ -130,10 +130,15 @@ def _cell(value: str | float | list[float] | None) -> str:
         case None:
             return ""
         case float():
-            return f"{value:.{DECIMALS_D}f}"
+            return _fixed(value, DECIMALS_D)
         case list():
-            return " ".join(f"{number:.{DECIMALS_E_OR_ANGSTROM}f}" for number in value)
+            return " ".join(_fixed(number, DECIMALS_E_OR_ANGSTROM) for number in value)
     return str(value)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    # Adding 0.0 turns -0.0 into 0.0: the sign of a number that is printed as 0 is rounding error.
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def as_csv(molecules: Sequence[MoleculePrediction], coverage: float) -> str:
@@ -189,7 +194,7 @@ def _rounded(labels: Data) -> Data:
         ("dipole_magnitude", DECIMALS_D),
         ("atomic_charges", DECIMALS_E_OR_ANGSTROM),
     ):
-        labels[name] = labels[name].double().round(decimals=decimals).float()
+        labels[name] = (labels[name].double().round(decimals=decimals) + 0.0).float()
     return labels
 
 
