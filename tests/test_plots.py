@@ -12,7 +12,6 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from dipolegnn.metrics import breakdown
 from dipolegnn.plots import draw_molecule, error_bars, learning_curve, parity_plot
 from dipolegnn.plots.molecule import ANGSTROM_PER_DEBYE, LONGEST_ARROW, view
-from dipolegnn.plots.scene import scene
 
 HISTORY = [
     {"epoch": 1.0, "lr": 1e-3, "train/loss": 2.0, "val/loss": 1.5, "val/dipole_mae": 0.9},
@@ -158,6 +157,8 @@ def test_draw_molecule_refuses_shapes_that_do_not_fit() -> None:
 @pytest.mark.parametrize("length", [0.5, 1.85, 12.0])
 def test_the_arrow_in_space_is_to_scale(length: float) -> None:
     pytest.importorskip("plotly", reason="plotly is not installed (extra app)")
+    from dipolegnn.plots.scene import scene
+
     water = molecule("H2O")
     direction = np.array([0.0, 0.6, 0.8])
     figure = scene(water.numbers, water.positions, length * direction)

@@ -173,28 +173,32 @@ def _is_smiles(argument: str) -> bool:
 
 def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
     """Draws the lowest conformer of each molecule; returns the paths."""
-    # Imported here: importing matplotlib is slow.
-    from dipolegnn.plots import draw_molecule
-    from dipolegnn.plots.scene import scene, write_page
-
     lowest = [molecule.lowest for molecule in found.molecules]
     if len(lowest) > MOST_PICTURES:
         raise ValueError(
             f"--picture draws at most {MOST_PICTURES} molecules, got {len(lowest)}; select some."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    pages, paths = [], [path]
-    for number, p in enumerate(lowest, start=1):
-        atoms = p.data.z.tolist(), p.data.pos.tolist(), p.dipole
-        width, name = p.half_width(config.coverage), p.data.name
-        if path.suffix.lower() == ".html":
-            pages.append(scene(*atoms, half_width=width, title=name))
-            continue
-        figure = draw_molecule(*atoms, magnitude=p.magnitude, half_width=width, title=name)
-        paths[number - 1 :] = [path.with_stem(f"{path.stem}-{number}") if len(lowest) > 1 else path]
-        figure.savefig(paths[-1], dpi=150)
-    if pages:
+    # Imported here: importing matplotlib and plotly is slow.
+    if path.suffix.lower() == ".html":
+        from dipolegnn.plots.scene import scene, write_page
+
+        pages = []
+        for p in lowest:
+            width, name = p.half_width(config.coverage), p.data.name
+            pages.append(scene(p.data.z, p.data.pos, p.dipole, half_width=width, title=name))
         write_page(path, pages, "Dipole moments")
+        return [path]
+    from dipolegnn.plots import draw_molecule
+
+    paths = [path]
+    if len(lowest) > 1:
+        paths = [path.with_stem(f"{path.stem}-{k}") for k in range(1, len(lowest) + 1)]
+    for target, p in zip(paths, lowest, strict=True):
+        width, name = p.half_width(config.coverage), p.data.name
+        given = p.data.z, p.data.pos, p.dipole
+        figure = draw_molecule(*given, magnitude=p.magnitude, half_width=width, title=name)
+        figure.savefig(target, dpi=150)
     return paths
 
 
