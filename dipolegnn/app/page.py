@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dash
+import numpy as np
 from ase.data import atomic_numbers
 from dash import Dash, Input, Output, State, dcc, html
+from dash.dcc.express import send_bytes, send_string
 
-from dipolegnn.app import view
-from dipolegnn.app.service import MAX_CHARACTERS, MAX_CONFORMERS, MAX_MOLECULES, TOO_MUCH, Service
+from dipolegnn.app.service import (
+    MAX_CHARACTERS,
+    MAX_CONFORMERS,
+    MAX_MOLECULES,
+    TOO_MUCH,
+    Request,
+    Service,
+)
 from dipolegnn.files import READABLE_TEXT
 from dipolegnn.models import pretrained_names
 from dipolegnn.plots import draw_molecule
@@ -27,17 +33,14 @@ AS_STARTED = "as started"
 
 EXAMPLE = "CCO ethanol\nCC(=O)Oc1ccccc1C(=O)O aspirin"
 
+Report = Mapping[str, Any]
+"""Output of ``dipolegnn predict --json``, or a molecule, conformer or failure in it."""
+
 
 def make_page(service: Service) -> Dash:
     """The page, as a Flask application in ``page.server``."""
     page = Dash(
-        __name__,
-        title="dipolegnn",
-        update_title="dipolegnn ...",
-        serve_locally=True,
-        # Nothing is loaded from the network.
-        external_scripts=[],
-        external_stylesheets=[],
+        __name__, title="dipolegnn", update_title="dipolegnn ...", prevent_initial_callbacks=True
     )
     page.layout = _layout(service)
     _connect(page, service)
@@ -45,114 +48,67 @@ def make_page(service: Service) -> Dash:
 
 
 def _layout(service: Service) -> html.Div:
-    return html.Div(
-        className="page",
-        children=[
-            html.H1("Dipole moments of molecules"),
-            html.Div(className="columns", children=[_form(service), _result()]),
-            dcc.Store(id="answer"),
-            dcc.Store(id="files"),
-            dcc.Store(id="dropped"),
-            dcc.Download(id="download"),
-        ],
-    )
-
-
-def _form(service: Service) -> html.Div:
-    return html.Div(
-        className="form",
-        children=[
-            html.Label("SMILES, one per line, optionally followed by a name", htmlFor="smiles"),
-            dcc.Textarea(id="smiles", value=EXAMPLE, spellCheck=False, rows=6),
-            dcc.Upload(
-                id="upload",
-                className="upload",
-                children=html.Div(
-                    [
-                        "Drop or select a file: ",
-                        html.B(", ".join(READABLE_TEXT)),
-                        " (maximum 1 MB)",
-                    ],
-                    id="upload-text",
-                ),
-            ),
-            html.Label("Conformers per molecule", htmlFor="conformers"),
-            dcc.Input(id="conformers", type="number", value=1, min=1, max=MAX_CONFORMERS, step=1),
-            html.Label("Model", htmlFor="model"),
-            dcc.Dropdown(
-                id="model",
-                options=[
-                    {"label": service.model or "automatic (by type of input)", "value": AS_STARTED},
-                    *pretrained_names(),
-                ],
-                value=AS_STARTED,
-                clearable=False,
-            ),
-            html.Button("Predict", id="predict", n_clicks=0, className="go"),
-            html.P(
-                f"Maximum {MAX_MOLECULES} molecules. All computation is on this machine; "
-                "no data is stored.",
-                className="small",
-            ),
-        ],
-    )
-
-
-def _result() -> dcc.Loading:
-    return dcc.Loading(
+    readable = html.B(", ".join(READABLE_TEXT))
+    default = {"label": service.model or "automatic (by type of input)", "value": AS_STARTED}
+    form = [
+        html.Label("SMILES, one per line, optionally followed by a name", htmlFor="smiles"),
+        dcc.Textarea(id="smiles", value=EXAMPLE, spellCheck=False, rows=6),
+        dcc.Upload(
+            html.Div(["Drop or select a file: ", readable, " (maximum 1 MB)"], id="upload-text"),
+            id="upload",
+            className="upload",
+        ),
+        html.Label("Conformers per molecule", htmlFor="conformers"),
+        dcc.Input(id="conformers", type="number", value=1, min=1, max=MAX_CONFORMERS, step=1),
+        html.Label("Model", htmlFor="model"),
+        dcc.Dropdown([default, *pretrained_names()], AS_STARTED, id="model", clearable=False),
+        html.Button("Predict", id="predict", className="go"),
+        html.P(
+            f"Maximum {MAX_MOLECULES} molecules. All computation is on this machine; "
+            "no data is stored.",
+            className="small",
+        ),
+    ]
+    colours = {"element": "colour by element", "charge": "colour by charge"}
+    choices = [
+        dcc.Dropdown(id="molecule", clearable=False),
+        dcc.Dropdown(id="conformer", clearable=False),
+        dcc.RadioItems(colours, "element", id="colour", inline=True),
+    ]
+    downloads = [
+        html.Button(text, id=f"get-{suffix[1:]}")
+        for suffix, text in {**DOWNLOADS, ".png": "picture (PNG)"}.items()
+    ]
+    shown = [
+        html.Div(choices, className="choices"),
+        html.Div(id="magnitude", className="magnitude"),
+        html.Div(id="details"),
+        dcc.Graph(id="scene", className="scene", config={"displayModeBar": False}),
+        html.Div(downloads, className="downloads"),
+        html.H2("Conformers"),
+        html.Div(id="conformer-table"),
+        html.H2("Atoms"),
+        html.Div(id="atoms-table"),
+    ]
+    result = [
+        html.Div(id="problem", className="problem", role="alert"),
+        html.Div(shown, id="shown", hidden=True),
+        html.Div(id="failures"),
+    ]
+    loading = dcc.Loading(
+        html.Div(result, className="result"),
         type="dot",
         color="#b3123f",
         overlay_style={"visibility": "visible", "opacity": 0.4},
-        children=html.Div(
-            className="result",
-            children=[
-                html.Div(id="problem", className="problem", role="alert"),
-                html.Div(
-                    id="shown",
-                    hidden=True,
-                    children=[
-                        html.Div(
-                            className="choices",
-                            children=[
-                                dcc.Dropdown(id="molecule", clearable=False),
-                                dcc.Dropdown(id="conformer", clearable=False),
-                                dcc.RadioItems(
-                                    id="colour",
-                                    options={
-                                        "element": "colour by element",
-                                        "charge": "colour by charge",
-                                    },
-                                    value="element",
-                                    inline=True,
-                                ),
-                            ],
-                        ),
-                        html.Div(id="magnitude", className="magnitude"),
-                        html.Div(id="details"),
-                        dcc.Graph(
-                            id="scene",
-                            className="scene",
-                            config={"displaylogo": False, "displayModeBar": False},
-                        ),
-                        html.Div(
-                            className="downloads",
-                            children=[
-                                *(
-                                    html.Button(text, id=f"get-{suffix[1:]}", n_clicks=0)
-                                    for suffix, text in DOWNLOADS.items()
-                                ),
-                                html.Button("picture (PNG)", id="get-png", n_clicks=0),
-                            ],
-                        ),
-                        html.H2("Conformers"),
-                        html.Div(id="conformer-table"),
-                        html.H2("Atoms"),
-                        html.Div(id="atoms-table"),
-                    ],
-                ),
-                html.Div(id="failures"),
-            ],
-        ),
+    )
+    return html.Div(
+        [
+            html.H1("Dipole moments of molecules"),
+            html.Div([html.Div(form, className="form"), loading], className="columns"),
+            *(dcc.Store(id=name) for name in ("answer", "files", "dropped")),
+            dcc.Download(id="download"),
+        ],
+        className="page",
     )
 
 
@@ -176,7 +132,6 @@ def _connect(page: Dash, service: Service) -> None:
         Output("problem", "children", allow_duplicate=True),
         Input("upload", "contents"),
         State("upload", "filename"),
-        prevent_initial_call=True,
     )
 
     @page.callback(
@@ -193,7 +148,6 @@ def _connect(page: Dash, service: Service) -> None:
         State("smiles", "value"),
         State("conformers", "value"),
         State("model", "value"),
-        prevent_initial_call=True,
     )
     def predict(
         _: int,
@@ -202,28 +156,27 @@ def _connect(page: Dash, service: Service) -> None:
         conformers: Any,
         model: str | None,
     ) -> tuple[Any, ...]:
-        uploaded = dash.ctx.triggered_id == "dropped"
-        file = dropped if uploaded and dropped is not None else {"name": "", "contents": ""}
-        try:
-            # After an upload, only the file is predicted.
-            response = service.ask(
-                smiles="" if uploaded else smiles or "",
-                file_name=file["name"],
-                file_text=_decoded(file["contents"]),
-                conformers=conformers if isinstance(conformers, int) else 0,
-                model="" if model in (None, AS_STARTED) else str(model),
-            )
-            problem = response.refusal
-        except UnicodeDecodeError:
-            response, problem = None, f"{file['name']} is not a text file."
-        if response is None or problem:
-            return None, None, problem, None, True, [], None, None
+        request = Request(
+            smiles=smiles or "",
+            conformers=conformers if isinstance(conformers, int) else 0,
+            model=None if model == AS_STARTED else model,
+        )
+        if dash.ctx.triggered_id == "dropped" and dropped is not None:  # only the file is predicted
+            try:
+                text = _decoded(dropped["contents"])
+            except ValueError:
+                problem = f"{dropped['name']} is not a text file."
+                return None, None, problem, None, True, [], None, None
+            request = request._replace(smiles="", file_name=dropped["name"], file_text=text)
+        response = service.ask(request)
+        if response.refusal:
+            return None, None, response.refusal, None, True, [], None, None
         molecules = response.report["molecules"]
         options = [
             {"label": molecule["name"] or molecule["smiles"], "value": number}
             for number, molecule in enumerate(molecules)
         ]
-        failed = view.failures(response.report["failures"])
+        failed = _failures(response.report["failures"])
         value = 0 if molecules else None
         files = {"contents": response.files, "without_bonds": response.without_bonds}
         return response.report, files, "", failed, not molecules, options, value, None
@@ -235,16 +188,15 @@ def _connect(page: Dash, service: Service) -> None:
         Output("magnitude", "children"),
         Input("molecule", "value"),
         Input("answer", "data"),
-        prevent_initial_call=True,
     )
-    def choose(number: int | None, report: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    def choose(number: int | None, report: Report | None) -> tuple[Any, ...]:
         molecule = _chosen(number, report)
         if molecule is None or report is None:
             return [], None, None, ""
         options = [
             {"label": f"conformer {k + 1}", "value": k} for k in range(len(molecule["conformers"]))
         ]
-        return options, 0, view.conformer_table(molecule), view.magnitude(molecule, report)
+        return options, 0, _conformer_table(molecule), _magnitude(molecule, report)
 
     @page.callback(
         Output("scene", "figure"),
@@ -254,27 +206,41 @@ def _connect(page: Dash, service: Service) -> None:
         Input("conformer", "value"),
         Input("colour", "value"),
         Input("answer", "data"),
-        prevent_initial_call=True,
     )
     def show(
-        number: int | None, row: int | None, colour: str, report: Mapping[str, Any] | None
+        number: int | None, row: int | None, colour: str, report: Report | None
     ) -> tuple[Any, ...]:
         molecule = _chosen(number, report)
         if molecule is None:
             return {}, None, None
         conformer = _conformer(molecule, row)
-        figure = scene(
-            _numbers(molecule),
-            conformer["positions"],
-            conformer["dipole"],
-            charges=conformer["charges"] if colour == "charge" else None,
-        )
+        charges = conformer["charges"] if colour == "charge" else None
+        figure = scene(*_drawn(molecule, conformer), charges=charges)
         # The view is kept when the colour changes and reset when the structure changes.
         figure.update_layout(uirevision=f"{molecule['name']} {number} {row}")
-        return figure, view.details(conformer), view.atom_table(molecule, conformer)
+        return figure, _details(conformer), _atom_table(molecule, conformer)
 
-    for suffix in DOWNLOADS:
-        _connect_download(page, suffix)
+    @page.callback(
+        Output("download", "data", allow_duplicate=True),
+        Output("problem", "children", allow_duplicate=True),
+        *(Input(f"get-{suffix[1:]}", "n_clicks") for suffix in DOWNLOADS),
+        State("files", "data"),
+    )
+    def download(*arguments: Any) -> tuple[Any, str]:
+        files = arguments[-1]
+        suffix = f".{str(dash.ctx.triggered_id).removeprefix('get-')}"
+        if files is None:
+            return dash.no_update, ""
+        problem = ""
+        if suffix == ".sdf" and files["without_bonds"]:
+            problem = (
+                "Missing in the SDF file, because their bonds cannot be determined: "
+                f"{', '.join(files['without_bonds'])}. The other formats do not need bonds."
+            )
+        content = files["contents"][suffix]
+        if not content:
+            return dash.no_update, problem
+        return send_string(content, f"dipoles{suffix}", type="text/plain"), problem
 
     @page.callback(
         Output("download", "data", allow_duplicate=True),
@@ -282,81 +248,117 @@ def _connect(page: Dash, service: Service) -> None:
         State("molecule", "value"),
         State("conformer", "value"),
         State("answer", "data"),
-        prevent_initial_call=True,
     )
-    def picture(
-        _: int, number: int | None, row: int | None, report: Mapping[str, Any] | None
-    ) -> Any:
+    def picture(_: int, number: int | None, row: int | None, report: Report | None) -> Any:
         molecule = _chosen(number, report)
         if molecule is None:
             return dash.no_update
         conformer = _conformer(molecule, row)
         figure = draw_molecule(
-            _numbers(molecule),
-            conformer["positions"],
-            conformer["dipole"],
+            *_drawn(molecule, conformer),
             magnitude=conformer["magnitude"],
             half_width=molecule["half_width"],
             title=molecule["name"],
         )
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=200)
-        content = base64.b64encode(stream.getvalue()).decode("ascii")
-        return {"content": content, "base64": True, "filename": "dipole.png", "type": "image/png"}
-
-
-def _connect_download(page: Dash, suffix: str) -> None:
-    @page.callback(
-        Output("download", "data", allow_duplicate=True),
-        Output("problem", "children", allow_duplicate=True),
-        Input(f"get-{suffix[1:]}", "n_clicks"),
-        State("files", "data"),
-        prevent_initial_call=True,
-    )
-    def get(_: int, files: Mapping[str, Any] | None) -> Any:
-        if files is None:
-            return dash.no_update, dash.no_update
-        content = files["contents"][suffix]
-        without_bonds = files["without_bonds"] if suffix == ".sdf" else []
-        problem = (
-            ""
-            if not without_bonds
-            else (
-                f"Missing in the {DOWNLOADS[suffix]} file, because their bonds cannot be "
-                f"determined: {', '.join(without_bonds)}. The other formats do not need bonds."
-            )
-        )
-        if not content:
-            return dash.no_update, problem
-        file = {"content": content, "base64": False, "type": "text/plain"}
-        return {**file, "filename": f"dipoles{suffix}"}, problem
+        return send_bytes(figure.savefig, "dipole.png", type="image/png", dpi=200)
 
 
 def _decoded(contents: str) -> str:
     """Decodes an upload of the form ``data:TYPE;base64,...``.
 
     Raises:
-        UnicodeDecodeError: If the file is not text.
+        ValueError: If the file is not text.
     """
-    try:
-        content = base64.b64decode(contents.partition(",")[2], validate=True)
-    except binascii.Error:
-        return ""
-    return content.decode("utf-8-sig")
+    return base64.b64decode(contents.partition(",")[2], validate=True).decode("utf-8-sig")
 
 
-def _chosen(number: int | None, report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _chosen(number: int | None, report: Report | None) -> Report | None:
     """The selected molecule; None while the selection does not match the current response."""
     if number is None or report is None or number >= len(report["molecules"]):
         return None
-    molecule: Mapping[str, Any] = report["molecules"][number]
+    molecule: Report = report["molecules"][number]
     return molecule
 
 
-def _conformer(molecule: Mapping[str, Any], row: int | None) -> Mapping[str, Any]:
-    conformers: Sequence[Mapping[str, Any]] = molecule["conformers"]
+def _conformer(molecule: Report, row: int | None) -> Report:
+    conformers: Sequence[Report] = molecule["conformers"]
     return conformers[row if row is not None and row < len(conformers) else 0]
 
 
-def _numbers(molecule: Mapping[str, Any]) -> list[int]:
-    return [atomic_numbers[symbol] for symbol in molecule["symbols"]]
+def _drawn(molecule: Report, conformer: Report) -> tuple[list[int], Any, Any]:
+    numbers = [atomic_numbers[symbol] for symbol in molecule["symbols"]]
+    return numbers, conformer["positions"], conformer["dipole"]
+
+
+def _magnitude(molecule: Report, report: Report) -> list[Any]:
+    """Magnitude with error bar, conformers, model and notes."""
+    width = molecule["half_width"]
+    bar = "" if width is None else f" ± {width:.3f}"
+    about = [] if width is None else [f"{100 * report['coverage']:g} % error bar"]
+    if len(molecule["conformers"]) > 1:
+        about.append(
+            f"average over {len(molecule['conformers'])} conformers, "
+            f"{molecule['smallest']:.3f} to {molecule['largest']:.3f} D"
+        )
+    about.append(f"model {molecule['model']}")
+    accuracy = report["models"][molecule["model"]]["accuracy"]
+    return [
+        html.Span(f"|μ| = {molecule['magnitude']:.3f}{bar} D", id="value"),
+        html.Span("; ".join([*about, accuracy] if accuracy else about), className="small"),
+        *(html.Div(note, className="note") for note in molecule["notes"]),
+    ]
+
+
+def _details(conformer: Report) -> html.Div:
+    """The vector of a conformer."""
+    vector = conformer["dipole"]
+    if vector is None:
+        return html.Div("The model predicts the magnitude only.")
+    x, y, z = vector
+    length = float(np.linalg.norm(vector))
+    return html.Div(
+        f"This conformer: |μ| = {length:.3f} D, μ = ({x:.3f}, {y:.3f}, {z:.3f}) D, in the frame of "
+        "the coordinates below. The arrow points from – to +.",
+        className="small",
+    )
+
+
+def _conformer_table(molecule: Report) -> html.Table:
+    rows = []
+    for number, conformer in enumerate(molecule["conformers"], start=1):
+        energy, vector = conformer["energy"], conformer["dipole"]
+        cells = [str(number), "–" if energy is None else f"{energy:.2f}"]
+        cells += [f"{conformer['weight']:.3f}", f"{conformer['magnitude']:.3f}"]
+        rows.append(cells + (["–"] * 3 if vector is None else [f"{x:.3f}" for x in vector]))
+    columns = ["conformer", "energy (kcal/mol)", "weight", "|μ| (D)"]
+    return _table([*columns, "μx (D)", "μy (D)", "μz (D)"], rows)
+
+
+def _atom_table(molecule: Report, conformer: Report) -> html.Table:
+    charges = conformer["charges"] or [None] * len(molecule["symbols"])
+    atoms = zip(molecule["symbols"], charges, conformer["positions"], strict=True)
+    rows = []
+    for number, (symbol, charge, position) in enumerate(atoms, start=1):
+        cells = [str(number), symbol, "–" if charge is None else f"{charge:+.3f}"]
+        rows.append(cells + [f"{x:.4f}" for x in position])
+    return _table(["atom", "element", "charge (e)", "x (Å)", "y (Å)", "z (Å)"], rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
+    head = html.Tr([html.Th(column) for column in columns])
+    body = [html.Tr([html.Td(cell) for cell in row]) for row in rows]
+    return html.Table([html.Thead(head), html.Tbody(body)])
+
+
+def _failures(failed: Sequence[Report]) -> html.Div | None:
+    """Molecules that could not be predicted, and why; None if there are none."""
+    if not failed:
+        return None
+    lines = [
+        html.Li(
+            f"{failure['molecule'] or 'row ' + str(failure['row'])}: {failure['problem']}. "
+            f"{failure['remedy']}."
+        )
+        for failure in failed
+    ]
+    return html.Div([html.H2("Failed molecules"), html.Ul(lines)], className="failed")

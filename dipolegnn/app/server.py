@@ -11,10 +11,10 @@ from waitress.server import create_server
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from dipolegnn.app.page import make_page
-from dipolegnn.app.service import MAX_CHARACTERS, TOO_MUCH, Service
+from dipolegnn.app.service import MAX_CHARACTERS, TOO_MUCH, Request, Service
 
 MAX_REQUEST_BYTES = 20 * MAX_CHARACTERS
-"""A download request contains the predictions, which are larger than the text of the user."""
+"""A request for a download contains the predictions, which are larger than the input."""
 
 
 def make_server(service: Service, *, local: bool = True) -> Flask:
@@ -59,7 +59,7 @@ def make_server(service: Service, *, local: bool = True) -> Flask:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is that of this machine alone."""
+    """True if a host name or an address is reachable from this machine only."""
     if host.lower() == "localhost":
         return True
     try:
@@ -72,12 +72,12 @@ def serve(host: str, port: int, model: str | None) -> None:
     """Serves the page until it is interrupted.
 
     Args:
-        host: Address to listen at.
-        port: Port; 0: any that is free.
-        model: A pretrained model's name, a model file or the folder of a run; None: the defaults.
+        host: Address to listen on.
+        port: Port; 0 selects a free port.
+        model: Name of a pretrained model, a model file or the folder of a run; None: the defaults.
 
     Raises:
-        OSError: If the port is taken.
+        OSError: If the port is in use.
     """
     service = Service(model)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -86,8 +86,8 @@ def serve(host: str, port: int, model: str | None) -> None:
         make_server(service, local=is_loopback(host)),
         sockets=[listening],
         threads=8,
-        # A request stays in memory: waitress would put a longer one into a file before anyone sees
-        # that it is too long.
+        # Requests are kept in memory: waitress would write larger ones to a file before their size
+        # is checked.
         max_request_body_size=2 * MAX_REQUEST_BYTES,
         inbuf_overflow=2 * MAX_REQUEST_BYTES + 1,
     )
@@ -95,8 +95,8 @@ def serve(host: str, port: int, model: str | None) -> None:
     print(f"http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C stops it)", flush=True)
     if not is_loopback(host):
         print("Everyone whose machine can reach this address can use the page.", flush=True)
-    # The first question would wait for the libraries to be imported.
-    threading.Thread(target=service.ask, args=("C",), daemon=True).start()
+    # Imports the libraries before the first request of the user.
+    threading.Thread(target=service.ask, args=(Request("C"),), daemon=True).start()
     try:
         server.run()
     finally:

@@ -6,11 +6,10 @@ import contextlib
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.files import READABLE_TEXT
@@ -45,38 +44,33 @@ TIME_LIMIT_S = 120.0
 """Time limit of a request in seconds."""
 
 
-class Refused(ValueError):
-    """A refused request; the message is shown to the user."""
-
-
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request of the user.
 
     Attributes:
-        smiles: SMILES, one per line, each with a name behind it if wanted.
-        file_name: Name of a file that was dropped on the page; empty: there is none.
-        file_text: Its content.
+        smiles: SMILES, one per line, each optionally followed by a name.
+        file_name: Name of an uploaded file; empty if there is none.
+        file_text: Content of the file.
         conformers: Conformers per molecule.
-        model: Which model predicts; None: the defaults.
+        model: The model; None: the model of the server, or the default models.
     """
 
-    smiles: str
-    file_name: str
-    file_text: str
-    conformers: int
-    model: str | None
+    smiles: str = ""
+    file_name: str = ""
+    file_text: str = ""
+    conformers: int = 1
+    model: str | None = None
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """The response to a request.
 
     Attributes:
-        report: What ``dipolegnn predict --json`` would print, as Python objects.
+        report: Output of ``dipolegnn predict --json``, as Python objects.
         files: Contents for downloading, by suffix.
-        without_bonds: Names of the molecules whose bonds cannot be perceived, which an SDF needs.
-        refusal: Why there is no answer; empty if there is one.
+        without_bonds: Names of molecules that are missing in the SDF because their bonds cannot be
+            perceived.
+        refusal: Reason why there is no response; empty if there is one.
     """
 
     report: dict[str, Any]
@@ -89,18 +83,24 @@ def respond(request: Request) -> Response:
     """Computes the response to a request; errors are returned as text."""
     try:
         return _respond(request)
-    except (Refused, MoleculeError, FileNotFoundError, ValueError, ImportError) as error:
-        return Response({}, {}, refusal=str(error))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        return _refused(str(error))
+
+
+def _refused(reason: str) -> Response:
+    return Response({}, {}, refusal=reason)
 
 
 def _respond(request: Request) -> Response:
     if len(request.smiles) + len(request.file_text) > MAX_CHARACTERS:
-        raise Refused(TOO_MUCH)
+        raise ValueError(TOO_MUCH)
     if not 1 <= request.conformers <= MAX_CONFORMERS:
-        raise Refused(f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}.")
+        raise ValueError(
+            f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}."
+        )
     config = PredictConfig(ConformerConfig(conformers=request.conformers))
     embedded = list(embed_records(_records(request), config.embedding, workers=0))
-    _require_few_and_small(embedded)
+    _check_structures(embedded)
     batches = predict_batches(embedded, _models(request.model), config)
     found = Predictions.of(outcome for batch in batches for outcome in batch.outcomes)
     report = as_json(found, config)
@@ -130,25 +130,25 @@ def _records(request: Request) -> list[Record]:
     sources = [[Record(row.row, row) for row in rows]] if rows else []
     if request.file_name:
         if Path(request.file_name).suffix.lower() not in READABLE_TEXT:
-            raise Refused(
+            raise ValueError(
                 f"{request.file_name}: this file format is not supported; supported are "
                 f"{', '.join(READABLE_TEXT)}."
             )
         sources.append(read_records(request.file_text, request.file_name))
     if not sources:
-        raise Refused("Type or paste a SMILES, such as CCO for ethanol, or drop a file.")
+        raise ValueError("Type or paste a SMILES, such as CCO for ethanol, or drop a file.")
     for records in sources:
         smiles = [r.content.smiles for r in records if isinstance(r.content, SmilesRow)]
         if smiles or len(records) > MAX_MOLECULES * MAX_CONFORMERS:
             _require_few(len(records))
         for text in smiles:
-            with contextlib.suppress(MoleculeError):  # which is a failure when it is embedded
+            with contextlib.suppress(MoleculeError):  # reported as a failure of the embedding
                 _require_small(text, count_atoms(text))
     return list(chained(sources))
 
 
-def _require_few_and_small(embedded: Sequence[tuple[Record, Outcome]]) -> None:
-    """Refuses too many, or too large, structures of a file."""
+def _check_structures(embedded: Sequence[tuple[Record, Outcome]]) -> None:
+    """Refuses too many or too large structures of a file."""
     structures = [
         data
         for record, found in embedded
@@ -156,16 +156,15 @@ def _require_few_and_small(embedded: Sequence[tuple[Record, Outcome]]) -> None:
         for data in found
     ]
     # Structures without an energy are separate molecules.
-    alone = sum(not bool(data.energy.isfinite()) for data in structures)
-    together = {int(data.mol_id) for data in structures if bool(data.energy.isfinite())}
-    _require_few(alone + len(together))
+    together = [int(data.mol_id) for data in structures if bool(data.energy.isfinite())]
+    _require_few(len(structures) - len(together) + len(set(together)))
     for data in structures:
         _require_small(data.name or data.smiles, data.z.numel())
 
 
 def _require_few(count: int) -> None:
     if count > MAX_MOLECULES:
-        raise Refused(
+        raise ValueError(
             f"The input is too large: {count} molecules, at most {MAX_MOLECULES}. Use "
             "the command 'dipolegnn predict' for more."
         )
@@ -174,7 +173,7 @@ def _require_few(count: int) -> None:
 def _require_small(name: str, atoms: int) -> None:
     if atoms > MAX_ATOMS:
         shown = name if len(name) < 60 else f"{name[:60]}..."
-        raise Refused(
+        raise ValueError(
             f"{shown} has {atoms} atoms, and the page takes molecules of up to {MAX_ATOMS}. Use "
             "the command 'dipolegnn predict'."
         )
@@ -184,8 +183,8 @@ class Service:
     """Processes requests in a separate process, which is ended if one exceeds the time limit.
 
     Args:
-        model: A pretrained model's name, a model file or the folder of a run; None: the defaults.
-        time_limit: Seconds that a request may take.
+        model: Name of a pretrained model, a model file or the folder of a run; None: the defaults.
+        time_limit: Time limit of a request in seconds.
     """
 
     def __init__(self, model: str | None = None, time_limit: float = TIME_LIMIT_S) -> None:
@@ -194,26 +193,15 @@ class Service:
         self._busy = threading.Lock()
         self._worker: Worker[Request, Response] | None = None
 
-    def ask(
-        self,
-        smiles: str = "",
-        file_name: str = "",
-        file_text: str = "",
-        conformers: int = 1,
-        model: str = "",
-    ) -> Response:
-        """Returns the response to a request; requests are processed one at a time.
-
-        ``model`` is the name of a pretrained model; if empty, the model of the server is used.
-        """
-        if model and model not in pretrained_names():  # no path, which a request could make up
-            return Response({}, {}, refusal=f"There is no model {model!r} here.")
+    def ask(self, request: Request) -> Response:
+        """Returns the response to a request; requests are processed one at a time."""
+        # A path is refused, because a request could name any file.
+        if request.model is not None and request.model not in pretrained_names():
+            return _refused(f"There is no model {request.model!r} here.")
         if not self._busy.acquire(timeout=self.time_limit):
-            return Response(
-                {}, {}, refusal="The page is busy with other requests; try again later."
-            )
+            return _refused("The page is busy with other requests; try again later.")
         try:
-            return self._ask(Request(smiles, file_name, file_text, conformers, model or self.model))
+            return self._ask(request._replace(model=request.model or self.model))
         finally:
             self._busy.release()
 
@@ -224,7 +212,11 @@ class Service:
             self._worker = None
 
     def _ask(self, request: Request) -> Response:
-        worker = self._ready()
+        if self._worker is None:
+            self._worker = Worker(respond, self.time_limit)
+            while not self._worker.ready:  # receive() raises if the process cannot start
+                self._worker.receive()
+        worker = self._worker
         worker.give(0, request)
         arrived = wait([worker.connection], timeout=self.time_limit)
         outcome = worker.receive() if arrived else worker.give_up()
@@ -233,14 +225,7 @@ class Service:
         if isinstance(result, Lost):
             if worker.dead:
                 self._worker = None
-            problem = f"The prediction failed: {result.reason}. Try fewer or smaller molecules."
-            return Response({}, {}, refusal=problem)
+            return _refused(
+                f"The prediction failed: {result.reason}. Try fewer or smaller molecules."
+            )
         return result
-
-    def _ready(self) -> Worker[Request, Response]:
-        """Returns the worker process, started if necessary."""
-        if self._worker is None:
-            self._worker = Worker(respond, self.time_limit)
-            while not self._worker.ready:  # It raises if it cannot start.
-                self._worker.receive()
-        return self._worker

@@ -111,28 +111,30 @@ def service(started: Service) -> Service:
 def test_a_request_that_takes_too_long_is_given_up_and_the_next_one_answered(
     service: Service,
 ) -> None:
-    assert service.ask("O").refusal == ""  # the process is warm
+    assert service.ask(Request("O")).refusal == ""  # the process is warm
     process = service._worker
     assert process is not None
     service.time_limit = process.time_limit = 0.05
-    assert "not finished after" in service.ask("CC(=O)Oc1ccccc1C(=O)O\n" * 20).refusal
+    assert "not finished after" in service.ask(Request("CC(=O)Oc1ccccc1C(=O)O\n" * 20)).refusal
     service.time_limit = 60
-    response = service.ask("O")
+    response = service.ask(Request("O"))
     assert response.refusal == ""
     assert response.report["molecules"][0]["name"] == "O"
 
 
 def test_a_process_that_died_is_replaced(service: Service) -> None:
-    service.ask("O")
+    service.ask(Request("O"))
     assert service._worker is not None
     service._worker.process.kill()
-    assert "The prediction failed" in service.ask("O").refusal
-    assert service.ask("O").refusal == ""
+    assert "The prediction failed" in service.ask(Request("O")).refusal
+    assert service.ask(Request("O")).refusal == ""
 
 
 def test_only_models_that_come_along_can_be_asked_for(service: Service) -> None:
-    assert service.ask("O", model="painn-xtb").report["molecules"][0]["model"] == "painn-xtb"
-    refused = service.ask("O", model="/etc/passwd")
+    assert (
+        service.ask(Request("O", model="painn-xtb")).report["molecules"][0]["model"] == "painn-xtb"
+    )
+    refused = service.ask(Request("O", model="/etc/passwd"))
     assert refused.refusal == "There is no model '/etc/passwd' here."
 
 
@@ -140,7 +142,7 @@ def test_others_wait_their_turn(service: Service) -> None:
     service.time_limit = 0.05
     with service._busy:
         start = time.monotonic()
-        assert "busy" in service.ask("O").refusal
+        assert "busy" in service.ask(Request("O")).refusal
         assert time.monotonic() - start < 5
 
 

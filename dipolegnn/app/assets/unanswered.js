@@ -1,5 +1,4 @@
-// What Dash keeps to the browser's console: that a request was refused, or that nobody is there to
-// answer it.
+// Shows errors of requests on the page, which Dash writes to the browser's console only.
 (function () {
   const send = window.fetch;
 
@@ -26,7 +25,7 @@
     } catch (error) {
       const body = (options && options.body) || "";
       say(
-        "No answer: the program behind this page (dipolegnn serve) has ended, or does not take a " +
+        "No answer: the program behind this page (dipolegnn serve) has ended, or does not accept a " +
           `request of ${(body.length / 1e6).toFixed(1)} MB.`
       );
       throw error;
