@@ -45,6 +45,11 @@ class ModelConfig:
     only; atomwise: a sum of atomic scalars, for reproducing published models."""
     atomwise_aggregation: Literal["sum", "mean"] = "sum"
     """Aggregation over atoms in the atomwise head; other heads ignore it."""
+    charge_weights: bool = False
+    """Restore the total charge by learned weights instead of evenly (heads with charges)."""
+    levels: tuple[str, ...] = ()
+    """Levels of theory that the model distinguishes, the default first. In training: those of the
+    data sets, if there are several."""
 
     def __post_init__(self) -> None:
         _require(self.hidden_channels >= 2, "hidden_channels", self.hidden_channels, "at least 2")

@@ -8,6 +8,7 @@ from dipolegnn.nn.model import DipoleModel, PropertyModel, build_model
 from dipolegnn.nn.painn import PaiNN
 from dipolegnn.nn.parts import (
     AtomFeatures,
+    Geometry,
     Head,
     HeadMetric,
     OutputField,
@@ -29,6 +30,7 @@ __all__ = [
     "DipoleModel",
     "DipoleOutput",
     "GaussianRBF",
+    "Geometry",
     "Head",
     "HeadMetric",
     "ModelCard",

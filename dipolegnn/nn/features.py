@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -41,6 +42,19 @@ class ElementEmbedding(nn.Embedding):
         return super().forward(z)
 
 
+class LevelEmbedding(nn.Embedding):
+    """Embedding of the level of theory; all levels are equal (0) before training."""
+
+    def __init__(self, levels: Sequence[str], hidden_channels: int) -> None:
+        if len(set(levels)) < len(levels):
+            raise ValueError(f"Each level of theory must occur once, got {', '.join(levels)}.")
+        super().__init__(len(levels), hidden_channels)
+
+    def reset_parameters(self) -> None:
+        """Sets the weights to 0."""
+        nn.init.zeros_(self.weight)
+
+
 class Linear(nn.Linear):
     """A linear layer with Xavier-uniform weights and zero biases."""
 
@@ -63,9 +77,10 @@ class RadialNetwork(Representation):
         num_rbf: Number of radial basis functions R.
         cutoff: Cutoff radius in angstrom.
         radial_basis: Radial basis functions.
+        levels: Names of the levels of theory; empty: one level, without a name.
 
     Raises:
-        ValueError: If a size is too small or the cutoff is not positive.
+        ValueError: If a size is too small, the cutoff is not positive, or a level occurs twice.
     """
 
     interactions: nn.ModuleList
@@ -78,6 +93,7 @@ class RadialNetwork(Representation):
         num_rbf: int,
         cutoff: float,
         radial_basis: Literal["gaussian", "bessel"],
+        levels: Sequence[str],
     ) -> None:
         super().__init__()
         check_sizes(hidden_channels, num_interactions, num_rbf, cutoff)
@@ -86,8 +102,19 @@ class RadialNetwork(Representation):
         self.num_rbf = num_rbf
         self.cutoff = float(cutoff)
         self.radial_basis: Literal["gaussian", "bessel"] = radial_basis
+        self.levels = list(levels)
         self.embedding = ElementEmbedding(hidden_channels)
+        self.level_embedding = LevelEmbedding(self.levels, hidden_channels) if levels else None
         self.radial = RadialLayer(radial_basis_layer(radial_basis, num_rbf, self.cutoff))
+
+    def initial(self, z: Tensor, level: Tensor | None) -> Tensor:
+        """Initial scalar features ``[N, F]`` from elements and levels ``[N]``."""
+        s: Tensor = self.embedding(z)
+        if self.level_embedding is None:
+            return s
+        # None: the first level, of which there is one row.
+        rows = z.new_zeros(1) if level is None else level
+        return s + self.level_embedding(rows)
 
     def why_not_fused(self) -> str | None:
         """Reason why fused kernels cannot run on the device of the weights; None if they can."""

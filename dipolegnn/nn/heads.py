@@ -14,6 +14,7 @@ from dipolegnn.nn.errors import absolute_error, angle, length_of_error, squared_
 from dipolegnn.nn.features import Linear
 from dipolegnn.nn.parts import (
     AtomFeatures,
+    Geometry,
     Head,
     HeadMetric,
     OutputField,
@@ -23,7 +24,7 @@ from dipolegnn.nn.parts import (
     loss_of_error,
     require_label,
 )
-from dipolegnn.nn.scatter import segment, spread
+from dipolegnn.nn.scatter import segment
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
 
@@ -106,32 +107,42 @@ class DipoleHead(BaseDipoleHead):
     Two :class:`GatedEquivariantBlock` compute the charges from the scalar features and the atomic
     dipoles from the vector features. Without vector features, a two-layer network computes the
     charges from the scalars, and there are no atomic dipoles. The difference between the total
-    charge Q and the sum of the charges is distributed evenly over the atoms of the molecule. From
-    PhysNet (Unke and Meuwly, arXiv:1902.08408) and PaiNN (arXiv:2102.03150, equation 11).
+    charge Q of a fragment and the sum of its charges is distributed over its atoms. From PhysNet
+    (Unke and Meuwly, arXiv:1902.08408) and PaiNN (arXiv:2102.03150, equation 11); weights as in
+    AIMNet (Zubatyuk et al., Nat. Commun. 12, 4870, 2021).
 
-    The charges are fitted to reproduce the dipole; they are not a population analysis. Only their
-    sum is constrained, so that distant molecules in one ``Data`` exchange charge; use one ``Data``
-    per molecule.
+    The charges are fitted to reproduce the dipole; unless the model is trained on reference charges
+    as well, they are not those of a population analysis. The charges of each fragment sum to its
+    charge, so that the dipole of distant molecules in one ``Data`` is the sum of theirs.
 
     Args:
         hidden_channels: Width F of the atom features.
         atomic_dipoles: True to use the vector features; None: if the representation has them.
+        charge_weights: True to distribute the difference by learned weights, which a two-layer
+            network computes from the scalar features; False: evenly.
 
     Raises:
         ValueError: If ``hidden_channels`` is below 2.
     """
 
-    def __init__(self, hidden_channels: int, atomic_dipoles: bool | None = None) -> None:
+    def __init__(
+        self,
+        hidden_channels: int,
+        atomic_dipoles: bool | None = None,
+        charge_weights: bool = False,
+    ) -> None:
         super().__init__()
         if hidden_channels < 2:
             raise ValueError(f"hidden_channels must be at least 2, got {hidden_channels}.")
         self.hidden_channels = hidden_channels
         self.atomic_dipoles = atomic_dipoles
+        self.charge_weights = charge_weights
         half = hidden_channels // 2
         self.charge: nn.Sequential | None = None
         self.blocks: nn.ModuleList | None = None
+        self.weight: nn.Sequential | None = None
         if atomic_dipoles is False:
-            self.charge = nn.Sequential(Linear(hidden_channels, half), nn.SiLU(), Linear(half, 1))
+            self.charge = _scalar_network(hidden_channels)
         else:
             self.blocks = nn.ModuleList(
                 [
@@ -139,6 +150,8 @@ class DipoleHead(BaseDipoleHead):
                     GatedEquivariantBlock(half, 1, half, activate=False),
                 ]
             )
+        if charge_weights:
+            self.weight = _scalar_network(hidden_channels)
 
     def fitted_to(self, representation: Representation) -> DipoleHead:
         """Returns this head, or a new one without atomic dipoles if there are no vector features.
@@ -150,7 +163,7 @@ class DipoleHead(BaseDipoleHead):
             return self
         if self.atomic_dipoles is None:
             like = next(self.parameters())
-            return DipoleHead(self.hidden_channels, atomic_dipoles=False).to(like)
+            return DipoleHead(self.hidden_channels, False, self.charge_weights).to(like)
         raise ValueError(
             "DipoleHead(atomic_dipoles=True) needs vector features, and "
             f"{type(representation).__name__} has none. Use PaiNN, or omit atomic_dipoles: the "
@@ -178,16 +191,12 @@ class DipoleHead(BaseDipoleHead):
             network = block.scalars
         return network[-1]
 
-    def forward(
-        self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor
-    ) -> DipoleOutput:
-        """Predicts the dipole moment about the origin of ``pos``.
+    def forward(self, features: AtomFeatures, geometry: Geometry) -> DipoleOutput:
+        """Predicts the dipole moment about the origin of the positions.
 
         Args:
             features: Features of the atoms.
-            pos: Positions ``[N, 3]`` in angstrom. The dipole of an ion refers to their origin.
-            ptr: First atom of each molecule, and N: ``[B + 1]``.
-            charge: Total charge ``[B]`` in e.
+            geometry: Positions, molecules and charges of the batch.
 
         Returns:
             Dipole, magnitude and charges.
@@ -201,13 +210,30 @@ class DipoleHead(BaseDipoleHead):
             for block in self.blocks:
                 s, v = block(s, v)
             raw, atomic = s.squeeze(1), v.squeeze(2)  # [N], [N, 3]
-        missing = (charge - segment(raw, ptr)) / ptr.diff()  # [B]
-        charges = raw + spread(missing, ptr, raw.size(0))
-        contribution = charges.unsqueeze(1) * pos
+        charges = self._restored(raw, features.s, geometry)
+        contribution = charges.unsqueeze(1) * geometry.pos
         if atomic is not None:
             contribution = contribution + atomic
-        dipole = DEBYE_PER_E_ANGSTROM * segment(contribution, ptr)  # [B, 3]
+        dipole = DEBYE_PER_E_ANGSTROM * segment(contribution, geometry.ptr)  # [B, 3]
         return DipoleOutput(dipole, torch.linalg.vector_norm(dipole, dim=1), charges)
+
+    def _restored(self, raw: Tensor, s: Tensor, geometry: Geometry) -> Tensor:
+        """Charges ``[N]`` that sum to the total charge of each fragment."""
+        weight = torch.ones_like(raw)
+        if self.weight is not None:
+            weight = nn.functional.softplus(self.weight(s).squeeze(1))  # [N]
+        # Sums over the atoms of a fragment, which need not be contiguous.
+        sums = raw.new_zeros(raw.size(0), 2).index_add(
+            0, geometry.fragment, torch.stack([raw, weight], dim=1)
+        )
+        total, weights = sums.index_select(0, geometry.fragment).unbind(1)  # [N] each
+        return raw + (geometry.fragment_charge - total) * weight / weights
+
+
+def _scalar_network(hidden_channels: int) -> nn.Sequential:
+    """Two layers from the scalar features to one number per atom."""
+    half = hidden_channels // 2
+    return nn.Sequential(Linear(hidden_channels, half), nn.SiLU(), Linear(half, 1))
 
 
 class GatedEquivariantBlock(nn.Module):
@@ -282,19 +308,16 @@ class AtomwiseHead(BaseDipoleHead):
             raise ValueError(f"aggregation must be 'sum' or 'mean', got {aggregation!r}.")
         self.hidden_channels = hidden_channels
         self.aggregation: Literal["sum", "mean"] = aggregation
-        half = hidden_channels // 2
-        self.layers = nn.Sequential(Linear(hidden_channels, half), nn.SiLU(), Linear(half, 1))
+        self.layers = _scalar_network(hidden_channels)
 
     @property
     def last_layer(self) -> nn.Module:
         """The layer that returns the atomic scalars."""
         return self.layers[-1]
 
-    def forward(
-        self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor
-    ) -> DipoleOutput:
-        """Predicts the magnitude; ``pos`` and ``charge`` are not used."""
+    def forward(self, features: AtomFeatures, geometry: Geometry) -> DipoleOutput:
+        """Predicts the magnitude; positions and charges are not used."""
         scalars = self.layers(features.s).squeeze(1)  # [N]
-        magnitude = segment(scalars, ptr, reduce=self.aggregation)  # [B]
-        unknown = torch.full_like(pos, torch.nan)  # [N, 3]
+        magnitude = segment(scalars, geometry.ptr, reduce=self.aggregation)  # [B]
+        unknown = torch.full_like(geometry.pos, torch.nan)  # [N, 3]
         return DipoleOutput(unknown[: magnitude.numel()], magnitude, unknown[:, 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias
 
 import torch
 from ase.data import atomic_masses
@@ -18,20 +18,11 @@ from dipolegnn.nn.card import ModelCard
 from dipolegnn.nn.features import MAX_Z
 from dipolegnn.nn.graph import RadiusGraph
 from dipolegnn.nn.heads import BaseDipoleHead, DipoleOutput
-from dipolegnn.nn.parts import AtomFeatures, Head, Output, Part, Representation
+from dipolegnn.nn.parts import AtomFeatures, Geometry, Head, Output, Part, Representation
 from dipolegnn.nn.scatter import segment, spread
 
 ModelDescription: TypeAlias = dict[str, dict[str, JSON]]
 """Class and arguments of the parts: ``{"representation": {"class": "PaiNN"}, "head": ...}``."""
-
-
-class HeadInput(NamedTuple):
-    """Arguments of a head; see :class:`~dipolegnn.nn.parts.Head`."""
-
-    features: AtomFeatures
-    pos: Tensor
-    ptr: Tensor
-    charge: Tensor
 
 
 class PropertyModel(nn.Module, Generic[Output]):
@@ -105,9 +96,11 @@ class PropertyModel(nn.Module, Generic[Output]):
 
         Args:
             batch: A PyG ``Batch`` or ``Data`` with ``z [N]``, ``pos [N, 3]`` in angstrom and, for
-                ions, ``charge [B]`` in e. A :class:`~dipolegnn.nn.graph.RadiusGraph` in
-                ``radius_graph`` is used if it was built from these positions with the cutoff of the
-                model; otherwise the graph is built.
+                ions, ``charge [B]`` in e. Optional: the fragment of each atom, ``fragment [N]``,
+                and its charge in e, ``fragment_charge [N]``; the name of each molecule's level of
+                theory in ``level``, by default the first level of the model. A
+                :class:`~dipolegnn.nn.graph.RadiusGraph` in ``radius_graph`` is used if it was built
+                from these positions with the cutoff of the model; otherwise the graph is built.
 
         Returns:
             Output of the head.
@@ -119,7 +112,7 @@ class PropertyModel(nn.Module, Generic[Output]):
         output: Output = self.head(*self._describe(batch))
         return output
 
-    def _describe(self, batch: Data) -> HeadInput:
+    def _describe(self, batch: Data) -> tuple[AtomFeatures, Geometry]:
         """Computes the arguments of the head for a batch."""
         z, pos = batch.get("z"), batch.get("pos")
         if z is None or pos is None:
@@ -145,9 +138,37 @@ class PropertyModel(nn.Module, Generic[Output]):
         graph = self._graph(batch, index)
         pays = self.kernels == "fused" or self.representation.fused_pays(graph.edge_index.size(1))
         fused = pays and self.message_passing == "fused"
-        features = self.representation(z, pos, graph if fused else graph.edge_index)
-        centered = pos - self._centers_of_mass(z, pos, ptr)
-        return HeadInput(features, centered, ptr, charge.view(-1).to(dtype))
+        edges = graph if fused else graph.edge_index
+        if self.representation.levels:
+            features = self.representation(z, pos, edges, self._level(batch, ptr))
+        else:
+            features = self.representation(z, pos, edges)
+        geometry = Geometry.of(
+            pos - self._centers_of_mass(z, pos, ptr),
+            ptr,
+            charge.view(-1).to(dtype),
+            *_fragments(batch, z, dtype),
+        )
+        return features, geometry
+
+    def _level(self, batch: Data, ptr: Tensor) -> Tensor | None:
+        """Level of theory of each atom ``[N]``; None: the first for all."""
+        named, levels = batch.get("level"), list(self.representation.levels)
+        if named is None:
+            return None
+        names = [named] if isinstance(named, str) else named
+        if len(names) != ptr.numel() - 1:
+            raise ValueError(
+                f"level must have one entry per molecule ({ptr.numel() - 1}), got {len(names)}."
+            )
+        unknown = sorted({name for name in names if name and name not in levels})
+        if unknown:
+            raise ValueError(
+                f"The model has no level of theory {unknown[0]!r}; it has {', '.join(levels)}. "
+                "Choose one of them, or train the model on data of the other level."
+            )
+        places = torch.tensor([levels.index(name) if name else 0 for name in names])
+        return spread(places.to(ptr.device, non_blocking=True), ptr, batch.num_nodes or 0)
 
     def _graph(self, batch: Data, index: Tensor | None) -> RadiusGraph:
         """The radius graph, with the cutoff of the representation."""
@@ -245,7 +266,7 @@ class DipoleModel(PropertyModel[DipoleOutput]):
                 f"{type(self.head).__name__} defines no last_layer, which error bars require."
             )
         with torch.no_grad():
-            given = self._describe(batch)
+            features, geometry = self._describe(batch)
         caught: list[Tensor] = []
 
         def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -255,13 +276,13 @@ class DipoleModel(PropertyModel[DipoleOutput]):
         handle = last_layer.register_forward_hook(catch)
         try:
             with torch.enable_grad():
-                output = self.head(*given)
+                output = self.head(features, geometry)
                 (slope,) = torch.autograd.grad(output.magnitude.sum(), caught[1])  # [N, O]
         finally:
             handle.remove()
         inputs = torch.cat([caught[0], torch.ones_like(caught[0][:, :1])], dim=1)  # and the bias
         per_atom = slope.unsqueeze(2) * inputs.unsqueeze(1)  # [N, O, H + 1]
-        sensitivity = segment(per_atom.flatten(1), given.ptr)
+        sensitivity = segment(per_atom.flatten(1), geometry.ptr)
         return DipoleOutput(*(values.detach() for values in output)), sensitivity
 
 
@@ -276,11 +297,11 @@ def describe(config: ModelConfig) -> ModelDescription:
     representation = _part_class(config.representation, Representation, "", ())
     settings: dict[str, JSON] = {"class": representation.__name__}
     for option in fields(ModelConfig):
-        if option.name in ("representation", "head", "atomwise_aggregation"):
+        if option.name in ("representation", "head", "atomwise_aggregation", "charge_weights"):
             continue
         value = getattr(config, option.name)
         if option.name in representation.settings():
-            settings[option.name] = value
+            settings[option.name] = list(value) if isinstance(value, tuple) else value
         elif value != option.default:
             raise ValueError(f"{representation.__name__} has no {option.name}, got {value!r}.")
     name = "dipole" if config.head == "charges" else config.head
@@ -289,6 +310,7 @@ def describe(config: ModelConfig) -> ModelDescription:
     further = {
         "hidden_channels": config.hidden_channels,
         "aggregation": config.atomwise_aggregation,
+        "charge_weights": config.charge_weights,
         # SchNet has no vectors.
         "atomic_dipoles": None
         if config.head != "charges" and representation.has_vectors
@@ -308,9 +330,14 @@ def options(description: Mapping[str, Mapping[str, JSON]]) -> ModelConfig:
         dict(description.get(part) or {}) for part in ("representation", "head")
     )
     known = {option.name for option in fields(ModelConfig)}
-    found: dict[str, Any] = {name: value for name, value in representation.items() if name in known}
+    found: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in representation.items()
+        if name in known
+    }
     found["representation"] = str(representation.get("class")).lower()
     found["atomwise_aggregation"] = head.get("aggregation", ModelConfig.atomwise_aggregation)
+    found["charge_weights"] = head.get("charge_weights", ModelConfig.charge_weights)
     for name in (str(head.get("class")).lower().removesuffix("head"), "charges"):
         config = ModelConfig(**found, head=name)
         if describe(config) == description:
@@ -385,6 +412,25 @@ def _check_kernels(kernels: str) -> None:
 def _standard_masses() -> Tensor:
     """Standard atomic weights by atomic number, up to the last element of the embedding."""
     return torch.tensor(atomic_masses[: MAX_Z + 1], dtype=torch.get_default_dtype())
+
+
+def _fragments(batch: Data, z: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Fragment of each atom ``[N]`` and its charge ``[N]``, if the batch has them."""
+    fragment, charge = batch.get("fragment"), batch.get("fragment_charge")
+    if (fragment is None) != (charge is None):
+        given, other = ("fragment", "fragment_charge")[:: 1 if charge is None else -1]
+        raise ValueError(
+            f"The batch has {given} [N] and no {other} [N]; give both, or neither for molecules "
+            "of one fragment."
+        )
+    if fragment is None or charge is None:
+        return None, None
+    for name, values in (("fragment", fragment), ("fragment_charge", charge)):
+        if values.shape != z.shape:
+            raise ValueError(
+                f"{name} must have one entry per atom [{z.numel()}], got {list(values.shape)}."
+            )
+    return fragment, charge.to(dtype)
 
 
 def _molecule_pointers(z: Tensor, index: Tensor | None, ptr: Tensor | None) -> Tensor:

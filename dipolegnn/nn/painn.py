@@ -6,6 +6,7 @@ and molecular spectra, ICML 2021, arXiv:2102.03150. Names follow the paper.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -38,9 +39,11 @@ class PaiNN(RadialNetwork):
         num_rbf: Number of radial basis functions R.
         cutoff: Cutoff radius in angstrom.
         radial_basis: Radial basis functions, ``"gaussian"`` or ``"bessel"``.
+        levels: Names of the levels of theory that the features depend on, the default first; empty:
+            one level, without a name.
 
     Raises:
-        ValueError: If a size is too small or the cutoff is not positive.
+        ValueError: If a size is too small, the cutoff is not positive, or a level occurs twice.
 
     Example:
         >>> import torch
@@ -61,14 +64,17 @@ class PaiNN(RadialNetwork):
         num_rbf: int = 20,
         cutoff: float = 5.0,
         radial_basis: Literal["gaussian", "bessel"] = "gaussian",
+        levels: Sequence[str] = (),
     ) -> None:
-        super().__init__(hidden_channels, num_interactions, num_rbf, cutoff, radial_basis)
+        super().__init__(hidden_channels, num_interactions, num_rbf, cutoff, radial_basis, levels)
         self.interactions = nn.ModuleList(
             PaiNNInteraction(hidden_channels, num_rbf, self.cutoff) for _ in range(num_interactions)
         )
         self.mixings = nn.ModuleList(PaiNNMixing(hidden_channels) for _ in range(num_interactions))
 
-    def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
+    def forward(
+        self, z: Tensor, pos: Tensor, edge_index: Edges, level: Tensor | None = None
+    ) -> AtomFeatures:
         """Computes the features of each atom.
 
         Args:
@@ -77,6 +83,7 @@ class PaiNN(RadialNetwork):
             edge_index: Edges ``[2, E]`` of any graph without self-loops: row 0 sources j, row 1
                 targets i. Edges longer than the cutoff contribute nothing. The fused kernels are
                 used for a :class:`~dipolegnn.nn.graph.RadiusGraph`.
+            level: Level of theory of each atom ``[N]``, an index into ``levels``; None: the first.
 
         Returns:
             ``s [N, F]`` and ``v [N, 3, F]``.
@@ -87,7 +94,7 @@ class PaiNN(RadialNetwork):
         """
         edges = checked_edges(edge_index, pos, self.cutoff)
         radial = self.radial(pos, edges)
-        s = self.embedding(z)  # [N, F]
+        s = self.initial(z, level)  # [N, F]
         v = s.new_zeros(s.size(0), 3, s.size(1))  # [N, 3, F]
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
             ds, dv = interaction(s, v, pos, edges, radial)

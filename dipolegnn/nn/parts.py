@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dipolegnn._pyg import Data
 from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.nn.graph import RadiusGraph, can_check_values
+from dipolegnn.nn.scatter import spread
 
 Edges = Tensor | RadiusGraph
 """``edge_index [2, E]`` for plain PyTorch, or a ``RadiusGraph``, which allows fused kernels."""
@@ -107,6 +108,57 @@ class AtomFeatures(NamedTuple):
     v: Tensor | None
 
 
+class Geometry(NamedTuple):
+    """Atoms, molecules and charges of a batch, as a head gets them.
+
+    A fragment is a part of a molecule without bonds to the rest, such as an ion of an ion pair. A
+    molecule without separate parts is one fragment.
+
+    Attributes:
+        pos: Positions ``[N, 3]`` in angstrom, relative to the centre of mass of the molecule.
+        ptr: First atom of each molecule, and N: ``[B + 1]``.
+        charge: Total charge of each molecule ``[B]`` in e.
+        fragment: Number of the fragment of each atom ``[N]``, unique in the batch and below N.
+        fragment_charge: Total charge of the fragment of each atom ``[N]`` in e.
+    """
+
+    pos: Tensor
+    ptr: Tensor
+    charge: Tensor
+    fragment: Tensor
+    fragment_charge: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        pos: Tensor,
+        ptr: Tensor,
+        charge: Tensor,
+        fragment: Tensor | None = None,
+        fragment_charge: Tensor | None = None,
+    ) -> Geometry:
+        """Completes the fields of molecules of one fragment each.
+
+        Args:
+            pos: Positions ``[N, 3]`` in angstrom.
+            ptr: First atom of each molecule, and N: ``[B + 1]``.
+            charge: Total charge of each molecule ``[B]`` in e.
+            fragment: Number of the fragment of each atom ``[N]``, from 0 in each molecule.
+            fragment_charge: Total charge of the fragment of each atom ``[N]`` in e.
+        """
+        atoms = pos.size(0)
+        # Fragments are numbered by the place of an atom: unique without counting them, which would
+        # synchronize with a GPU.
+        first = spread(ptr[:-1], ptr, atoms)
+        return cls(
+            pos,
+            ptr,
+            charge,
+            first if fragment is None else first + fragment,
+            spread(charge, ptr, atoms) if fragment_charge is None else fragment_charge,
+        )
+
+
 class Representation(Part):
     """Computes features of each atom from its neighbourhood.
 
@@ -119,6 +171,10 @@ class Representation(Part):
     """Width F of the features."""
     cutoff: float
     """Cutoff radius of the graph in angstrom."""
+    levels: Sequence[str] = ()
+    """Levels of theory that the representation distinguishes, the default first. If there are any,
+    ``forward`` has a fourth argument: the level of each atom ``[N]``, an index into this list;
+    None for the first."""
 
     @abstractmethod
     def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
@@ -204,14 +260,12 @@ class Head(Part, Generic[Output]):
     """Metrics by name, as in ``val/dipole_mae``; the first is shown during training."""
 
     @abstractmethod
-    def forward(self, features: AtomFeatures, pos: Tensor, ptr: Tensor, charge: Tensor) -> Output:
+    def forward(self, features: AtomFeatures, geometry: Geometry) -> Output:
         """Predicts the property.
 
         Args:
             features: Features of the atoms.
-            pos: Positions ``[N, 3]`` in angstrom, relative to the centre of mass of the molecule.
-            ptr: First atom of each molecule, and N: ``[B + 1]``.
-            charge: Total charge ``[B]`` in e.
+            geometry: Positions, molecules and charges of the batch.
         """
 
     @abstractmethod

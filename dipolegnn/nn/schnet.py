@@ -7,6 +7,7 @@ convolutional neural network for modeling quantum interactions, NeurIPS 2017, ar
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -41,9 +42,11 @@ class SchNet(RadialNetwork):
         num_rbf: Number of radial basis functions R.
         cutoff: Cutoff radius in angstrom.
         radial_basis: Radial basis functions, ``"gaussian"`` or ``"bessel"``.
+        levels: Names of the levels of theory that the features depend on, the default first; empty:
+            one level, without a name.
 
     Raises:
-        ValueError: If a size is too small or the cutoff is not positive.
+        ValueError: If a size is too small, the cutoff is not positive, or a level occurs twice.
     """
 
     def __init__(
@@ -53,14 +56,17 @@ class SchNet(RadialNetwork):
         num_rbf: int = 50,
         cutoff: float = 5.0,
         radial_basis: Literal["gaussian", "bessel"] = "gaussian",
+        levels: Sequence[str] = (),
     ) -> None:
-        super().__init__(hidden_channels, num_interactions, num_rbf, cutoff, radial_basis)
+        super().__init__(hidden_channels, num_interactions, num_rbf, cutoff, radial_basis, levels)
         self.interactions = nn.ModuleList(
             SchNetInteraction(hidden_channels, num_rbf, self.cutoff)
             for _ in range(num_interactions)
         )
 
-    def forward(self, z: Tensor, pos: Tensor, edge_index: Edges) -> AtomFeatures:
+    def forward(
+        self, z: Tensor, pos: Tensor, edge_index: Edges, level: Tensor | None = None
+    ) -> AtomFeatures:
         """Computes the features of each atom.
 
         Args:
@@ -69,6 +75,7 @@ class SchNet(RadialNetwork):
             edge_index: Edges ``[2, E]`` of any graph without self-loops: row 0 sources j, row 1
                 targets i. Edges longer than the cutoff contribute nothing. The fused kernels are
                 used for a :class:`~dipolegnn.nn.graph.RadiusGraph`.
+            level: Level of theory of each atom ``[N]``, an index into ``levels``; None: the first.
 
         Returns:
             ``s [N, F]``; ``v`` is None.
@@ -79,7 +86,7 @@ class SchNet(RadialNetwork):
         """
         edges = checked_edges(edge_index, pos, self.cutoff)
         radial = self.radial(pos, edges)
-        s = self.embedding(z)  # [N, F]
+        s = self.initial(z, level)  # [N, F]
         for interaction in self.interactions:
             s = s + interaction(s, pos, edges, radial)
         return AtomFeatures(s, None)

@@ -126,7 +126,10 @@ def dipole(
             s_i, v_i = _gated(w, "blocks.0", s[i], v[i], last=False)
             s_i, v_i = _gated(w, "blocks.1", s_i, v_i, last=True)
             charges[i], local[i] = s_i[0], v_i[:, 0]
-    charges += (total_charge - charges.sum()) / len(charges)
+    share = np.ones(len(s))
+    if "weight.0.weight" in w:
+        share = np.array([np.log1p(np.exp(mlp(w, "weight", s_i)[0])) for s_i in s])
+    charges += (total_charge - charges.sum()) * share / share.sum()
     return DEBYE * sum(q * r + m for q, r, m in zip(charges, pos, local, strict=True)), charges
 
 

@@ -31,7 +31,7 @@ class Variant(NamedTuple):
 
 
 HEADS_OF = {
-    "painn": ("dipole", "charges", "sum", "mean"),
+    "painn": ("dipole", "weights", "charges", "sum", "mean"),
     "painn-bessel": ("dipole",),
     "schnet": ("dipole", "sum", "mean"),
 }
@@ -70,6 +70,8 @@ def make_model(
 def _make_head(name: str) -> DipoleHead | AtomwiseHead:
     if name == "dipole":
         return DipoleHead(HIDDEN_CHANNELS)
+    if name == "weights":
+        return DipoleHead(HIDDEN_CHANNELS, charge_weights=True)
     if name == "charges":
         return DipoleHead(HIDDEN_CHANNELS, atomic_dipoles=False)
     assert name in ("sum", "mean")

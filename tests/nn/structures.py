@@ -53,11 +53,13 @@ def moved(data: Data, matrix: Tensor | None = None, shift: Tensor | None = None)
 
 
 def joined(*parts: Data) -> Data:
-    """All atoms as one molecule, with the sum of the charges."""
+    """All atoms as one molecule of several fragments."""
     return Data(
         z=torch.cat([part.z for part in parts]),
         pos=torch.cat([part.pos for part in parts]),
         charge=torch.stack([part.charge for part in parts]).sum(dim=0),
+        fragment=torch.cat([torch.full_like(part.z, k) for k, part in enumerate(parts)]),
+        fragment_charge=torch.cat([part.charge.expand(len(part.z)) for part in parts]),
     )
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dipolegnn.nn import AtomFeatures, AtomwiseHead, DipoleHead
+from dipolegnn.nn import AtomFeatures, AtomwiseHead, DipoleHead, Geometry
 from dipolegnn.nn.heads import GatedEquivariantBlock
 from tests.nn.models import randomize
 from tests.nn.structures import random_rotation
@@ -31,6 +32,10 @@ def tensor(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(values, dtype=F64)
 
 
+def geometry(pos: Tensor, ptr: list[int], charge: list[float]) -> Geometry:
+    return Geometry.of(pos, torch.tensor(ptr), torch.tensor(charge, dtype=pos.dtype))
+
+
 def test_hydrogen_fluoride_by_hand() -> None:
     """0.4 e over 0.92 Å: 1.7676 D, from the negative fluorine to the positive hydrogen."""
     head = zeroed(DipoleHead(2, atomic_dipoles=False))
@@ -40,7 +45,7 @@ def test_hydrogen_fluoride_by_hand() -> None:
     head.charge = nn.Sequential(layer)
     s = tensor([[-0.3, 7.0], [0.5, 7.0]])  # 0.1 too much on each
     pos = tensor([[0.0, 0.0, 0.0], [0.0, 0.92, 0.0]])
-    output = head(AtomFeatures(s, None), pos, torch.tensor([0, 2]), tensor([0.0]))
+    output = head(AtomFeatures(s, None), geometry(pos, [0, 2], [0.0]))
     assert_close(output.charges, tensor([-0.4, 0.4]), F64)
     assert output.dipole is not None
     assert output.dipole[0].tolist() == pytest.approx([0, 1.7675793, 0], abs=1e-7)
@@ -51,12 +56,45 @@ def test_total_charge_is_spread_evenly() -> None:
     """With weights of 0 each atom has Q / n, and the dipole is Q times the centroid."""
     head = zeroed(DipoleHead(4))
     pos = tensor([[1.0, 0, 0], [3.0, 0, 0], [0.0, 2, 0], [0.0, 0, 0], [0, 0, 1.5]])
-    output = head(features(5, 4), pos, torch.tensor([0, 2, 5]), tensor([1.0, -3.0]))
+    output = head(features(5, 4), geometry(pos, [0, 2, 5], [1.0, -3.0]))
     assert_close(output.charges, tensor([0.5, 0.5, -1, -1, -1]), F64)
     debye = 4.803204712570263
     expected = debye * tensor([[2.0, 0.0, 0.0], [0.0, -2.0, -1.5]])
     assert_close(output.dipole, expected, F64)
     assert_close(output.magnitude, tensor([2 * debye, 2.5 * debye]), F64)
+
+
+def test_weights_distribute_the_total_charge() -> None:
+    """The network of the weights is replaced by one that returns the first feature."""
+    head = zeroed(DipoleHead(2, charge_weights=True))
+    layer = nn.Linear(2, 1, bias=False, dtype=F64)
+    with torch.no_grad():
+        layer.weight.copy_(tensor([[1.0, 0.0]]))
+    head.weight = nn.Sequential(layer)
+    given = features(3, 2)
+    s = tensor([[0.0, 7.0], [1.0, 7.0], [-50.0, 7.0]])
+    output = head(AtomFeatures(s, given.v), geometry(torch.eye(3, dtype=F64), [0, 3], [2.0]))
+    weights = [math.log(2), math.log(1 + math.e), math.exp(-50)]  # softplus
+    assert_close(output.charges, 2 * tensor(weights) / sum(weights), F64)
+
+
+def test_charge_stays_in_its_fragment() -> None:
+    """A cation of two atoms between the atoms of a dianion, and a second, neutral molecule."""
+    head = DipoleHead(8)
+    randomize(head, seed=0)
+    head.double()
+    placed = Geometry.of(
+        torch.eye(3, dtype=F64).repeat(2, 1),
+        torch.tensor([0, 4, 6]),
+        tensor([-1.0, 0.0]),
+        fragment=torch.tensor([1, 0, 0, 1, 0, 0]),
+        fragment_charge=tensor([-2.0, 1.0, 1.0, -2.0, 0.0, 0.0]),
+    )
+    charges = head(features(6, 8), placed).charges
+    assert charges.abs().min() > 0.01
+    assert_close(charges[[0, 3]].sum(), -2.0, F64)
+    assert_close(charges[[1, 2]].sum(), 1.0, F64)
+    assert_close(charges[4:].sum(), 0.0, F64)
 
 
 def test_without_vectors_only_the_scalars_count() -> None:
@@ -65,9 +103,9 @@ def test_without_vectors_only_the_scalars_count() -> None:
     head.double()
     both, pos = features(6, 8), torch.randn(6, 3, dtype=F64)
     scalars = AtomFeatures(both.s, None)
-    ptr, charge = torch.tensor([0, 6]), tensor([0.0])
-    first = head(both, pos, ptr, charge)
-    assert torch.equal(first.magnitude, head(scalars, pos, ptr, charge).magnitude)
+    placed = geometry(pos, [0, 6], [0.0])
+    first = head(both, placed)
+    assert torch.equal(first.magnitude, head(scalars, placed).magnitude)
     assert first.magnitude.item() > 0.1
 
 
@@ -76,7 +114,7 @@ def test_a_single_neutral_atom_has_its_atomic_dipole() -> None:
     head = DipoleHead(8)
     randomize(head, seed=0)
     head.double()
-    output = head(features(1, 8), tensor([[5.0, 5, 5]]), torch.tensor([0, 1]), tensor([0.0]))
+    output = head(features(1, 8), geometry(tensor([[5.0, 5, 5]]), [0, 1], [0.0]))
     assert output.charges.tolist() == [0.0]
     assert output.magnitude.item() > 0.001
 
@@ -109,9 +147,9 @@ def test_atomwise_sum_and_mean() -> None:
     total, mean = AtomwiseHead(8, "sum"), AtomwiseHead(8, "mean")
     randomize(total, seed=0)
     mean.load_state_dict(total.state_dict())
-    ptr, charge, pos = torch.tensor([0, 1, 5]), torch.zeros(2), torch.zeros(5, 3)
+    placed = geometry(torch.zeros(5, 3), [0, 1, 5], [0.0, 0.0])
     scalars = AtomFeatures(features(5, 8).s.float(), None)
-    summed, averaged = total(scalars, pos, ptr, charge), mean(scalars, pos, ptr, charge)
+    summed, averaged = total(scalars, placed), mean(scalars, placed)
     assert bool(summed.dipole.isnan().all())
     assert bool(summed.charges.isnan().all())
     assert summed.dipole.shape == (2, 3)
@@ -139,11 +177,11 @@ def test_reversed_dipoles_of_neutral_molecules_are_opposite(atomic_dipoles: bool
     randomize(head, seed=3)
     given = features(5, 8)
     pos = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
-    ptr, neutral = torch.tensor([0, 2, 5]), torch.zeros(2, dtype=F64)
-    before = head(given, pos, ptr, neutral)
+    neutral = geometry(pos, [0, 2, 5], [0.0, 0.0])
+    before = head(given, neutral)
     head.reverse_()
-    after = head(given, pos, ptr, neutral)
+    after = head(given, neutral)
     assert_close(after.dipole, -before.dipole, F64)
     assert_close(after.charges, -before.charges, F64)
     assert_close(after.magnitude, before.magnitude, F64)
-    assert_close(head(given, pos, ptr, neutral + 1).charges.sum(), 2.0, F64)
+    assert_close(head(given, geometry(pos, [0, 2, 5], [1.0, 1.0])).charges.sum(), 2.0, F64)

@@ -28,7 +28,7 @@ from dipolegnn.nn.features import MAX_Z
 from dipolegnn.nn.graph import radius_graph
 from dipolegnn.nn.model import describe, options
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
-from tests.nn.models import make_model
+from tests.nn.models import make_model, randomize
 from tests.nn.structures import methane, molecule, random_molecule
 from tests.tolerances import assert_close
 
@@ -45,7 +45,7 @@ CONFIGS = [
     for basis in BASES
     for head in HEADS
     for aggregation in AGGREGATIONS
-]
+] + [ModelConfig("painn", 8, 2, 5, charge_weights=True, levels=("DFT", "xTB"))]
 
 
 # The model's parts
@@ -223,6 +223,91 @@ def test_atoms_of_a_molecule_must_follow_each_other() -> None:
         make_model("painn", "dipole", F32)(data)
 
 
+@pytest.mark.parametrize("field", ["fragment", "fragment_charge"])
+def test_fragments_need_both_fields(field: str) -> None:
+    data = methane(F32)
+    data[field] = torch.zeros(5)
+    with pytest.raises(ValueError, match=rf"has {field} \[N\] and no \w+ \[N\]; give both"):
+        make_model("painn", "dipole", F32)(data)
+
+
+def test_fragments_have_an_entry_per_atom() -> None:
+    data = methane(F32)
+    data.fragment, data.fragment_charge = torch.zeros(4, dtype=torch.long), torch.zeros(5)
+    with pytest.raises(ValueError, match=r"fragment must have one entry per atom \[5\], got \[4\]"):
+        make_model("painn", "dipole", F32)(data)
+
+
+# Levels of theory
+
+LEVELS = ("B3LYP", "GFN2-xTB")
+
+
+@pytest.fixture(params=REPRESENTATIONS)
+def two_levels(request: pytest.FixtureRequest) -> DipoleModel:
+    config = ModelConfig(request.param, 16, 2, 5, 4.0, levels=LEVELS)
+    model: DipoleModel = build_model(config)
+    randomize(model, seed=0)
+    return model
+
+
+def at_level(data: Data, level: str) -> Data:
+    copy = data.clone()
+    copy.level = level
+    return copy
+
+
+def test_levels_are_equal_before_training() -> None:
+    model = build_model(ModelConfig(hidden_channels=16, levels=LEVELS))
+    data = random_molecule(6, seed=0, dtype=F32)
+    outputs = [model(at_level(data, level)).dipole for level in LEVELS]
+    assert torch.equal(*outputs)
+    model.representation.level_embedding.weight.data.fill_(1.0)
+    model.reset_parameters()
+    assert not model.representation.level_embedding.weight.any()
+
+
+def test_level_changes_the_prediction_and_the_first_is_the_default(
+    two_levels: DipoleModel,
+) -> None:
+    data = random_molecule(6, seed=0, dtype=F32)
+    first, second = (two_levels(at_level(data, level)).magnitude for level in LEVELS)
+    assert abs(first - second) > 0.01
+    assert torch.equal(two_levels(data).magnitude, first)
+    assert torch.equal(two_levels(at_level(data, "")).magnitude, first)
+
+
+def test_molecules_of_a_batch_may_have_different_levels(two_levels: DipoleModel) -> None:
+    data = [random_molecule(atoms, seed=atoms, dtype=F32) for atoms in (6, 1, 9)]
+    data = [at_level(d, level) for d, level in zip(data, (*LEVELS, LEVELS[1]), strict=True)]
+    single = torch.cat([two_levels(d).magnitude for d in data])
+    assert_close(two_levels(Batch.from_data_list(data)).magnitude, single, F32)
+
+
+def test_unknown_level_is_an_error(two_levels: DipoleModel) -> None:
+    data = at_level(random_molecule(6, seed=0, dtype=F32), "MP2")
+    with pytest.raises(ValueError, match="no level of theory 'MP2'; it has B3LYP, GFN2-xTB"):
+        two_levels(data)
+
+
+def test_a_level_per_molecule(two_levels: DipoleModel) -> None:
+    batch = Batch.from_data_list([methane(F32), methane(F32)])
+    batch.level = ["B3LYP"]
+    with pytest.raises(ValueError, match=r"level must have one entry per molecule \(2\), got 1"):
+        two_levels(batch)
+
+
+def test_a_model_of_one_level_ignores_the_name() -> None:
+    data = random_molecule(6, seed=0, dtype=F32)
+    model = make_model("painn", "dipole", F32)
+    assert torch.equal(model(at_level(data, "MP2")).dipole, model(data).dipole)
+
+
+def test_levels_occur_once() -> None:
+    with pytest.raises(ValueError, match="must occur once, got B3LYP, B3LYP"):
+        PaiNN(16, levels=("B3LYP", "B3LYP"))
+
+
 # Configuration
 
 
@@ -249,6 +334,7 @@ def test_config_is_that_of_the_parts() -> None:
             "num_rbf": 7,
             "cutoff": 4.5,
             "radial_basis": "bessel",
+            "levels": [],
         },
         "head": {"class": "AtomwiseHead", "hidden_channels": 24, "aggregation": "mean"},
     }

@@ -17,7 +17,7 @@ import torch
 from peers import schnetpack_weights
 
 from dipolegnn._pyg import Batch
-from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, PaiNN
+from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleModel, Geometry, PaiNN
 from dipolegnn.nn.graph import radius_graph
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import randomize
@@ -133,7 +133,7 @@ def test_schnetpack(peer: dict[str, Arrays], head: str) -> None:
     assert_parity(features.s, expected["s"])
     assert_parity(features.v, expected["v"])
 
-    output = model.head(features, pos, batch.ptr, batch.charge)
+    output = model.head(features, Geometry.of(pos, batch.ptr, batch.charge))
     if bool(output.dipole.isnan().all()):
         assert_parity(output.magnitude, expected["value"])
         (gradient,) = torch.autograd.grad(output.magnitude.sum(), pos)

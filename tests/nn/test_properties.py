@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ase.data import atomic_masses
 from torch import Tensor
 
 from dipolegnn._pyg import Batch, Data
-from dipolegnn.nn import DipoleHead, DipoleModel, DipoleOutput
+from dipolegnn.nn import DipoleHead, DipoleModel, DipoleOutput, Geometry
 from dipolegnn.nn.graph import radius_graph
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import CUTOFF, VARIANTS, Variant, make_model
@@ -158,8 +159,8 @@ def test_translation_of_a_bare_head(model: DipoleModel, variant: Variant) -> Non
         pos, shift = data.pos, SHIFT.to(variant.dtype)
         features = model.representation(data.z, pos, radius_graph(pos, CUTOFF))
         ptr = torch.tensor([0, len(pos)])
-        before = model.head(features, pos, ptr, data.charge)
-        after = model.head(features, pos + shift, ptr, data.charge)
+        before = model.head(features, Geometry.of(pos, ptr, data.charge))
+        after = model.head(features, Geometry.of(pos + shift, ptr, data.charge))
         if not has_vector(before):
             assert_same(after, before)
         else:
@@ -194,19 +195,34 @@ def test_batch_without_ptr(model: DipoleModel, variant: Variant) -> None:
     assert_same(model(bare), model(batch))
 
 
-def test_distant_molecules_add(model: DipoleModel, variant: Variant) -> None:
-    """Two copies, turned differently, since different molecules would exchange charge."""
-    one = random_molecule(9, seed=1, dtype=variant.dtype)
-    other = moved(one, random_reflection(0), 4 * CUTOFF * torch.tensor([0.6, 0.0, 0.8]))
+@pytest.mark.parametrize("charge", [0.0, 1.0])
+def test_distant_fragments_add(model: DipoleModel, variant: Variant, charge: float) -> None:
+    """Two neutral molecules, and an ion pair, whose dipole refers to the common centre of mass."""
+    one = random_molecule(9, seed=1, dtype=variant.dtype, charge=charge)
+    other = random_molecule(12, seed=5, dtype=variant.dtype, charge=-charge)
+    other = moved(other, shift=4 * CUTOFF * torch.tensor([0.6, 0.0, 0.8]))
     assert torch.cdist(one.pos, other.pos).min() > CUTOFF
-    first, second, both = model(one), model(other), model(joined(one, other))
+    together = joined(one, other)
+    assert together.charge == 0
+    first, second, both = model(one), model(other), model(together)
     if has_vector(both):
-        assert_close(both.dipole, first.dipole + second.dipole, variant.dtype)
         assert_close(both.charges, torch.cat([first.charges, second.charges]), variant.dtype)
+        apart = charge * (_center_of_mass(one) - _center_of_mass(other))
+        expected = first.dipole + second.dipole + DEBYE_PER_E_ANGSTROM * apart
+        error = dipole_rounding(both.charges, together.pos)
+        assert_close(both.dipole, expected, variant.dtype, error)
     else:
         total = first.magnitude + second.magnitude
-        expected = total / 2 if variant.head == "mean" else total
-        assert_close(both.magnitude, expected, variant.dtype)
+        if variant.head == "mean":
+            sizes = len(one.z), len(other.z)
+            total = (sizes[0] * first.magnitude + sizes[1] * second.magnitude) / sum(sizes)
+        assert_close(both.magnitude, total, variant.dtype)
+
+
+def _center_of_mass(data: Data) -> Tensor:
+    masses = torch.as_tensor(atomic_masses, dtype=torch.float32)  # as the model has them
+    masses = masses[data.z].to(data.pos).unsqueeze(1)
+    return (masses * data.pos).sum(dim=0) / masses.sum()
 
 
 def test_charges_sum_to_the_total_charge(model: DipoleModel, variant: Variant) -> None:
