@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from dipolegnn._pyg import Data
-from dipolegnn.inference.result import Prediction
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import Prediction, predict
 from dipolegnn.metrics import Group, MeanError, breakdown
 from dipolegnn.nn import BaseDipoleHead, DipoleModel, HeadMetric, Target
 from dipolegnn.units import DECIMALS_D

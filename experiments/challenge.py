@@ -27,8 +27,7 @@ from common import data_folder, read_npz
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
 from dipolegnn.evaluation import describe_metrics, score
-from dipolegnn.inference.result import Prediction
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import Prediction, predict
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import error_bars, learning_curve, parity_plot
 from dipolegnn.training import RunFolder, fit, read_history

@@ -35,8 +35,7 @@ from rich.progress import track
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.data import ConformerDataset
-from dipolegnn.inference.result import MoleculePrediction, Prediction, average
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import MoleculePrediction, Prediction, average, predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.metrics import groupings
 from dipolegnn.models import elements_of, load_model, pretrained_names

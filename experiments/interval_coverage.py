@@ -28,8 +28,7 @@ from rich.progress import track
 from dipolegnn._pyg import Data
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import ConformerDataset
-from dipolegnn.inference.result import Prediction
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import Prediction, predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.metrics import groupings
 from dipolegnn.models import load_model, pretrained_names

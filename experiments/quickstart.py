@@ -23,7 +23,7 @@ from dipolegnn.config import ConformerConfig, ModelConfig, TrainConfig, XTBConfi
 from dipolegnn.data import ConformerDataset, Split
 from dipolegnn.evaluation import describe_metrics, evaluate, write_predictions
 from dipolegnn.inference.pipeline import predict_smiles
-from dipolegnn.inference.result import MoleculePrediction
+from dipolegnn.inference.structures import MoleculePrediction
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.nn import DipoleModel, build_model
 from dipolegnn.plots import draw_molecule, learning_curve, parity_plot

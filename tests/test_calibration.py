@@ -12,8 +12,7 @@ import torch
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.calibrate import calibrate
 from dipolegnn.config import ModelConfig
-from dipolegnn.inference.result import average
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import average, predict
 from dipolegnn.models import ModelFileError, load_model, save_model
 from dipolegnn.molecules import from_smiles, make_data
 from dipolegnn.nn import Calibration, DipoleModel, build_model

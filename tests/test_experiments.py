@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from dipolegnn._pyg import Data
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import About, ConformerDataset, make_split, save_dataset
-from dipolegnn.inference.result import Prediction
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import Prediction, predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.models import load_model, save_model
 from dipolegnn.molecules import Molecules, from_smiles, to_ase

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.files import READABLE_TEXT
 from dipolegnn.inference.pipeline import predict_batches
-from dipolegnn.inference.result import Predictions
+from dipolegnn.inference.structures import Predictions
 from dipolegnn.inference.table import as_csv, as_json, structures_text
 from dipolegnn.models import ModelChoice, pretrained_names
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, count_atoms

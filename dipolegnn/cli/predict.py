@@ -18,7 +18,7 @@ from dipolegnn.inference.output import (
     write_predictions,
 )
 from dipolegnn.inference.pipeline import predict_files, predict_list
-from dipolegnn.inference.result import Predictions
+from dipolegnn.inference.structures import Predictions
 from dipolegnn.inference.table import as_json, print_tables
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, SmilesRow, TableColumns

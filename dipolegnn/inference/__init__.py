@@ -18,8 +18,7 @@ from dipolegnn.inference.pipeline import (
     predict_records,
     predict_smiles,
 )
-from dipolegnn.inference.result import MoleculePrediction, Prediction, Predictions
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import MoleculePrediction, Prediction, Predictions, predict
 
 __all__ = [
     "STREAMED",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import predict, require_vectors
 from dipolegnn.models import load_model, unknown_elements
 from dipolegnn.molecules import from_ase
 from dipolegnn.nn import DipoleModel
@@ -77,10 +77,10 @@ class DipoleCalculator(Calculator):
         """
         super().calculate(atoms, list(properties), list(system_changes))
         assert self.atoms is not None
-        asked = set(properties)
-        if asked & {"dipole", "charges"}:
+        wanted = set(properties)
+        if wanted & {"dipole", "charges"}:
             self._from_model(self.atoms)
-        for name in sorted(asked - {"dipole", "charges"}):
+        for name in sorted(wanted - {"dipole", "charges"}):
             if self.others is not None:
                 self.results[name] = self.others.get_property(name, self.atoms)
 
@@ -90,12 +90,8 @@ class DipoleCalculator(Calculator):
         problem = unknown_elements(self.model, data)
         if problem is not None:
             raise problem
+        require_vectors(self.model)
         (prediction,) = predict(self.model, [data])
-        if not prediction.has_vector:
-            raise ValueError(
-                f"The head {type(self.model.head).__name__} of the model predicts magnitudes "
-                "and no vectors; use a model with a dipole head."
-            )
         centre = centre_of_mass(atoms.numbers, atoms.positions)
         dipole = prediction.dipole / DEBYE_PER_E_ANGSTROM  # [3] about the centre of mass
         self.results["dipole"] = move_origin(dipole, float(data.charge), -centre)

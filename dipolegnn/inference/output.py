@@ -27,7 +27,7 @@ from rich.console import Console
 
 from dipolegnn.config import PredictConfig
 from dipolegnn.files import WRITABLE
-from dipolegnn.inference.result import MoleculePrediction, Predictions
+from dipolegnn.inference.structures import MoleculePrediction, Predictions
 from dipolegnn.inference.table import Line, arrow_schema, as_csv, as_json, structures_text
 from dipolegnn.molecules import (
     Failure,

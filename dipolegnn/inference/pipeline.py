@@ -27,9 +27,11 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE, ConformerConfig, PredictConfig
 from dipolegnn.files import sha256_of
 from dipolegnn.inference.output import PART_RECORDS, Progress, opened_parts, require_apart
-from dipolegnn.inference.result import MoleculePrediction, Predictions, average
 from dipolegnn.inference.structures import (
     BATCH_ATOMS,
+    MoleculePrediction,
+    Predictions,
+    average,
     on_device,
     predict,
     unsupported,

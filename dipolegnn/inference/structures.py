@@ -1,28 +1,327 @@
-"""Prediction of structures with a model."""
+"""Predictions of structures, and averages over the conformers of molecules."""
 
 from __future__ import annotations
 
 import copy
+import html
+import io
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
 from dipolegnn._pyg import Data
-from dipolegnn.inference.result import ErrorBar, Prediction
-from dipolegnn.molecules import MoleculeError
+from dipolegnn.config import COVERAGE
+from dipolegnn.molecules import Failure, MoleculeError
 from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.features import MAX_Z
+from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K, ROOM_TEMPERATURE_K
 
 BATCH_ATOMS = 2000
 """Atoms per batch. Memory is proportional to the number of edges, at 5 Å at most about 60 per atom:
 one edge tensor of PaiNN with 128 channels is below 200 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorBar:
+    """Error bar of a predicted magnitude.
+
+    Attributes:
+        scale: Uncertainty relative to other molecules, in an arbitrary unit.
+        doubts: Warnings that the interval may be too small: properties of the molecule outside the
+            training data, or an unusually large uncertainty.
+        calibration: Calibration that converts the scale to debye.
+    """
+
+    scale: float
+    doubts: tuple[str, ...]
+    calibration: Calibration
+
+    def half_width(self, coverage: float = COVERAGE) -> float:
+        """Half the width of the interval of this coverage around the prediction, in debye.
+
+        Infinite if the model was calibrated with too few molecules for the coverage.
+
+        Raises:
+            ValueError: If ``coverage`` is not between 0 and 1.
+        """
+        scale = self.calibration.scores.new_tensor([self.scale])
+        return float(self.calibration.half_width(scale, coverage))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The prediction of one structure.
+
+    Attributes:
+        data: The given structure.
+        magnitude: Magnitude of the dipole moment in debye.
+        dipole: Dipole vector ``[3]`` in debye, in the frame of ``data.pos``, for ions about the
+            centre of mass; NaN if the model predicts only magnitudes.
+        charges: Atomic charges ``[N]`` in e, in the order of the atoms; NaN if the model predicts
+            only magnitudes. Fitted to reproduce the dipole; not a population analysis.
+        error: Error bar of the magnitude; None if the model has no error bars.
+    """
+
+    data: Data
+    magnitude: float
+    dipole: NDArray[np.float64]
+    charges: NDArray[np.float64]
+    error: ErrorBar | None = None
+
+    @property
+    def has_vector(self) -> bool:
+        """False if the model predicts only magnitudes."""
+        return bool(np.isfinite(self.dipole).all())
+
+    def __repr__(self) -> str:
+        return f"Prediction({_name(self)!r}, {_value(self)}{_remarks(self)})"
+
+    def _repr_html_(self) -> str:
+        """Drawing of the structure with its dipole moment, for notebooks."""
+        return _picture(self, self)
+
+    def half_width(self, coverage: float = COVERAGE) -> float | None:
+        """Half the width of the interval of this coverage around ``magnitude``, in debye.
+
+        None if the model has no error bars.
+
+        Raises:
+            ValueError: If ``coverage`` is not between 0 and 1.
+        """
+        return None if self.error is None else self.error.half_width(coverage)
+
+    @property
+    def symbols(self) -> list[str]:
+        """Symbols of the elements, in the order of the atoms."""
+        return [chemical_symbols[z] for z in self.data.z.tolist()]
+
+    @property
+    def total_charge(self) -> int:
+        """Total charge in e."""
+        return round(float(self.data.charge))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Warnings that the interval may be too small; see :class:`ErrorBar`."""
+        return () if self.error is None else self.error.doubts
+
+    def as_labels(self) -> Data:
+        """Returns a copy of the structure with the prediction as its labels."""
+        data = self.data.clone()
+        data.dipole = torch.tensor(self.dipole[None]).float()
+        data.dipole_magnitude = torch.tensor([self.magnitude])
+        data.atomic_charges = torch.tensor(self.charges).float()
+        return data
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MoleculePrediction:
+    """Prediction of a molecule: an average over its conformers.
+
+    Attributes:
+        conformers: The conformers, lowest energy first.
+        weights: Their Boltzmann weights ``[K]``; they sum to 1.
+        magnitude: Mean of the magnitudes with these weights, in debye.
+        source: Name of the file of the molecule; empty if there is none.
+        row: Row, record or frame in the file, from 1.
+        model: Name of the model; empty if it has none.
+        accuracy: Accuracy of the model in one line; empty if not known.
+        notes: Notes and warnings for the user.
+    """
+
+    conformers: Sequence[Prediction]
+    weights: NDArray[np.float64]
+    magnitude: float
+    source: str = ""
+    row: int = 0
+    model: str = ""
+    accuracy: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        count = len(self.conformers)
+        return (
+            f"MoleculePrediction({_name(self.lowest)!r}, {_value(self)}, {count} "
+            f"conformer{'s' * (count > 1)}{_remarks(self)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Drawing of the lowest conformer with its dipole moment, for notebooks."""
+        return _picture(self, self.lowest)
+
+    @property
+    def lowest(self) -> Prediction:
+        """The conformer of the lowest energy."""
+        return self.conformers[0]
+
+    def half_width(self, coverage: float = COVERAGE) -> float | None:
+        """Half the width of the interval of this coverage around ``magnitude``, in debye.
+
+        The weighted mean over the conformers, because the errors of conformers of a molecule are
+        similar. Errors of energies and geometries are not included. None if the model has no error
+        bars.
+
+        Raises:
+            ValueError: If ``coverage`` is not between 0 and 1.
+        """
+        widths = [c.error.half_width(coverage) for c in self.conformers if c.error is not None]
+        return float(np.dot(self.weights, widths)) if widths else None
+
+    @property
+    def doubts(self) -> list[str]:
+        """Warnings that the interval may be too small; see :class:`ErrorBar`."""
+        return list(dict.fromkeys(doubt for c in self.conformers for doubt in c.doubts))
+
+    @property
+    def smallest(self) -> float:
+        """Smallest magnitude of a conformer, in debye."""
+        return min(conformer.magnitude for conformer in self.conformers)
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude of a conformer, in debye."""
+        return max(conformer.magnitude for conformer in self.conformers)
+
+
+class Predictions(NamedTuple):
+    """Predictions of molecules, in order, and failures."""
+
+    molecules: list[MoleculePrediction]
+    failures: list[Failure]
+
+    @classmethod
+    def of(cls, outcomes: Iterable[MoleculePrediction | Failure]) -> Predictions:
+        """Separates predictions and failures."""
+        found = cls([], [])
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                found.failures.append(outcome)
+            else:
+                found.molecules.append(outcome)
+        return found
+
+
+def average(
+    predictions: Sequence[Prediction], temperature: float = ROOM_TEMPERATURE_K
+) -> list[MoleculePrediction]:
+    """Averages over the conformers of each molecule.
+
+    Conformers are consecutive structures with the same ``mol_id``. Structures without an energy
+    (from most files) are separate molecules, because their weights are not known.
+
+    Args:
+        predictions: The predictions for all structures.
+        temperature: Temperature in kelvin.
+
+    Returns:
+        One average per molecule, in order.
+    """
+    molecules = []
+    for (_, has_energy), group in groupby(
+        predictions, lambda p: (int(p.data.mol_id), math.isfinite(float(p.data.energy)))
+    ):
+        conformers = list(group)
+        parts = [conformers] if has_energy else [[conformer] for conformer in conformers]
+        molecules += [boltzmann(part, temperature) for part in parts]
+    return molecules
+
+
+def boltzmann(
+    conformers: Sequence[Prediction], temperature: float = ROOM_TEMPERATURE_K
+) -> MoleculePrediction:
+    r"""Boltzmann average of the magnitude over the conformers of a molecule.
+
+    .. math:: \langle|\mu|\rangle = \sum_k w_k |\mu_k|, \qquad w_k \propto e^{-E_k / RT}
+
+    This is the mean of the magnitudes, not the root mean square of dielectric measurements (which
+    is never smaller), and not the magnitude of the mean vector, since conformers rotate
+    independently. The energies :math:`E_k` are ``data.energy``. Force-field energies (SMILES) have
+    errors of about 1 kcal/mol; the range of the magnitudes shows how much this can matter.
+
+    Args:
+        conformers: Predictions for the conformers of one molecule, with energies in kcal/mol.
+        temperature: Temperature T in kelvin.
+
+    Returns:
+        The average, with conformers sorted by energy.
+
+    Raises:
+        ValueError: If there are no conformers, one of several has no energy, or the temperature is
+            not positive.
+
+    Example:
+        Two conformers of 1 and 3 D whose energies differ by RT ln 3 count 3 : 1:
+
+        >>> from dipolegnn.molecules import make_data
+        >>> def hydrogen(energy):
+        ...     return make_data([1, 1], [[0, 0, 0], [0, 0, 0.74]], energy=energy)
+        >>> gap = 298.15 * 1.987204e-3 * 1.0986123
+        >>> pair = [
+        ...     Prediction(hydrogen(energy), magnitude, None, None)
+        ...     for energy, magnitude in ((0.0, 1.0), (gap, 3.0))
+        ... ]
+        >>> round(boltzmann(pair).magnitude, 4)
+        1.5
+    """
+    if not conformers:
+        raise ValueError("There are no conformers to average over; expected at least one.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, in kelvin, got {temperature}.")
+    energies = np.array([float(conformer.data.energy) for conformer in conformers])  # [K]
+    if len(conformers) == 1:
+        energies = np.zeros(1)
+    elif not np.isfinite(energies).all():
+        raise ValueError(
+            f"A conformer of {conformers[0].data.name or 'the molecule'} has no energy, so its "
+            "weight is not known; average over conformers with energies in kcal/mol."
+        )
+    order = np.argsort(energies, kind="stable")
+    relative = energies[order] - energies[order[0]]
+    weights = np.exp(-relative / (BOLTZMANN_KCAL_PER_MOL_K * temperature))
+    weights /= weights.sum()
+    ordered = [conformers[k] for k in order]
+    magnitudes = np.array([conformer.magnitude for conformer in ordered])
+    return MoleculePrediction(ordered, weights, float((weights * magnitudes).sum()))
+
+
+def _name(prediction: Prediction) -> str:
+    return str(prediction.data.get("name") or prediction.data.get("smiles") or "")
+
+
+def _value(found: Prediction | MoleculePrediction) -> str:
+    width = found.half_width()
+    return f"|μ| = {found.magnitude:.3f}{'' if width is None else f' ± {width:.3f}'} D"
+
+
+def _remarks(found: Prediction | MoleculePrediction) -> str:
+    return "".join(f"; {doubt}" for doubt in found.doubts)
+
+
+def _picture(found: Prediction | MoleculePrediction, drawn: Prediction) -> str:
+    """Drawing (SVG) of a structure, with magnitude and warnings below."""
+    from dipolegnn.plots import draw_molecule  # importing matplotlib is slow
+
+    figure = draw_molecule(drawn.data.z, drawn.data.pos, drawn.dipole, magnitude=drawn.magnitude)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    drawing = text.getvalue()
+    return (
+        f'<div style="max-width: 380px">{drawing[drawing.index("<svg") :]}'
+        f"<p><b>{html.escape(_name(drawn))}</b>: {_value(found)}"
+        f"{html.escape(_remarks(found))}</p></div>"
+    )
 
 
 def predict(
@@ -118,22 +417,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def unsupported(data: Data) -> MoleculeError | None:
     """Error of a structure that cannot be predicted, else None."""
-    name = str(data.get("name") or data.get("smiles") or "")
     z, pos = data.get("z"), data.get("pos")
     if z is None or pos is None or not z.numel() or tuple(pos.shape) != (z.numel(), 3):
-        return MoleculeError(
-            "The structure needs atoms z [N] and coordinates pos [N, 3]",
-            remedy="Create it with dipolegnn.molecules.make_data",
-            molecule=name,
-        )
-    if not 1 <= int(z.min()) <= int(z.max()) <= MAX_Z:
+        problem = "The structure needs atoms z [N] and coordinates pos [N, 3]"
+        remedy = "Create it with dipolegnn.molecules.make_data"
+    elif not 1 <= int(z.min()) <= int(z.max()) <= MAX_Z:
         wrong = int(z.max()) if int(z.max()) > MAX_Z else int(z.min())
-        return MoleculeError(
-            f"It has an atom with the atomic number {wrong}, expected 1 to {MAX_Z}",
-            remedy="Remove the molecule",
-            molecule=name,
+        problem = f"It has an atom with the atomic number {wrong}, expected 1 to {MAX_Z}"
+        remedy = "Remove the molecule"
+    else:
+        return None
+    name = str(data.get("name") or data.get("smiles") or "")
+    return MoleculeError(problem, remedy=remedy, molecule=name)
+
+
+def require_vectors(model: DipoleModel) -> None:
+    """Raises a ValueError if the model predicts magnitudes only."""
+    if "dipole" not in model.head.outputs:
+        raise ValueError(
+            f"The head {type(model.head).__name__} of the model predicts magnitudes and no "
+            "vectors; use a model with a dipole head."
         )
-    return None
 
 
 def _batches(molecules: Sequence[Data], batch_atoms: int) -> Iterator[list[Data]]:
@@ -160,11 +464,14 @@ def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Predic
         batch=torch.arange(len(molecules)).repeat_interleave(sizes),
     ).to(weight.device)
     errors: list[ErrorBar] | list[None] = [None] * len(molecules)
-    if model.calibration is None:
+    calibration = model.calibration
+    if calibration is None:
         output = model(batch)
     else:
         output, sensitivity = model.with_sensitivity(batch)
-        errors = _error_bars(model.calibration, molecules, sensitivity)
+        scales = calibration.scale(sensitivity).tolist()
+        doubts = calibration.doubts(molecules, scales)
+        errors = [ErrorBar(s, d, calibration) for s, d in zip(scales, doubts, strict=True)]
     ends = np.cumsum(sizes.numpy())[:-1]
     magnitudes = _numpy(output.magnitude)
     dipoles, atomic = _numpy(output.dipole), np.split(_numpy(output.charges), ends)
@@ -174,14 +481,6 @@ def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Predic
             molecules, magnitudes, dipoles, atomic, errors, strict=True
         )
     ]
-
-
-def _error_bars(
-    calibration: Calibration, molecules: Sequence[Data], sensitivity: torch.Tensor
-) -> list[ErrorBar]:
-    scales = calibration.scale(sensitivity).tolist()
-    doubts = calibration.doubts(molecules, scales)
-    return [ErrorBar(s, d, calibration) for s, d in zip(scales, doubts, strict=True)]
 
 
 def _numpy(values: torch.Tensor) -> NDArray[np.float64]:

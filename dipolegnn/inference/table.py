@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import PredictConfig
-from dipolegnn.inference.result import MoleculePrediction, Prediction, Predictions
+from dipolegnn.inference.structures import MoleculePrediction, Prediction, Predictions
 from dipolegnn.molecules import text_of
 from dipolegnn.molecules.tables import import_pyarrow
 from dipolegnn.units import DECIMALS_D, DECIMALS_E_OR_ANGSTROM

@@ -14,7 +14,7 @@ from dipolegnn.inference.pipeline import (
     predict_records,
     predict_smiles,
 )
-from dipolegnn.inference.result import MoleculePrediction
+from dipolegnn.inference.structures import MoleculePrediction
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, SmilesRow, from_smiles, make_data, text_of
 from dipolegnn.molecules.files import read_records

@@ -10,8 +10,7 @@ import torch
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ConformerConfig, ModelConfig
 from dipolegnn.inference.pipeline import predict_smiles
-from dipolegnn.inference.result import Prediction, average, boltzmann
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import Prediction, average, boltzmann, predict
 from dipolegnn.molecules import MoleculeError, from_smiles, make_data
 from dipolegnn.nn import (
     DipoleHead,
