@@ -1,12 +1,10 @@
 """Training: the LightningModule, and ``fit()``, the recipe from data to a saved model."""
 
-from dipolegnn.training.averaging import WarmedUpEMA
-from dipolegnn.training.callbacks import TrainingDiverged
-from dipolegnn.training.devices import FirstProcessFailed, is_first_process
+from dipolegnn.training.callbacks import TrainingDiverged, WarmedUpEMA
 from dipolegnn.training.fit import TrainingInterrupted, fit
 from dipolegnn.training.module import DipoleModule
-from dipolegnn.training.result import FitResult
-from dipolegnn.training.run_folder import RunFolder, read_history
+from dipolegnn.training.processes import FirstProcessFailed, is_first_process
+from dipolegnn.training.run_folder import FitResult, RunFolder, read_history
 
 __all__ = [
     "DipoleModule",

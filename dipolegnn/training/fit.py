@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,30 +26,28 @@ from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
 from dipolegnn.models import save_model
 from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.nn import DipoleModel, ModelCard, PropertyModel
-from dipolegnn.nn.model import ModelDescription
-from dipolegnn.training.averaging import WarmedUpEMA
 from dipolegnn.training.callbacks import (
     BestCheckpoint,
     History,
     LastCheckpoint,
     PatientEarlyStopping,
-    Row,
+    ShownProgress,
     TimeLimit,
+    WarmedUpEMA,
     history_columns,
 )
-from dipolegnn.training.devices import check_devices, from_first
 from dipolegnn.training.module import DipoleModule
-from dipolegnn.training.progress import ShownProgress
-from dipolegnn.training.result import (
+from dipolegnn.training.processes import Stops, check_devices, from_first, sigterm_interrupts
+from dipolegnn.training.run_folder import (
+    AtomicCheckpointIO,
     FitResult,
+    RunFolder,
     StoppedBy,
     Summary,
-    is_finished,
+    finished,
     read_result,
-    read_summary,
+    write_json,
 )
-from dipolegnn.training.run_folder import AtomicCheckpointIO, RunFolder, write_json
-from dipolegnn.training.stops import Stops, sigterm_interrupts
 
 Model = TypeVar("Model", bound=PropertyModel[Any])
 
@@ -152,14 +151,27 @@ def fit(
         BestCheckpoint(folder.checkpoints),
         LastCheckpoint(folder.checkpoints),
     ]
+
+    def begin() -> tuple[Summary | None, Path | None, int]:
+        """Summary of a finished run, or the checkpoint to resume from; and number of threads."""
+        here = torch.get_num_threads()
+        threads = folder.prepare(model.config, config, data, processes, here, resume)
+        last = folder.last if folder.last.exists() else None
+        return finished(folder, config, test), last, threads
+
+    new_trainer = partial(
+        pl.Trainer,
+        default_root_dir=folder.path,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy="ddp" if processes > 1 else "auto",
+        precision="64-true" if config.precision == 64 else "32-true",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     with _quiet_lightning():
-        trainer = pl.Trainer(
-            default_root_dir=folder.path,
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy="ddp" if processes > 1 else "auto",
-            precision="64-true" if config.precision == 64 else "32-true",
+        trainer = new_trainer(
             max_epochs=config.max_epochs,
             callbacks=[callback for callback in all_callbacks if callback is not None],
             logger=TensorBoardLogger(
@@ -169,16 +181,12 @@ def fit(
             # Without the sanity check, which a resumed run would do at another time.
             num_sanity_val_steps=0,
             log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             plugins=[AtomicCheckpointIO()],
         )
         with sigterm_interrupts(), _saying_how_to_go_on(folder, stops):
-            finished, last, threads = from_first(
-                trainer, lambda: _begin(folder, model.config, config, data, processes, resume, test)
-            )
-            if finished is not None:
-                return read_result(folder, model, finished)
+            summary, last, threads = from_first(trainer, begin)
+            if summary is not None:
+                return read_result(folder, model, summary)
             with _threads(threads if accelerator == "cpu" else None):
                 trainer.fit(
                     # Converted here: the average is copied before Lightning converts the model.
@@ -191,34 +199,34 @@ def fit(
                 best, epoch = _best_model(model, folder, config)
                 tested = None
                 if test:
-                    tested = _test(best, datamodule, config, devices, num_nodes, stops)
-                summary = _summary(history.rows, epoch, tested, config, early)
-                from_first(
-                    trainer,
-                    lambda: _save(
-                        folder, best, summary, config, datamodule, data, processes, provenance or {}
-                    ),
-                )
+                    tester = new_trainer(
+                        callbacks=[stops], logger=False, enable_checkpointing=False
+                    )
+                    (logged,) = tester.test(
+                        DipoleModule(best, config), datamodule=datamodule, verbose=False
+                    )
+                    best.cpu()
+                    tested = _of_stage("test", logged)
+                stopped_by: StoppedBy = "max_epochs"
+                if len(history.rows) < config.max_epochs:
+                    stopped_by = "early_stopping" if early and early.stopped else "time_limit"
+                val = _of_stage("val", history.rows[epoch - 1])
+                summary = Summary(val, tested, epoch, len(history.rows), stopped_by)
+
+                def save() -> None:
+                    described: dict[str, JSON] = {
+                        **(provenance or {}),
+                        "data": data,
+                        "train": asdict(config),
+                        "devices": processes,
+                        "result": asdict(summary),
+                        "error_bars": _calibrated(best, dataset, split),
+                    }
+                    save_model(folder.model, best, described)
+                    write_json(folder.metrics, asdict(summary))
+
+                from_first(trainer, save)
     return read_result(folder, model, summary)
-
-
-def _begin(
-    folder: RunFolder,
-    model: ModelDescription,
-    config: TrainConfig,
-    data: Mapping[str, JSON],
-    devices: int,
-    resume: bool,
-    test: bool,
-) -> tuple[Summary | None, Path | None, int]:
-    """Returns the summary of a finished run, or the checkpoint to resume from; and the threads."""
-    threads = folder.prepare(model, config, data, devices, torch.get_num_threads(), resume)
-    if folder.metrics.exists():
-        summary = read_summary(folder)
-        if is_finished(summary, config, test):
-            return summary, None, threads
-        folder.metrics.unlink()
-    return None, folder.last if folder.last.exists() else None, threads
 
 
 @contextmanager
@@ -238,49 +246,6 @@ def _threads(wanted: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(here)
-
-
-def _summary(
-    rows: Sequence[Row],
-    epoch: int,
-    tested: dict[str, float] | None,
-    config: TrainConfig,
-    early: PatientEarlyStopping | None,
-) -> Summary:
-    """Summary of the run."""
-    stopped_by: StoppedBy = "max_epochs"
-    if len(rows) < config.max_epochs:
-        stopped_by = "early_stopping" if early is not None and early.stopped else "time_limit"
-    return Summary(
-        val=_of_stage("val", rows[epoch - 1]),
-        test=tested,
-        best_epoch=epoch,
-        epochs=len(rows),
-        stopped_by=stopped_by,
-    )
-
-
-def _save(
-    folder: RunFolder,
-    model: PropertyModel[Any],
-    summary: Summary,
-    config: TrainConfig,
-    datamodule: DipoleDataModule,
-    data: Mapping[str, JSON],
-    devices: int,
-    further: Mapping[str, JSON],
-) -> None:
-    """Calibrates the model and writes model file and metrics."""
-    provenance: dict[str, JSON] = {
-        **further,
-        "data": {**data},
-        "train": asdict(config),
-        "devices": devices,
-        "result": asdict(summary),
-        "error_bars": _calibrated(model, datamodule.dataset, datamodule.split),
-    }
-    save_model(folder.model, model, provenance)
-    write_json(folder.metrics, asdict(summary))
 
 
 def _describe(dataset: InMemoryDataset, split: Split) -> dict[str, JSON]:
@@ -346,19 +311,16 @@ def _saying_how_to_go_on(folder: RunFolder, stops: Stops) -> Iterator[None]:
     try:
         yield
     except BaseException as stop:
-        if stops.told or isinstance(stop, (KeyboardInterrupt, SystemExit)):
-            raise TrainingInterrupted(_how_to_go_on(folder)) from stop
-        raise
-
-
-def _how_to_go_on(folder: RunFolder) -> str:
-    if not folder.last.exists():
-        return "Interrupted before the first epoch was complete; nothing was saved."
-    epoch = torch.load(folder.last, map_location="cpu", weights_only=True)["epoch"]
-    return (
-        f"Interrupted after {epoch + 1} complete epochs; checkpoint: {folder.last}. "
-        "Continue with --resume (resume=True)."
-    )
+        if not stops.told and not isinstance(stop, (KeyboardInterrupt, SystemExit)):
+            raise
+        message = "Interrupted before the first epoch was complete; nothing was saved."
+        if folder.last.exists():
+            epoch = torch.load(folder.last, map_location="cpu", weights_only=True)["epoch"]
+            message = (
+                f"Interrupted after {epoch + 1} complete epochs; checkpoint: {folder.last}. "
+                "Continue with --resume (resume=True)."
+            )
+        raise TrainingInterrupted(message) from stop
 
 
 def _copy(model: Model, config: TrainConfig) -> Model:
@@ -392,32 +354,6 @@ def _calibrated(model: PropertyModel[Any], dataset: InMemoryDataset, split: Spli
     except TooFewMolecules as error:
         return f"none: {error}"
     return f"from {len(split.val)} validation structures"
-
-
-def _test(
-    model: PropertyModel[Any],
-    datamodule: DipoleDataModule,
-    config: TrainConfig,
-    devices: int,
-    num_nodes: int,
-    stops: Stops,
-) -> dict[str, float]:
-    """Computes the metrics of the test molecules, each of which is counted once."""
-    trainer = pl.Trainer(
-        accelerator=_accelerator(config),
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy="ddp" if devices * num_nodes > 1 else "auto",
-        precision="64-true" if config.precision == 64 else "32-true",
-        callbacks=[stops],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    (logged,) = trainer.test(DipoleModule(model, config), datamodule=datamodule, verbose=False)
-    model.cpu()
-    return _of_stage("test", logged)
 
 
 def _of_stage(stage: str, row: Mapping[str, float]) -> dict[str, float]:

@@ -1,21 +1,28 @@
-"""Folder of a training run."""
+"""Folder and results of a training run."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pydantic import TypeAdapter
 
 from dipolegnn.config import JSON, TrainConfig
 from dipolegnn.files import replacing
-from dipolegnn.models import described
+from dipolegnn.models import described, load_model
+from dipolegnn.nn import PropertyModel
 from dipolegnn.nn.model import ModelDescription
+
+StoppedBy = Literal["max_epochs", "early_stopping", "time_limit"]
+"""Reason why a run ended."""
+
+Model = TypeVar("Model", bound=PropertyModel[Any])
 
 
 class RunFolder:
@@ -184,3 +191,64 @@ def _flatten(config: Mapping[str, JSON], prefix: str = "") -> dict[str, JSON]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+@dataclass(frozen=True)
+class FitResult(Generic[Model]):
+    """Result of a training run.
+
+    Attributes:
+        model: Model of the best epoch, with averaged weights, on the CPU.
+        model_path: File of the model.
+        best_epoch: Epoch with the lowest validation loss, from 1.
+        best_val_loss: Validation loss of the best epoch, in debye (debye squared for mse).
+        metrics: ``{"val": {"loss": ..., "dipole_mae": ...}}`` of the model, and ``"test"`` if it
+            was tested, in the units of ``model.head.metrics``.
+        stopped_by: Reason why the run ended.
+    """
+
+    model: Model
+    model_path: Path
+    best_epoch: int
+    best_val_loss: float
+    metrics: Mapping[str, Mapping[str, float]]
+    stopped_by: StoppedBy
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Content of ``metrics.json``: metrics of the saved model and the end of the run."""
+
+    val: dict[str, float]
+    test: dict[str, float] | None
+    best_epoch: int
+    epochs: int
+    stopped_by: StoppedBy
+
+
+def finished(folder: RunFolder, config: TrainConfig, test: bool) -> Summary | None:
+    """Summary of a complete run, including the test; None (no ``metrics.json``) of another."""
+    if not folder.metrics.exists():
+        return None
+    summary = TypeAdapter(Summary).validate_python(read_json(folder.metrics))
+    complete = summary.epochs >= config.max_epochs or summary.stopped_by == "early_stopping"
+    if complete and not (test and summary.test is None):
+        return summary
+    folder.metrics.unlink()
+    return None
+
+
+def read_result(folder: RunFolder, model: Model, summary: Summary) -> FitResult[Model]:
+    """Reads the result of a finished run of a model with the same parts."""
+    parts = (type(model.representation), type(model.head))
+    metrics = {"val": summary.val}
+    if summary.test is not None:
+        metrics["test"] = summary.test
+    return FitResult(
+        model=load_model(folder.model, parts),
+        model_path=folder.model,
+        best_epoch=summary.best_epoch,
+        best_val_loss=summary.val["loss"],
+        metrics=metrics,
+        stopped_by=summary.stopped_by,
+    )

@@ -19,7 +19,7 @@ from dipolegnn.models import load_model
 from dipolegnn.nn import DipoleModel
 from dipolegnn.nn.errors import absolute_error
 from dipolegnn.training import RunFolder, TrainingDiverged, fit, read_history
-from dipolegnn.training.averaging import warmed_up_decay
+from dipolegnn.training.callbacks import warmed_up_decay
 from dipolegnn.training.module import ONECYCLE_START, cosine, onecycle
 from dipolegnn.units import duration
 from tests.training.toy import dipole_loss, toy_data, toy_model, toy_parts

@@ -1,4 +1,4 @@
-"""Training on several devices: one process per device (torchrun or srun), Lightning's DDP.
+"""Processes of a training run: one per device (torchrun or srun, Lightning's DDP), and signals.
 
 Only the first process writes, prints, and makes decisions that depend on files or time. Different
 decisions in several processes would leave some of them waiting in a collective operation.
@@ -6,13 +6,18 @@ decisions in several processes would leave some of them waiting in a collective 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar, cast
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -24,12 +29,7 @@ class FirstProcessFailed(RuntimeError):
 
 
 def check_devices(devices: int, num_nodes: int, accelerator: str) -> None:
-    """Checks that the devices exist and that there is one process for each.
-
-    Args:
-        devices: Devices per node.
-        num_nodes: Number of nodes.
-        accelerator: ``"cpu"`` or ``"cuda"``.
+    """Checks that the devices (per node) exist and that there is one process for each.
 
     Raises:
         ValueError: If a device or a process is missing.
@@ -71,10 +71,6 @@ def is_first_process() -> bool:
 def from_first(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     """Calls a function in the first process only and returns its result in all processes.
 
-    Args:
-        trainer: The trainer of these processes.
-        action: The function.
-
     Raises:
         FirstProcessFailed: In the other processes, if the function failed.
     """
@@ -96,3 +92,64 @@ def from_first(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     if failure is not None:
         raise FirstProcessFailed(f"The first process failed with {failure}")
     return cast(T, result)
+
+
+class Stops(Callback):
+    """Stops training after the batch in which a signal arrives; a second Ctrl-C stops immediately.
+
+    An exception raised in a signal handler is not safe everywhere: inside TensorBoard's writer it
+    can leave a lock acquired, for which Lightning then waits forever (one in four interrupts of a
+    busy ``queue.Queue``, measured with Python 3.11), and during finalization of an object it is
+    ignored. Therefore the handler stores the signal.
+
+    torchrun and srun send a signal to all processes. The first process stops and reports; the
+    others wait for it in their next collective operation, which then fails or is ended by torchrun
+    or srun.
+
+    On SIGTERM, Lightning (2.6.6) sends a message to the other processes and waits forever if they
+    are in another collective operation; here SIGTERM is handled like SIGINT.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        impatient = self.told and number == signal.SIGINT
+        self.told = True
+        if impatient:
+            raise KeyboardInterrupt
+
+    def stop_if_told(self, *_: Any, **__: Any) -> None:
+        """Raises KeyboardInterrupt in the first process if a signal arrived."""
+        if self.told and is_first_process():
+            raise KeyboardInterrupt
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = stop_if_told
+
+    def on_train_start(self, *_: Any, **__: Any) -> None:
+        """Installs the signal handlers; :func:`sigterm_interrupts` restores the earlier ones."""
+        _handle(signal.SIGTERM, self._remember)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell
+            _handle(signal.SIGINT, self._remember)
+
+    on_test_start = on_train_start
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Makes SIGTERM raise KeyboardInterrupt outside batches; restores both handlers at the end."""
+    # Lightning (2.6.6) may leave SIGINT ignored after a late interrupt.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    _handle(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            _handle(number, handler)
+
+
+def _handle(number: signal.Signals, handler: Callable[[int, FrameType | None], Any] | int) -> None:
+    # Python allows signal handlers in the main thread only.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
