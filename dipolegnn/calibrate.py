@@ -82,17 +82,22 @@ def calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterabl
 
 def _calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterable[Data]) -> None:
     weight = next(model.parameters())
-    moment = torch.zeros(0)
-    seen = _Seen()
-    molecules = 0
+    moment = torch.zeros(())
+    elements = torch.zeros(MAX_Z + 1, dtype=torch.bool)
+    charges: set[int] = set()
+    sizes: Counter[int] = Counter()
     for batch in training:
         _, sensitivity = model.with_sensitivity(_in_precision_of(weight, batch))
         rows = sensitivity.double()
-        moment = rows.T @ rows + (moment.to(rows) if moment.numel() else 0.0)
-        molecules += rows.size(0)
-        seen.add(batch)
+        moment = rows.T @ rows + moment.to(rows)
+        elements[batch.z.cpu()] = True
+        sizes.update(segment((batch.z > 1).long(), batch.ptr).tolist())
+        charge = batch.get("charge")
+        charges |= {0} if charge is None else {round(value) for value in charge.flatten().tolist()}
+    molecules = sizes.total()
     if not molecules:
         raise ValueError("There are no training molecules to calibrate with.")
+    usual = [size for size, count in sizes.items() if count >= LEAST_OF_A_SIZE] or list(sizes)
 
     parts = [_errors(model, _in_precision_of(weight, batch)) for batch in calibration]
     error = torch.cat([part[0] for part in parts]) if parts else torch.zeros(0)
@@ -109,9 +114,9 @@ def _calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterab
         floor=floor,
         scores=error[1::2] / scale[1::2],
         widest=scale.quantile(UNSURE),
-        elements=seen.elements,
-        sizes=seen.usual_sizes(),
-        charges=torch.tensor(sorted(seen.charges)),
+        elements=elements,
+        sizes=torch.tensor([min(usual), max(usual)]),
+        charges=torch.tensor(sorted(charges)),
     )
     model.calibration = made.to(weight)
 
@@ -150,25 +155,3 @@ def _fitted(moment: Tensor, sensitivity: Tensor, error: Tensor) -> tuple[Tensor,
             if likelihood > best:
                 best, chosen = likelihood, (whitening, floor)
     return chosen
-
-
-class _Seen:
-    """Elements, charges and sizes of the training molecules."""
-
-    def __init__(self) -> None:
-        self.elements = torch.zeros(MAX_Z + 1, dtype=torch.bool)
-        self.charges: set[int] = set()
-        self.sizes: Counter[int] = Counter()
-
-    def add(self, batch: Data) -> None:
-        self.elements[batch.z.cpu()] = True
-        self.sizes.update(segment((batch.z > 1).long(), batch.ptr).tolist())
-        charge = batch.get("charge")
-        found = [0.0] if charge is None else charge.flatten().tolist()
-        self.charges |= {round(value) for value in found}
-
-    def usual_sizes(self) -> Tensor:
-        """Smallest and largest number of heavy atoms ``[2]``, without rare sizes."""
-        usual = [size for size, count in self.sizes.items() if count >= LEAST_OF_A_SIZE]
-        usual = usual or list(self.sizes)
-        return torch.tensor([min(usual), max(usual)])

@@ -137,19 +137,16 @@ def load_model(model: str | Path, parts: Sequence[type[Part]] = ()) -> Any:
             f"There is no model {model}. Give a model file, the folder of a run (with its "
             f"{FILE_NAME}), or one of {', '.join(pretrained_names())}."
         )
-    loaded, provenance = _read(path, parts)
-    loaded.card = ModelCard(str(path), False, provenance)
-    return loaded
+    return _read(path, parts)
 
 
 def _pretrained(name: str) -> DipoleModel:
-    model, provenance = _read(FOLDER / f"{name}.safetensors", ())
-    model.card = ModelCard(name, True, provenance)
+    model: DipoleModel = _read(FOLDER / f"{name}.safetensors", (), name)
     return model
 
 
-def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]]:
-    """Reads the model and the provenance from a file."""
+def _read(path: Path, parts: Sequence[type[Part]], pretrained: str = "") -> Any:
+    """Reads a model from a file, which is that of a pretrained model if its name is given."""
     try:
         with safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
@@ -165,7 +162,7 @@ def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]
             "architecture. A model file is the model.safetensors of a training run."
         )
     try:
-        metadata = _read_metadata(path, stored[_KEY])
+        metadata = _metadata(path, stored[_KEY])
         # The initial weights are replaced, so drawing them must not change the caller's generator.
         with torch.random.fork_rng(devices=[]):
             loaded = build_model(described(metadata["model"]), parts)
@@ -175,13 +172,19 @@ def _read(path: Path, parts: Sequence[type[Part]]) -> tuple[Any, dict[str, JSON]
     # Version 1 contains the units of a dipole head for every head.
     if not units or any(expected.get(name, unit) != unit for name, unit in units.items()):
         raise ModelFileError(f"The model in {path} has units {units}, expected {expected}.")
-    if isinstance(loaded, DipoleModel):
-        loaded.calibration = _read_calibration(path, weights)
+    start = "calibration."
+    state = {name.removeprefix(start): x for name, x in weights.items() if name.startswith(start)}
+    if state and isinstance(loaded, DipoleModel):
+        try:
+            loaded.calibration = Calibration.of_state(state)
+        except ValueError as error:
+            raise ModelFileError(f"The error bars in {path} are damaged. {error}") from error
     first = next(name for name, _ in loaded.named_parameters())
     _check_weights(path, weights, loaded.state_dict())
     loaded.to(weights[first].dtype)
     loaded.load_state_dict(weights)
-    return loaded.eval(), metadata["provenance"]
+    loaded.card = ModelCard(pretrained or str(path), bool(pretrained), metadata["provenance"])
+    return loaded.eval()
 
 
 def _units(head: Head[Any]) -> dict[str, str]:
@@ -190,9 +193,9 @@ def _units(head: Head[Any]) -> dict[str, str]:
     return {**UNITS_OF_INPUTS, **outputs}
 
 
-def _read_metadata(path: Path, text: str) -> dict[str, Any]:
+def _metadata(path: Path, text: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(text)
+        metadata: dict[str, Any] = json.loads(text)
         written_as = metadata["format_version"]
         complete = metadata.keys() >= {"model", "units", "provenance"}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -204,7 +207,7 @@ def _read_metadata(path: Path, text: str) -> dict[str, Any]:
         )
     if not complete:
         raise ModelFileError(f"The metadata of {path} lack one of model, units, provenance.")
-    return {**metadata}
+    return metadata
 
 
 def described(stored: JSON) -> ModelDescription:
@@ -228,17 +231,6 @@ def described(stored: JSON) -> ModelDescription:
         return describe(TypeAdapter(ModelConfig).validate_python(stored))
     except ValidationError as error:
         raise ValueError(f"Its description cannot be used: {error}.") from error
-
-
-def _read_calibration(path: Path, weights: Mapping[str, Tensor]) -> Calibration | None:
-    start = "calibration."
-    state = {name.removeprefix(start): x for name, x in weights.items() if name.startswith(start)}
-    if not state:
-        return None
-    try:
-        return Calibration.of_state(state)
-    except ValueError as error:
-        raise ModelFileError(f"The error bars in {path} are damaged. {error}") from error
 
 
 def _check_weights(

@@ -1,4 +1,4 @@
-"""Make the folder of a data set: molecules, labels, split and card."""
+"""Making the folder of a data set: molecules, labels, split and card."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Recipe:
 
     source: Path | tuple[str, ...]
     """A file of molecules, or SMILES."""
+    label: LabelMethod | None = None
+    """Method of the reference dipoles; None: those of the source, if any."""
     columns: TableColumns = dataclasses.field(default_factory=TableColumns)
     """Columns, if the source is a table."""
     conformers: ConformerConfig = dataclasses.field(default_factory=ConformerConfig)
     """Embedding of SMILES; structures keep their coordinates."""
-    label: LabelMethod | None = None
-    """Method of the reference dipoles; None: those of the source, if any."""
     split: SplitConfig | None = None
     """Split; None: at random with 10 % each for validation and test, or no split if there are
     fewer than 3 molecules."""
@@ -78,17 +78,9 @@ class Recipe:
         else:
             digest = hashlib.sha256("\n".join(self.source).encode("utf-8", "surrogatepass"))
             source = {"smiles": str(len(self.source)), "sha256": digest.hexdigest()}
-        settings = (self.columns, self.conformers, self.split, self.about)
-        return {
-            "source": source,
-            "label": None if self.label is None else method_settings(self.label),
-            **{
-                name: None if setting is None else dataclasses.asdict(setting)
-                for name, setting in zip(
-                    ("columns", "conformers", "split", "about"), settings, strict=True
-                )
-            },
-        }
+        label = None if self.label is None else method_settings(self.label)
+        settings = dataclasses.asdict(dataclasses.replace(self, source=(), label=None))
+        return {**settings, "source": source, "label": label}
 
 
 def build_dataset(
@@ -99,14 +91,14 @@ def build_dataset(
     progress: bool = False,
     inputs: str | None = None,
 ) -> tuple[Card, Molecules]:
-    """Make a data set from a recipe; what is in the folder already is replaced.
+    """Make a data set from a recipe, replacing one in the folder.
 
-    Finished labels are kept in the folder (``labels.jsonl``): a call that was interrupted, or a
-    second one with other settings, does not compute them again.
+    Finished labels are kept in the folder (``labels.jsonl``) and are not computed again after an
+    interruption or with other settings.
 
     Args:
         root: Folder of the data set.
-        recipe: What to build.
+        recipe: Inputs of the data set.
         workers: Processes that embed and label; the result does not depend on it.
         progress: Show progress bars on standard error.
         inputs: Content of ``inputs.json``; None: no such file.
@@ -121,7 +113,17 @@ def build_dataset(
     folder, method = Path(root), recipe.label
     if method is not None:
         engine_version(method)  # a missing program is reported before molecules are embedded
-    found = _molecules(recipe, workers, progress)
+    if isinstance(recipe.source, Path):
+        found = read_file(
+            recipe.source,
+            columns=recipe.columns,
+            conformers=recipe.conformers,
+            workers=workers,
+            progress=progress,
+        )
+    else:
+        rows = [SmilesRow(number, smiles) for number, smiles in enumerate(recipe.source, start=1)]
+        found = embed_smiles(rows, recipe.conformers, workers=workers, progress=progress)
     _require_some(found, folder)
     if method is not None:
         _split(found, recipe.split)  # an error in it is reported before labels are computed
@@ -158,22 +160,22 @@ def save_dataset(
 ) -> Card:
     """Write the folder of a data set.
 
-    The card is written last: it holds the SHA-256 of the molecules, so a folder whose writing was
-    cut short is not taken for whole.
+    The card, with the SHA-256 of the molecules, is written last, so that an incomplete folder has
+    none.
 
     Args:
-        root: The folder; what is in it already is replaced.
-        molecules: The molecules, and what failed.
+        root: The folder; a data set in it is replaced.
+        molecules: The molecules and the failures.
         about: Statements for the card.
         split: Training, validation and test structures.
-        packages: Installed packages whose version belongs on the card, beside the usual ones.
+        packages: Packages whose version is listed on the card, in addition to the usual ones.
         inputs: Content of ``inputs.json``; None: no such file.
 
     Returns:
         The card.
 
     Raises:
-        ValueError: There are no molecules, or the split is not one of them.
+        ValueError: There are no molecules, or the split is one of other molecules.
     """
     folder = Path(root)
     for stale in (INPUTS_FILE, CARD_FILE, SPLIT_FILE, FAILURES_FILE):
@@ -219,19 +221,6 @@ def build_if_changed(root: Path, recipe: Recipe, *, workers: int, progress: bool
     return build_dataset(root, recipe, workers=workers, progress=progress, inputs=inputs)[1]
 
 
-def _molecules(recipe: Recipe, workers: int, progress: bool) -> Molecules:
-    if isinstance(recipe.source, Path):
-        return read_file(
-            recipe.source,
-            columns=recipe.columns,
-            conformers=recipe.conformers,
-            workers=workers,
-            progress=progress,
-        )
-    rows = [SmilesRow(number, smiles) for number, smiles in enumerate(recipe.source, start=1)]
-    return embed_smiles(rows, recipe.conformers, workers=workers, progress=progress)
-
-
 def _require_some(molecules: Molecules, folder: Path) -> None:
     if molecules.data:
         return
@@ -261,7 +250,7 @@ def _split(molecules: Molecules, config: SplitConfig | None) -> Split | None:
 
 
 def _about(recipe: Recipe, folder: Path) -> About:
-    """The card's statements: those given, and for the others what follows from the recipe."""
+    """Statements of the card: those given, the others from the recipe."""
     source, method = recipe.source, recipe.label
     if isinstance(source, Path):
         name, embedded = source.name, molecule_format(source).smiles

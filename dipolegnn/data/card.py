@@ -92,24 +92,17 @@ def make_card(
     sha256: str,
     packages: Sequence[str] = (),
 ) -> Card:
-    """Complete a card with what is computed from the molecules.
+    """Complete a card with the values that are computed from the molecules.
 
     Args:
         about: The statements.
         packed: The molecules.
-        failures: Lines of the failures table.
+        failures: Number of lines of ``failures.csv``.
         sha256: SHA-256 of the file of the molecules.
-        packages: Installed packages to list the version of, beside the usual ones.
+        packages: Packages whose version is listed, in addition to the usual ones.
     """
     stated = {f.name: getattr(about, f.name) for f in dataclasses.fields(About)}
-    return Card(
-        **stated,
-        units=_units(packed),
-        counts=_count(packed, failures),
-        elements=_elements(packed),
-        versions=_versions(packages),
-        sha256=sha256,
-    )
+    return Card(**stated, **_computed(packed, failures, sha256), versions=_versions(packages))
 
 
 def read_card(path: str | Path) -> Card:
@@ -164,12 +157,7 @@ def check_card(folder: str | Path) -> Card:
     packed = read_packed(root / MOLECULES_FILE)
     failures = root / FAILURES_FILE
     failed = len(read_failures(failures)) if failures.exists() else 0
-    true: dict[str, Any] = {
-        "units": _units(packed),
-        "counts": _count(packed, failed),
-        "elements": _elements(packed),
-        "sha256": sha256_of(root / MOLECULES_FILE),
-    }
+    true = _computed(packed, failed, sha256_of(root / MOLECULES_FILE))
     wrong = [
         f"{name} is {getattr(card, name)} on the card and {value} in the data"
         for name, value in true.items()
@@ -183,7 +171,8 @@ def check_card(folder: str | Path) -> Card:
     return card
 
 
-def _units(packed: PackedMolecules) -> dict[str, str]:
+def _computed(packed: PackedMolecules, failures: int, sha256: str) -> dict[str, Any]:
+    """The values of the card that follow from the data."""
     units = {}
     for name in FIELDS:
         if name in TEXT_FIELDS:
@@ -192,16 +181,13 @@ def _units(packed: PackedMolecules) -> dict[str, str]:
             present = not np.isnan(packed.arrays[name]).all()
         if present:
             units[name] = FIELD_UNITS[name]
-    return units
-
-
-def _count(packed: PackedMolecules, failures: int) -> Counts:
     molecules = len(np.unique(packed.arrays["mol_id"]))
-    return Counts(molecules=molecules, structures=len(packed.n), failures=failures)
-
-
-def _elements(packed: PackedMolecules) -> tuple[str, ...]:
-    return tuple(chemical_symbols[z] for z in np.unique(packed.arrays["z"]).tolist())
+    return {
+        "units": units,
+        "counts": Counts(molecules=molecules, structures=len(packed.n), failures=failures),
+        "elements": tuple(chemical_symbols[z] for z in np.unique(packed.arrays["z"]).tolist()),
+        "sha256": sha256,
+    }
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

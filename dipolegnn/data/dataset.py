@@ -82,7 +82,15 @@ class ConformerDataset(InMemoryDataset):
                 f"`dipolegnn build INPUT --output {self.folder}`, or give the folder of another."
             )
         sha256 = sha256_of(source)
-        self.card = _card_of(self.folder, sha256)
+        self.card: Card | None = None
+        if (self.folder / CARD_FILE).is_file():
+            self.card = read_card(self.folder / CARD_FILE)
+            if self.card.sha256 != sha256:
+                raise ValueError(
+                    f"The card of {self.folder} is that of other molecules: their SHA-256 is "
+                    f"{sha256}, and the card has {self.card.sha256}. The folder was changed or its "
+                    f"writing was interrupted; build it again."
+                )
         super().__init__(str(self.folder), transform, pre_transform, pre_filter)
         packed = read_packed(source)
         if pre_transform is None and pre_filter is None:
@@ -241,11 +249,7 @@ class ConformerDataset(InMemoryDataset):
 
 
 def to_pyg(packed: PackedMolecules) -> tuple[Data, dict[str, torch.Tensor] | None]:
-    """PyG's storage of a whole data set, straight from the arrays.
-
-    What ``InMemoryDataset.collate`` makes of the single molecules, without making these: for QM9
-    that saves making 130,000 objects.
-    """
+    """The result of ``InMemoryDataset.collate``, without a ``Data`` per molecule."""
     if len(packed.n) == 1:  # PyG keeps a single molecule as it is, without slices
         return unpack(packed)[0], None
     per_atom = torch.from_numpy(np.concatenate([[0], np.cumsum(packed.n)]))
@@ -256,17 +260,3 @@ def to_pyg(packed: PackedMolecules) -> tuple[Data, dict[str, torch.Tensor] | Non
         data[field] = packed.texts[field] if is_text else torch.from_numpy(packed.arrays[field])
         slices[field] = per_atom if field in ATOM_FIELDS else per_molecule
     return data, slices
-
-
-def _card_of(folder: Path, sha256: str) -> Card | None:
-    """The card, if there is one and it is that of these molecules."""
-    if not (folder / CARD_FILE).is_file():
-        return None
-    card = read_card(folder / CARD_FILE)
-    if card.sha256 != sha256:
-        raise ValueError(
-            f"The card of {folder} is that of other molecules: their SHA-256 is {sha256}, and the "
-            f"card has {card.sha256}. The folder was changed or its writing cut short; build it "
-            f"again."
-        )
-    return card

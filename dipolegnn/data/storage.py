@@ -48,13 +48,12 @@ FIELDS: tuple[str, ...] = (
     *("atomic_charges", "energy", "mol_id", "smiles", "name"),
 )
 
-# A mol block can be made again from the SMILES or the file that it came from, and is ten times
-# the size of everything else.
+# A mol block can be made again from the SMILES or the file, and is ten times as large as the rest.
 _LEFT_OUT = {"mol_block"}
 
 
 class PackedMolecules(NamedTuple):
-    """All molecules of a file, end to end."""
+    """All molecules of a file, concatenated."""
 
     n: NDArray[np.int64]
     """Atoms per structure ``[M]``."""
@@ -67,7 +66,7 @@ class PackedMolecules(NamedTuple):
 def write_molecules(path: str | Path, molecules: Sequence[Data]) -> None:
     """Write molecules to a compressed ``.npz``.
 
-    ``mol_block`` is left out. The file appears under its name only once it is whole.
+    ``mol_block`` is left out. The file is written atomically.
 
     Args:
         path: The file to write.
@@ -103,11 +102,7 @@ def read_molecules(path: str | Path) -> list[Data]:
 
 
 def pack(molecules: Sequence[Data]) -> PackedMolecules:
-    """Lay molecules end to end.
-
-    Raises:
-        ValueError: There is no molecule, or one has other fields, types or shapes.
-    """
+    """Concatenates molecules; errors as in :func:`write_molecules`."""
     if not molecules:
         raise ValueError("There are no molecules to write; expected at least one.")
     for row, data in enumerate(molecules):
@@ -125,7 +120,7 @@ def pack(molecules: Sequence[Data]) -> PackedMolecules:
 
 
 def unpack(packed: PackedMolecules) -> list[Data]:
-    """One ``Data`` per structure; the tensors share no memory with one another."""
+    """One ``Data`` per structure; no two tensors share memory."""
     ends = np.cumsum(packed.n)
     columns: list[list[Any]] = []
     for field in FIELDS:
@@ -134,18 +129,13 @@ def unpack(packed: PackedMolecules) -> list[Data]:
             continue
         whole = torch.from_numpy(packed.arrays[field])
         rows = packed.n.tolist() if field in ATOM_FIELDS else [1] * len(ends)
-        # Copies: a view would drag the arrays of the whole file along when it is pickled.
+        # Copies: with a view, the arrays of the whole file would be pickled.
         columns.append([part.clone() for part in whole.split(rows)])
     return [Data(**dict(zip(FIELDS, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def read_packed(path: str | Path) -> PackedMolecules:
-    """Read a file of molecules as arrays, without making a ``Data`` of each.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, of a newer format or no file of molecules.
-    """
+    """Read a file of molecules as arrays; errors as in :func:`read_molecules`."""
     try:
         # Opened here, so that a damaged file is closed too; np.load would leave it open.
         with Path(path).open("rb") as file:
@@ -194,7 +184,7 @@ def _numpy_type(dtype: torch.dtype) -> type[np.generic]:
 
 
 def _check(data: Data, row: int) -> None:
-    """Checks that a molecule has all fields, with the right type and shape, and no other."""
+    """Checks the fields of a molecule, their types and shapes."""
     which = f"Molecule {row} ({data['name']!r})" if "name" in data else f"Molecule {row}"
     missing = [field for field in FIELDS if field not in data]
     extra = sorted({*data.keys()} - {*FIELDS} - _LEFT_OUT)

@@ -9,7 +9,7 @@ import torch
 
 from dipolegnn._pyg import Batch, Data, InMemoryDataset
 from dipolegnn.data import About, ConformerDataset, DipoleDataModule, random_split, save_dataset
-from dipolegnn.data.packed import PackedBatches, why_not_packed
+from dipolegnn.data.datamodule import PackedBatches, why_not_packed
 from dipolegnn.molecules import Molecules
 from dipolegnn.nn.graph import radius_graph
 from tests.data.samples import equal, sample_molecules
@@ -96,7 +96,7 @@ def test_worker_processes_make_the_same_batches(dataset: ConformerDataset, tmp_p
 def test_graphs_that_are_kept_are_those_of_the_batch(
     dataset: ConformerDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dipolegnn.data.packed._CHUNK", 2)
+    monkeypatch.setattr("dipolegnn.data.datamodule._CHUNK", 2)
     for part in (dataset, dataset[torch.tensor([3, 1, 4])]):
         packed = PackedBatches(part, cutoff=1.2)
         for positions in ([0, 2], [2, 0, 1], [1]):

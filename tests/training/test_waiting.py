@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dipolegnn import config, ops
 from dipolegnn._pyg import Batch
 from dipolegnn.data import ConformerDataset
-from dipolegnn.data.packed import PackedBatches
+from dipolegnn.data.datamodule import PackedBatches
 from dipolegnn.nn import build_model
 from dipolegnn.training import DipoleModule
 from tests.ops.examples import CUTOFF, example, table
