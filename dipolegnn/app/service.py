@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.files import READABLE_TEXT
+from dipolegnn.inference.output import as_csv, as_json, structures_text
 from dipolegnn.inference.pipeline import predict_batches
 from dipolegnn.inference.structures import Predictions
-from dipolegnn.inference.table import as_csv, as_json, structures_text
 from dipolegnn.models import ModelChoice, pretrained_names
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, count_atoms
 from dipolegnn.molecules.embedding import Outcome, embed_records

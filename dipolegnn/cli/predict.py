@@ -13,13 +13,14 @@ from dipolegnn.config import PredictConfig
 from dipolegnn.files import READABLE, is_molecule_file
 from dipolegnn.inference.output import (
     STREAMED,
+    as_json,
     failures_path,
+    print_tables,
     require_apart,
     write_predictions,
 )
 from dipolegnn.inference.pipeline import predict_files, predict_list
 from dipolegnn.inference.structures import Predictions
-from dipolegnn.inference.table import as_json, print_tables
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, SmilesRow, TableColumns
 from dipolegnn.molecules.files import file_records, read_records

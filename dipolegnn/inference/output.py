@@ -1,15 +1,17 @@
-"""Outputs in files: formats, and an output that grows part by part on disk.
+"""Outputs: tables on a terminal, JSON, and files, also files that are written part by part.
 
 An unfinished output ``OUT`` has a folder ``OUT.parts``: ``job.json`` describes the job, ``lock`` is
 locked by the running process, and each part consists of a file of predictions, a file of failures
 and a file of numbers. Parts are written in order. A part gets its name when it is complete, and is
-not changed later. At the end the parts are concatenated, and the output, too, gets its name when it
+not changed later. At the end the parts are concatenated, and the output also gets its name when it
 is complete. So a run that is killed loses one part at most.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 import shutil
@@ -18,63 +20,312 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 from filelock import FileLock, Timeout
 from rich import progress as rich
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from dipolegnn.config import PredictConfig
 from dipolegnn.files import WRITABLE
-from dipolegnn.inference.structures import MoleculePrediction, Predictions
-from dipolegnn.inference.table import Line, arrow_schema, as_csv, as_json, structures_text
+from dipolegnn.inference.structures import MoleculePrediction, Prediction, Predictions
 from dipolegnn.molecules import (
     Failure,
     MoleculeError,
     failures_text,
     read_failures,
+    text_of,
     write_failures,
 )
 from dipolegnn.molecules.records import Records
 from dipolegnn.molecules.tables import import_pyarrow
-from dipolegnn.units import duration
+from dipolegnn.units import DECIMALS_D, DECIMALS_E_OR_ANGSTROM, duration
 
 STREAMED = (".csv", ".csv.gz", ".parquet", *WRITABLE, *(f"{suffix}.gz" for suffix in WRITABLE))
 """Suffixes of outputs that can be written part by part."""
 
 LOCK = "lock"
-"""File among the parts that the run at work has locked."""
+"""File in the folder of parts that is locked by the running process."""
 
 PART_SECONDS = 20.0
-"""A part is written after this time at the latest (but for what a batch takes) ..."""
+"""A part is written after this time at the latest (plus the time of a batch) ..."""
 
 PART_RECORDS = 1000
-"""... or after so many records, which bounds the memory."""
+"""... or after this number of records, which limits the memory."""
 
 LINE_EVERY_S = 60.0
 """Time between two lines of progress in a log."""
 
+MAX_GEOMETRIES = 10
+"""Largest number of molecules whose geometries are printed."""
+
+NAMES_PER_NOTE = 5
+"""Largest number of molecules that are named in a note; of more, the number is stated."""
+
+UNITS = {
+    "magnitude": "debye",
+    "half_width": "debye",
+    "smallest": "debye",
+    "largest": "debye",
+    "dipole": "debye",
+    "positions": "angstrom",
+    "charges": "e",
+    "charge": "e",
+    "energy": "kcal/mol, relative to the lowest conformer",
+    "weight": "1",
+    "temperature": "kelvin",
+    "coverage": "1",
+}
+
+
+def as_json(found: Predictions, config: PredictConfig) -> str:
+    """Predictions and failures as a JSON object."""
+    content = {
+        "models": {m.model: {"accuracy": m.accuracy} for m in found.molecules},
+        "temperature": config.temperature,
+        "coverage": config.coverage,
+        "units": UNITS,
+        "molecules": [_as_dict(molecule, config.coverage) for molecule in found.molecules],
+        "failures": [asdict(failure) for failure in found.failures],
+    }
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _as_dict(molecule: MoleculePrediction, coverage: float) -> dict[str, Any]:
+    lowest = molecule.lowest
+    energy = float(lowest.data.energy)
+    conformers = [
+        {
+            "energy": None if np.isnan(energy) else float(conformer.data.energy) - energy,
+            "weight": weight,
+            "magnitude": conformer.magnitude,
+            "dipole": conformer.dipole.tolist() if conformer.has_vector else None,
+            "positions": conformer.data.pos.tolist(),
+            "charges": conformer.charges.tolist() if conformer.has_vector else None,
+        }
+        for conformer, weight in zip(molecule.conformers, molecule.weights.tolist(), strict=True)
+    ]
+    return {
+        "name": lowest.data.name,
+        "smiles": lowest.data.smiles,
+        "charge": lowest.total_charge,
+        "magnitude": molecule.magnitude,
+        "half_width": _half_width(molecule, coverage),
+        "smallest": molecule.smallest,
+        "largest": molecule.largest,
+        "symbols": lowest.symbols,
+        "conformers": conformers,
+        "model": molecule.model,
+        "notes": molecule.notes,
+    }
+
+
+class Line(NamedTuple):
+    """A line of the table; vector, geometry and charges are those of the lowest conformer."""
+
+    source: str
+    row: int
+    name: str
+    smiles: str
+    charge_e: int
+    magnitude_D: float
+    half_width_D: float | None
+    smallest_D: float
+    largest_D: float
+    dipole_x_D: float | None
+    dipole_y_D: float | None
+    dipole_z_D: float | None
+    conformers: int
+    symbols: str
+    positions_angstrom: list[float]
+    atomic_charges_e: list[float] | None
+    model: str
+    notes: str
+
+    @classmethod
+    def of(cls, molecule: MoleculePrediction, coverage: float) -> Line:
+        """Returns the line of a molecule; ``coverage`` is that of the error bar."""
+        lowest = molecule.lowest
+        vector = lowest.dipole.tolist() if lowest.has_vector else [None] * 3
+        return cls(
+            source=molecule.source,
+            row=molecule.row,
+            name=lowest.data.name,
+            smiles=lowest.data.smiles,
+            charge_e=lowest.total_charge,
+            magnitude_D=molecule.magnitude,
+            half_width_D=_half_width(molecule, coverage),
+            smallest_D=molecule.smallest,
+            largest_D=molecule.largest,
+            dipole_x_D=vector[0],
+            dipole_y_D=vector[1],
+            dipole_z_D=vector[2],
+            conformers=len(molecule.conformers),
+            symbols=" ".join(lowest.symbols),
+            positions_angstrom=lowest.data.pos.flatten().tolist(),
+            atomic_charges_e=lowest.charges.tolist() if lowest.has_vector else None,
+            model=molecule.model,
+            notes="; ".join(molecule.notes),
+        )
+
+
+def _cell(value: str | float | list[float] | None) -> str:
+    """Text with as many decimals as do not depend on the batch or the machine."""
+    match value:
+        case None:
+            return ""
+        case float():
+            return _fixed(value, DECIMALS_D)
+        case list():
+            return " ".join(_fixed(number, DECIMALS_E_OR_ANGSTROM) for number in value)
+    return str(value)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    # Adding 0.0 turns -0.0 into 0.0: the sign of a number that is printed as 0 is rounding error.
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def as_csv(molecules: Sequence[MoleculePrediction], coverage: float) -> str:
+    """Table with a header line and one line per molecule; see :class:`Line`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(Line._fields)
+    writer.writerows(map(_cell, Line.of(molecule, coverage)) for molecule in molecules)
+    return text.getvalue()
+
+
+def arrow_schema(names: Sequence[str]) -> Any:
+    """Arrow schema of columns; their types follow from their names.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    arrow, _ = import_pyarrow()
+    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
+    kinds = dict.fromkeys(("row", "charge_e", "conformer", "conformers"), whole)
+    kinds |= dict.fromkeys(("positions_angstrom", "atomic_charges_e"), arrow.list_(number))
+    kinds |= {name: number for name in names if name.endswith(("_D", "_kcal_per_mol"))}
+    return arrow.schema((name, kinds.get(name, text)) for name in names)
+
+
+def structures_text(molecule: MoleculePrediction, suffix: str, coverage: float) -> str:
+    """The conformers of a molecule as structures, each with its own prediction as its labels.
+
+    SDF and extended XYZ also contain ``model``, ``notes`` and, if the model has error bars,
+    ``half_width_D`` and ``coverage``.
+
+    Raises:
+        MoleculeError: An SDF needs bonds, and they cannot be perceived.
+        ValueError: Another suffix than those of :func:`~dipolegnn.molecules.text_of`.
+    """
+    decimals = {"dipole": DECIMALS_D, "dipole_magnitude": DECIMALS_D}
+    decimals["atomic_charges"] = DECIMALS_E_OR_ANGSTROM
+    further: list[dict[str, str | float]] = []
+    structures = []
+    for conformer in molecule.conformers:
+        fields: dict[str, str | float] = {"model": molecule.model}
+        width = _half_width(conformer, coverage)
+        if width is not None:
+            fields |= {"half_width_D": round(width, DECIMALS_D), "coverage": coverage}
+        if molecule.notes:
+            fields["notes"] = "; ".join(molecule.notes)
+        further.append(fields)
+        labelled = conformer.as_labels()
+        for name, count in decimals.items():
+            labelled[name] = (labelled[name].double().round(decimals=count) + 0.0).float()
+        structures.append(labelled)
+    return text_of(structures, suffix, further)
+
+
+def print_tables(molecules: Sequence[MoleculePrediction], config: PredictConfig) -> None:
+    """Prints the dipoles and, for few molecules, the geometries to which the vectors refer."""
+    if not molecules:
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file or a pipe has no width
+    console.print(_dipoles(molecules, config))
+    names: dict[str, list[str]] = {}
+    for molecule in molecules:
+        for note in molecule.notes:
+            names.setdefault(note, []).append(molecule.lowest.data.name)
+    for note, about in names.items():
+        more = len(about) - NAMES_PER_NOTE
+        shown = [*about[:NAMES_PER_NOTE], *([f"{more} more"] if more > 0 else [])]
+        console.print(Text(f"{', '.join(shown)}: {note}"))
+    if len(molecules) <= MAX_GEOMETRIES:
+        for molecule in molecules:
+            console.print(_geometry(molecule.lowest))
+    else:
+        console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
+    for model, accuracy in {m.model: m.accuracy for m in molecules}.items():
+        console.print(Text(f"{model}: {accuracy}" if accuracy else model))
+
+
+def _dipoles(molecules: Sequence[MoleculePrediction], config: PredictConfig) -> Table:
+    table = Table(
+        title=(
+            f"Dipole moments, averages over conformers at {config.temperature:g} K; ± holds for "
+            f"{100 * config.coverage:g} %"
+        ),
+        title_justify="left",
+    )
+    table.add_column("molecule", overflow="fold")
+    for header in ("|μ| (D)", "± (D)", "range (D)", "conformers", "μx (D)", "μy (D)", "μz (D)"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for molecule in molecules:
+        lowest = molecule.lowest
+        components = [f"{x:.3f}" for x in lowest.dipole] if lowest.has_vector else ["–"] * 3
+        several = len(molecule.conformers) > 1
+        width = _half_width(molecule, config.coverage)
+        table.add_row(
+            Text(lowest.data.name),  # not parsed as markup, such as "[O-]"
+            f"{molecule.magnitude:.3f}",
+            "–" if width is None else f"{width:.3f}",
+            f"{molecule.smallest:.3f} – {molecule.largest:.3f}" if several else "",
+            str(len(molecule.conformers)),
+            *components,
+        )
+    return table
+
+
+def _geometry(prediction: Prediction) -> Table:
+    table = Table(title=Text(prediction.data.name), title_justify="left")
+    table.add_column("atom")
+    for header in ("x (Å)", "y (Å)", "z (Å)", "charge (e)"):
+        table.add_column(header, justify="right", no_wrap=True)
+    charges = ["–"] * prediction.data.z.numel()
+    if prediction.has_vector:
+        charges = [f"{charge:+.3f}" for charge in prediction.charges]
+    for symbol, position, charge in zip(
+        prediction.symbols, prediction.data.pos.tolist(), charges, strict=True
+    ):
+        table.add_row(symbol, *(f"{x:.4f}" for x in position), charge)
+    return table
+
+
+def _half_width(found: MoleculePrediction | Prediction, coverage: float) -> float | None:
+    """Half the width of the interval, in debye; None if there is no finite one."""
+    width = found.half_width(coverage)
+    return width if width is not None and np.isfinite(width) else None
+
 
 class JobMismatch(ValueError):
-    """The parts on disk are of another job."""
+    """The parts on disk belong to another job."""
 
 
 class OutputInUse(ValueError):
-    """Another run is at work on the same output."""
+    """Another run is writing the same output."""
 
 
 class Format:
-    """The format of an output, by its suffix.
-
-    Args:
-        output: The output.
-        coverage: Coverage of the error bars.
-
-    Raises:
-        ImportError: A Parquet table without pyarrow.
-        ValueError: Another suffix than one of ``STREAMED``.
-    """
+    """Format of an output, determined by its suffix, one of ``STREAMED``."""
 
     def __init__(self, output: Path, coverage: float) -> None:
         name = output.name.lower()
@@ -106,21 +357,21 @@ class Format:
         return failures
 
     def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:
-        """Puts the parts together, which are not packed."""
+        """Concatenates the parts, which are not compressed."""
         if self.suffix == ".parquet":
             with self._parquet.ParquetWriter(file, self._schema) as writer:
                 for part in parts:
                     writer.write_table(self._parquet.read_table(part, schema=self._schema))
         elif self.packed:
-            # Without a time: equal input, equal bytes.
+            # Without a time, so that equal input gives equal bytes.
             with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
                 _join_text(cast("IO[bytes]", packed), parts, header=self.suffix == ".csv")
         else:
             _join_text(file, parts, header=self.suffix == ".csv")
 
 
-def _join_text(file: IO[bytes], parts: Sequence[Path], *, header: bool) -> None:
-    """Writes texts as one; of those with a header line, only the first one's is kept."""
+def _join_text(file: IO[bytes], parts: Iterable[Path], *, header: bool) -> None:
+    """Concatenates texts; of header lines, only the first is kept."""
     for number, part in enumerate(parts):
         with part.open("rb") as text:
             if header and number:
@@ -140,56 +391,51 @@ class Counts(NamedTuple):
 def opened_parts(
     output: Path, job: dict[str, Any], coverage: float, part_records: int = PART_RECORDS
 ) -> Iterator[Parts]:
-    """The parts of an output, locked, with those that a run before has left.
+    """Locks and yields the parts of an output, including those of an interrupted run.
 
     Args:
         output: The output.
-        job: What it is of: everything that it depends on, as JSON.
+        job: Everything that the predictions depend on, as JSON.
         coverage: Coverage of the error bars.
-        part_records: Records per part, from which on it is written.
+        part_records: Number of records from which on a part is written.
 
     Raises:
         JobMismatch: There are parts of another job.
-        OutputInUse: Another run is at work on them.
+        OutputInUse: Another run is writing the output.
         ImportError: A Parquet table without pyarrow.
         ValueError: Another suffix than one of ``STREAMED``.
     """
     kind = Format(output, coverage)
     _folder(output).mkdir(parents=True, exist_ok=True)
-    lock = _locked(_folder(output), output)
-    try:
-        parts = Parts(output, kind, lock, part_records)
-        parts.begin(job)
+    with _locked(output) as lock:
+        parts = Parts(output, job, kind, lock, part_records)
         try:
             yield parts
         except (MoleculeError, KeyboardInterrupt):
-            parts.flush()  # what was done until then is kept
+            parts.flush()  # keeps the work that is done
             raise
-    finally:
-        lock.release()
 
 
 class Parts:
     """The parts of an output; see :func:`opened_parts`."""
 
-    def __init__(self, output: Path, kind: Format, lock: FileLock, part_records: int) -> None:
+    def __init__(
+        self, output: Path, job: dict[str, Any], kind: Format, lock: FileLock, part_records: int
+    ) -> None:
         self.output = output
         self.folder = _folder(output)
         self.done: list[Counts] = []
         """The numbers of the parts on disk."""
         self._format = kind
         self._lock = lock
-        self._most = part_records
+        self._part_records = part_records
         self._finished = output.with_name(f"{output.name}.parts.done")
         self._records = 0
         self._outcomes: list[MoleculePrediction | Failure] = []
         self._begun = time.monotonic()
-
-    def begin(self, job: dict[str, Any]) -> None:
-        """Finds the parts on disk, which must be of the same job."""
-        shutil.rmtree(self._finished, ignore_errors=True)  # of a run that was killed at its end
+        shutil.rmtree(self._finished, ignore_errors=True)  # left by a run that was killed
         described = self.folder / "job.json"
-        if not self._path(0, ".counts.json").exists():  # nothing would be lost by another job
+        if not self._path(0, ".counts.json").exists():  # nothing is lost if the job is another
             with _complete(described) as file:
                 file.write((json.dumps(job, indent=2) + "\n").encode())
             return
@@ -198,20 +444,19 @@ class Parts:
             self.done.append(Counts(**json.loads(path.read_text(encoding="utf-8"))))
 
     def add(self, records: int, outcomes: Iterable[MoleculePrediction | Failure]) -> None:
-        """Takes what neighbouring records came to, and writes a part when it is time to.
+        """Adds the outcomes of a batch of consecutive records; writes a part if it is large enough.
 
-        A part ends where a batch ends: the next run goes on with the same batches.
+        A part ends where a batch ends, so that a resumed run has the same batches.
         """
         self._records += records
         self._outcomes += outcomes
-        if self._records >= self._most or time.monotonic() - self._begun >= PART_SECONDS:
+        if self._records >= self._part_records or time.monotonic() - self._begun >= PART_SECONDS:
             self.flush()
 
     def flush(self, *, empty: bool = False) -> None:
-        """Writes what was added as a part; it is complete when the last of its files is there.
+        """Writes the added outcomes as a part, also without outcomes if ``empty``.
 
-        Args:
-            empty: Also if nothing was added.
+        The part is complete when the last of its files exists.
         """
         if not (self._records or empty):
             return
@@ -229,8 +474,8 @@ class Parts:
         self._records, self._outcomes, self._begun = 0, [], time.monotonic()
 
     def assemble(self) -> Counts:
-        """Puts the parts together: the output, and the failures beside it if there are any."""
-        self.flush(empty=not self.done)  # an empty table has its header, too
+        """Concatenates the parts to the output and, if there are any, the table of failures."""
+        self.flush(empty=not self.done)  # an empty table also has a header
         numbers = range(len(self.done))
         total = Counts(*map(sum, zip(*self.done, strict=True)))
         with _complete(self.output) as file:
@@ -241,16 +486,16 @@ class Parts:
             with _complete(beside) as file:
                 _join_text(file, [self._path(n, ".failures.csv") for n in numbers], header=True)
         else:
-            beside.unlink(missing_ok=True)  # of an earlier run, perhaps
-        # Under another name at once: a folder that is half removed would be taken for a run to go
-        # on with. No system renames a folder in which a file is locked, so that comes first.
+            beside.unlink(missing_ok=True)  # left by an earlier run
+        # Renamed before it is removed: a folder that is partly removed would be resumed. Windows
+        # does not rename a folder in which a file is locked, so the lock is released first.
         self._lock.release()
         self.folder.replace(self._finished)
         shutil.rmtree(self._finished)
         return total
 
     def first_failures(self, count: int) -> list[Failure]:
-        """So many of the failures."""
+        """The first failures, at most ``count``."""
         found: list[Failure] = []
         for number, counts in enumerate(self.done):
             if counts.failures and len(found) < count:
@@ -262,15 +507,15 @@ class Parts:
 
 
 def failures_path(output: Path) -> Path:
-    """Where the failures of an output are."""
+    """Path of the table of failures of an output."""
     return output.with_name(f"{output.name}.failures.csv")
 
 
 def require_apart(output: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuses an output that would be written over one of the inputs, or over a folder.
+    """Checks that an output would not replace an input.
 
     Raises:
-        ValueError: The output, or the file of failures beside it, is one of the inputs; or a
+        ValueError: The output, or its table of failures, is one of the inputs; or the output is a
             folder.
     """
     read = {Path(path).resolve() for path in inputs}
@@ -288,29 +533,29 @@ def require_apart(output: Path, inputs: Iterable[str | Path]) -> None:
 def write_predictions(
     output: Path, found: Predictions, config: PredictConfig
 ) -> tuple[list[Failure], list[Path]]:
-    """Writes predictions in one piece, and the failures beside them if there are any.
+    """Writes predictions in memory to a file, and failures to a separate file beside it.
 
     Args:
-        output: As for :func:`~dipolegnn.inference.predict_files`, or ``.json``, which lists the
-            failures itself.
+        output: As for :func:`~dipolegnn.inference.predict_files`, or ``.json``, which contains the
+            failures.
         found: Predictions and failures.
-        config: With what they were predicted.
+        config: Configuration of the prediction.
 
     Returns:
-        All failures, also of molecules that cannot be written; and the files that were written.
+        All failures, including molecules that cannot be written; and the written files.
 
     Raises:
         ImportError: A Parquet table without pyarrow.
-        OutputInUse: A run that writes it part by part is at work.
+        OutputInUse: Another run is writing the output part by part.
         ValueError: An unknown suffix.
     """
     if output.name.lower().endswith(".json"):
         with _complete(output) as file:
             file.write(f"{as_json(found, config)}\n".encode())
         return found.failures, [output]
-    kind, folder, beside = Format(output, config.coverage), _folder(output), failures_path(output)
-    if folder.exists():
-        with _locked(folder, output):
+    kind, beside = Format(output, config.coverage), failures_path(output)
+    if _folder(output).exists():
+        with _locked(output):
             pass
     with tempfile.TemporaryDirectory() as scratch:
         part = Path(scratch) / f"part{kind.suffix}"
@@ -318,21 +563,21 @@ def write_predictions(
             failures = found.failures + kind.write(file, found.molecules)
         with _complete(output) as file:
             kind.join(file, [part])
-    beside.unlink(missing_ok=True)  # of an earlier run, perhaps
+    beside.unlink(missing_ok=True)  # left by an earlier run
     if failures:
         write_failures(beside, failures)
     return failures, [output, beside] if failures else [output]
 
 
 class Progress:
-    """Shows molecules, rate and time left on standard error; to be used in a ``with``.
+    """Shows molecules, rate and remaining time on standard error; a context manager.
 
-    A bar on a terminal, a line a minute elsewhere.
+    The progress is a bar on a terminal, and a line per minute elsewhere.
 
     Args:
-        wanted: Show anything at all.
-        records: What is read.
-        done: The parts of an earlier run, which do not count for the rate.
+        wanted: False to show nothing.
+        records: The records that are read.
+        done: The parts of an earlier run, which do not affect the rate.
     """
 
     def __init__(self, wanted: bool, records: Records, done: Sequence[Counts] = ()) -> None:
@@ -362,12 +607,12 @@ class Progress:
         self._bar.stop()
 
     def advance(self, records: int, outcomes: int) -> None:
-        """So many more records are predicted, which came to so many molecules and failures."""
+        """Adds records that are done, and the number of their molecules and failures."""
         self._written += records
         self._count += outcomes
         now = time.monotonic()
         elapsed = now - self._start
-        # Files are read ahead, at times to the end: the position alone would promise too much.
+        # Files are read ahead, so their position is ahead of the predictions.
         per_record = self._records.position / max(self._records.read, 1)
         position = min(per_record * self._written, 1.0)
         share = per_record * (self._written - self._skipped)
@@ -389,24 +634,28 @@ def _folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
-def _locked(folder: Path, output: Path) -> FileLock:
-    """The lock of the folder of parts of an output, acquired."""
-    lock = FileLock(folder / LOCK, timeout=0)
+@contextmanager
+def _locked(output: Path) -> Iterator[FileLock]:
+    """Locks the folder of parts of an output."""
+    lock = FileLock(_folder(output) / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise OutputInUse(
             f"Another run is writing {output}. Wait until it has ended, or choose another output."
         ) from None
-    return lock
+    try:
+        yield lock
+    finally:
+        lock.release()
 
 
 @contextmanager
 def _complete(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it has been written, and is on the disk.
+    """A file that gets its name when it is complete and on the disk.
 
-    Unlike :func:`dipolegnn.files.replacing` it outlives a loss of power, and what a kill leaves of
-    a file of gigabytes is written over by the next run.
+    Unlike :func:`dipolegnn.files.replacing`, this also holds after a loss of power, and the next
+    run overwrites the incomplete file of a killed one, which may be large.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.tmp")

@@ -25,8 +25,8 @@ from ase.data import chemical_symbols
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, PredictConfig, XTBConfig
+from dipolegnn.inference.output import Line, arrow_schema
 from dipolegnn.inference.pipeline import predict_batches
-from dipolegnn.inference.table import Line, arrow_schema
 from dipolegnn.labels.batch import label_one, label_time_limit, lost_label
 from dipolegnn.labels.calculators import engine_version
 from dipolegnn.labels.journal import Label, with_label
@@ -66,7 +66,7 @@ FAILURE_COLUMNS = ("stage", "problem", "remedy")
 PREDICTION_COLUMNS = tuple(
     name for name in Line._fields if name not in ("source", "row", "name", "smiles")
 )
-"""Columns of a prediction: those of :class:`~dipolegnn.inference.table.Line` that the rows lack."""
+"""Columns of a prediction: those of :class:`~dipolegnn.inference.output.Line` that are added."""
 
 
 LABEL_COLUMNS = (

@@ -25,8 +25,7 @@ from dipolegnn.inference import (
     predict_list,
     write_predictions,
 )
-from dipolegnn.inference.output import Counts, Progress, opened_parts
-from dipolegnn.inference.table import Line, as_csv
+from dipolegnn.inference.output import Counts, Line, Progress, as_csv, opened_parts
 from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.molecules import (
     MoleculeError,
