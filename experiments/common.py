@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from dipolegnn.molecules import Failure, MoleculeError, Molecules, make_data
+from dipolegnn.molecules import MoleculeError, Molecules, make_data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,8 +69,7 @@ def read_npz(
                 name=str(arrays[number][row]),
             )
         except MoleculeError as error:
-            located = error.located(row=row + 1, source=path.name)
-            molecules.failures.append(Failure.from_error(located, "read"))
+            molecules.failures.append(error.failure("read", row=row + 1, source=path.name))
         else:
             molecules.data.append(data)
     return molecules

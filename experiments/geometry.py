@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -335,7 +335,7 @@ def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failur
             raise SystemExit(f"Relaxing with MMFF94s failed: {results.reason}.")
         for row, result in enumerate(results, start=CHUNK * number):
             if isinstance(result, Failure):
-                failures.append(replace(result, row=row + 1))
+                failures.append(result._replace(row=row + 1))
             else:
                 found[row] = result
     return found, sorted(failures, key=lambda failure: failure.row or 0)
@@ -348,7 +348,7 @@ def relax_chunk(molecules: Sequence[Data]) -> list[Data | Failure]:
         try:
             found.append(relaxed(data))
         except MoleculeError as error:
-            found.append(Failure.from_error(error, "relax"))
+            found.append(error.failure("relax"))
     return found
 
 

@@ -140,8 +140,8 @@ def labelled(row: Row) -> Data | Failure:
         stage = "label"
         return label(data, dft_calculator(LEVEL, round(data.charge.item())))
     except MoleculeError as error:
-        located = error.located(molecule=row.smiles, row=row.mol_id + 1, source="molecules.csv")
-        return Failure.from_error(located, stage)
+        place = row.mol_id + 1
+        return error.failure(stage, molecule=row.smiles, row=place, source="molecules.csv")
 
 
 def structure(row: Row) -> Data:

@@ -194,7 +194,7 @@ def read_archive(
                 try:
                     molecule = parse_molecule(content.read().decode(errors="replace"), source)
                 except MoleculeError as error:
-                    failures.append(Failure.from_error(error, "read"))
+                    failures.append(error.failure("read"))
                     continue
                 number = int(molecule["mol_id"])
                 if number in data:

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -91,7 +90,7 @@ def as_json(found: Predictions, config: PredictConfig) -> str:
         "coverage": config.coverage,
         "units": UNITS,
         "molecules": [_as_dict(molecule, config.coverage) for molecule in found.molecules],
-        "failures": [asdict(failure) for failure in found.failures],
+        "failures": [failure._asdict() for failure in found.failures],
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
 
@@ -352,8 +351,8 @@ class Format:
                 try:
                     file.write(structures_text(molecule, self.suffix, self.coverage).encode())
                 except MoleculeError as error:  # no bonds for an SDF
-                    located = error.located(row=molecule.row, source=molecule.source)
-                    failures.append(Failure.from_error(located, "write"))
+                    row, source = molecule.row, molecule.source
+                    failures.append(error.failure("write", row=row, source=source))
         return failures
 
     def join(self, file: IO[bytes], parts: Sequence[Path]) -> None:

@@ -245,8 +245,7 @@ def _checked(
     for data in [] if isinstance(found, Failure) else found:
         problem = unsupported(data) or (unknown_elements(model, data) if refuse else None)
         if problem is not None:
-            located = problem.located(row=record.row, source=record.source)
-            return record, Failure.from_error(located, "predict")
+            return record, problem.failure("predict", row=record.row, source=record.source)
     return record, found
 
 

@@ -334,7 +334,7 @@ def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:
             outcome = lost_label(outcome)
         row["conformer"] = structure[0]
         row |= (
-            _failed(Failure.from_error(outcome, "label"))
+            _failed(outcome.failure("label"))
             if isinstance(outcome, MoleculeError)
             else _label_cells(with_label(structure[1], outcome), method)
         )

@@ -85,12 +85,8 @@ def label_many(
         if isinstance(outcome, Label):
             labelled.append(with_label(molecule, outcome))
         else:
-            located = outcome.located(
-                molecule=molecule.name or molecule.smiles,
-                row=int(molecule.mol_id.item()) + 1,
-                source=source,
-            )
-            failures.append(Failure.from_error(located, "label"))
+            name, row = molecule.name or molecule.smiles, int(molecule.mol_id.item()) + 1
+            failures.append(outcome.failure("label", molecule=name, row=row, source=source))
     return Molecules(labelled, failures)
 
 

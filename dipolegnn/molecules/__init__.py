@@ -15,15 +15,16 @@ from dipolegnn.molecules.chemistry import (
 )
 from dipolegnn.molecules.conformers import from_smiles
 from dipolegnn.molecules.embedding import embed_smiles
-from dipolegnn.molecules.errors import (
+from dipolegnn.molecules.files import read_file, read_text, text_of, write_file
+from dipolegnn.molecules.molecule import (
     Failure,
     MoleculeError,
+    Molecules,
     failures_text,
+    make_data,
     read_failures,
     write_failures,
 )
-from dipolegnn.molecules.files import read_file, read_text, text_of, write_file
-from dipolegnn.molecules.molecule import Molecules, make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
 from dipolegnn.molecules.tables import SmilesRow, TableColumns
 

@@ -17,8 +17,7 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 from rdkit.Geometry import Point3D
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules.errors import MoleculeError
-from dipolegnn.molecules.molecule import make_data
+from dipolegnn.molecules.molecule import MoleculeError, make_data
 
 BOND_ORDER_ITERATIONS = 100_000
 """Maximum number of iterations of the search for bond orders."""

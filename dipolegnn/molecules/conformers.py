@@ -13,8 +13,9 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers, rdMolAlign
 
 from dipolegnn._pyg import Data
+from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules.chemistry import captured_log, conformer_data, parse_smiles
-from dipolegnn.molecules.errors import MoleculeError
+from dipolegnn.molecules.molecule import MoleculeError
 
 TIME_LIMIT_S = 60
 """Time limit in seconds for embedding a molecule, and for minimizing it; 0.1 s is usual."""
@@ -76,22 +77,27 @@ def from_smiles(
     Source: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020) (ETKDGv3); Halgren, J. Comput. Chem.
     20, 720 (1999) (MMFF94s); Rappé et al., J. Am. Chem. Soc. 114, 10024 (1992) (UFF).
     """
-    if conformers < 1:
-        raise ValueError(f"conformers must be at least 1, got {conformers}.")
+    config = ConformerConfig(conformers, seed)
     try:
         mol = parse_smiles(smiles, name=name)
-        return embed(mol, smiles.strip(), conformers, seed, name, mol_id)
+        return embed(mol, smiles.strip(), config, name=name, mol_id=mol_id)
     except MoleculeError as error:
         raise error.located(molecule=name or smiles.strip(), row=row) from None
 
 
 def embed(
-    mol: Chem.Mol, smiles: str, conformers: int, seed: int, name: str, mol_id: int
+    mol: Chem.Mol, smiles: str, config: ConformerConfig, *, name: str, mol_id: int
 ) -> list[Data]:
     """Generates the conformers of a parsed SMILES."""
     with captured_log() as log:
         try:
-            return _embed(mol, smiles, conformers, seed, name, mol_id)
+            embedded, energies = _embed(Chem.AddHs(mol), config)
+            return [
+                conformer_data(
+                    embedded, k, energy=energies[k], mol_id=mol_id, smiles=smiles, name=name
+                )
+                for k in _distinct(embedded, energies)
+            ]
         except MoleculeError:
             raise
         except (RuntimeError, ValueError) as error:  # internal errors of RDKit
@@ -101,20 +107,13 @@ def embed(
             ) from None
 
 
-def _embed(
-    mol: Chem.Mol, smiles: str, conformers: int, seed: int, name: str, mol_id: int
-) -> list[Data]:
-    mol = Chem.AddHs(mol)
+def _embed(mol: Chem.Mol, config: ConformerConfig) -> tuple[Chem.Mol, dict[int, float]]:
+    """A copy of ``mol`` with conformers; energies of those that keep its stereochemistry."""
     for attempt in range(ATTEMPTS):
         embedded = Chem.Mol(mol)
-        energies = _stereoisomer(embedded, conformers, seed + attempt)
+        energies = _stereoisomer(embedded, config.conformers, config.conformer_seed + attempt)
         if energies:
-            return [
-                conformer_data(
-                    embedded, k, energy=energies[k], mol_id=mol_id, smiles=smiles, name=name
-                )
-                for k in _distinct(embedded, sorted(energies, key=lambda k: energies[k]), energies)
-            ]
+            return embedded, energies
     raise MoleculeError(
         "The stereochemistry of the SMILES is not that of any structure found",
         remedy="Check the stereo centres and double bonds, or give a 3D structure",
@@ -214,8 +213,9 @@ def _stereo_in_3d(
     return {element: found.get(element, "undefined") for element in wanted}
 
 
-def _distinct(mol: Chem.Mol, ordered: list[int], energies: dict[int, float]) -> list[int]:
-    """Removes duplicates from conformers ordered by energy."""
+def _distinct(mol: Chem.Mol, energies: dict[int, float]) -> list[int]:
+    """Conformers without duplicates, lowest energy first."""
+    ordered = sorted(energies, key=lambda k: energies[k])
     if len(ordered) == 1:
         return ordered
     # Hydrogens on carbon are determined by the skeleton and increase the number of symmetries;

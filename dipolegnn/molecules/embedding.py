@@ -17,10 +17,9 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules.chemistry import parse_smiles
 from dipolegnn.molecules.conformers import TIME_LIMIT_S, embed
-from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.molecule import Molecules, from_arrays, to_arrays
+from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
 from dipolegnn.molecules.records import Record
-from dipolegnn.molecules.sdf import read_sdf_record
+from dipolegnn.molecules.sdf import read_record
 from dipolegnn.molecules.tables import SmilesRow
 from dipolegnn.molecules.workers import Lost, Pool
 from dipolegnn.molecules.xyz import read_frame
@@ -51,22 +50,29 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
         record: The record.
         config: How SMILES are embedded.
     """
-    match record.content:
-        case Failure() as failure:
-            return failure
-        case SmilesRow() as row:
-            return _embedded(row, record, config)
-        case str(text):
-            found = read_sdf_record(text, record.row, source=record.source)
-        case frame:
-            found = read_frame(
-                frame, record.row, source=record.source, extended=record.suffix == ".extxyz"
-            )
-    if isinstance(found, Failure):
-        return found
+    if isinstance(record.content, Failure):
+        return record.content
+    mol_id = record.row - 1 if record.mol_id is None else record.mol_id
+    stage = "read"
+    try:
+        match record.content:
+            case SmilesRow(smiles=smiles, name=name, dipole_magnitude=magnitude):
+                mol = parse_smiles(smiles, name=name)
+                stage = "embed"
+                found = embed(mol, smiles.strip(), config, name=name, mol_id=mol_id)
+                if magnitude is not None:
+                    for data in found:
+                        data.dipole_magnitude.fill_(magnitude)
+                return found
+            case str(text):
+                data = read_record(text, mol_id)
+            case frame:
+                data = read_frame(frame, mol_id, extended=record.suffix == ".extxyz")
+    except MoleculeError as error:
+        return error.failure(stage, molecule=record.title, row=record.row, source=record.source)
     if record.mol_id is not None:
-        found.mol_id.fill_(record.mol_id)
-    return [found]
+        data.mol_id.fill_(record.mol_id)
+    return [data]
 
 
 def embed_records(
@@ -191,7 +197,8 @@ def molecules_of(
         raise ValueError(f"workers must be at least 1, got {workers}.")
     smiles = sum(isinstance(record.content, SmilesRow) for record in records)
     outcomes = embed_records(records, config, workers=workers if workers > 1 and smiles > 1 else 0)
-    found = Molecules([], [], [])
+    rows: list[int] = []
+    found = Molecules([], [], rows)
     for record, outcome in track(
         outcomes,
         description="Conformers",
@@ -202,7 +209,8 @@ def molecules_of(
         if isinstance(outcome, Failure):
             found.failures.append(outcome)
         else:
-            found.add(outcome, record.row)
+            found.data.extend(outcome)
+            rows.extend([record.row] * len(outcome))
     return found
 
 
@@ -216,30 +224,6 @@ def _tasks(records: Iterable[Record]) -> Iterator[list[Record]]:
             task = []
     if task:
         yield task
-
-
-def _embedded(row: SmilesRow, record: Record, config: ConformerConfig) -> Outcome:
-    stage = "read"
-    try:
-        mol = parse_smiles(row.smiles, name=row.name)
-        stage = "embed"
-        found = embed(
-            mol,
-            row.smiles.strip(),
-            config.conformers,
-            config.conformer_seed,
-            row.name,
-            record.row - 1 if record.mol_id is None else record.mol_id,
-        )
-    except MoleculeError as error:
-        located = error.located(
-            molecule=row.name or row.smiles, row=record.row, source=record.source
-        )
-        return Failure.from_error(located, stage)
-    if row.dipole_magnitude is not None:
-        for data in found:
-            data.dipole_magnitude.fill_(row.dipole_magnitude)
-    return found
 
 
 def _packed(records: list[Record], *, config: ConformerConfig) -> _Packed:
@@ -257,12 +241,13 @@ def _unpacked(outcome: list[dict[str, Any]] | Failure) -> Outcome:
 
 def _lost(record: Record, lost: Lost) -> Failure:
     """Failure of a record whose worker crashed or exceeded the time limit."""
-    row = record.content if isinstance(record.content, SmilesRow) else None
-    return Failure(
-        source=record.source,
+    smiles = isinstance(record.content, SmilesRow)
+    return MoleculeError(
+        f"{'No 3D structure can be built' if smiles else 'It cannot be read'}: {lost.reason}",
+        remedy="Give a 3D structure (.sdf, .xyz)" if smiles else "Correct or remove the record",
+    ).failure(
+        "embed" if smiles else "read",
+        molecule=record.title,
         row=record.row,
-        molecule=(row.name or row.smiles) if row else "",
-        stage="embed" if row else "read",
-        problem=f"{'No 3D structure can be built' if row else 'It cannot be read'}: {lost.reason}",
-        remedy="Give a 3D structure (.sdf, .xyz)" if row else "Correct or remove the record",
+        source=record.source,
     )

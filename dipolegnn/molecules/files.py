@@ -15,8 +15,7 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
 from dipolegnn.files import READABLE_TEXT, WRITABLE, molecule_format
 from dipolegnn.molecules.embedding import molecules_of
-from dipolegnn.molecules.errors import MoleculeError
-from dipolegnn.molecules.molecule import Molecules
+from dipolegnn.molecules.molecule import MoleculeError, Molecules
 from dipolegnn.molecules.records import (
     Record,
     RecordFile,

@@ -1,13 +1,17 @@
-"""Molecules as PyG ``Data`` with a fixed set of fields.
+"""Molecules as PyG ``Data`` with a fixed set of fields, and the errors of single molecules.
 
-Everything that reads or makes molecules goes through :func:`make_data`, so a ``Data`` that
-exists has finite coordinates, known elements and an even number of electrons. What cannot be
-made is a :class:`MoleculeError` or, in a batch, a :class:`Failure`: counted, listed, written out.
+Every ``Data`` is made by :func:`make_data`: its coordinates are finite, its elements known and its
+number of electrons is even. A molecule that cannot be made is a :class:`MoleculeError` or, in a
+batch, a :class:`Failure`, which is listed.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules.errors import Failure, MoleculeError
 
 MIN_DISTANCE = 0.4
 """Smallest accepted distance in angstrom; the shortest bond, H-H, has 0.74."""
@@ -29,6 +32,117 @@ MAGNITUDE_TOLERANCE = 0.05
 """Largest accepted difference between a magnitude and the norm of the vector, in debye."""
 
 
+class Failure(NamedTuple):
+    """One line of the failures table.
+
+    Args:
+        source: Name of the file, or ``""``.
+        row: Row, record or frame in the source, from 1.
+        molecule: Name or SMILES.
+        stage: Stage of the failure: ``read``, ``embed``, ``label``, ...
+        problem: The problem.
+        remedy: How to solve the problem.
+    """
+
+    source: str
+    row: int | None
+    molecule: str
+    stage: str
+    problem: str
+    remedy: str
+
+
+class MoleculeError(ValueError):
+    """A molecule that cannot be read, embedded or labelled.
+
+    Args:
+        problem: The problem: what was found and what was expected.
+        remedy: How the user can solve the problem.
+        molecule: Name or SMILES.
+        row: Row, record or frame in the source, from 1; ``None`` if there is none.
+        source: Name of the file, or ``""``.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str = "",
+        molecule: str = "",
+        row: int | None = None,
+        source: str = "",
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+        self.molecule = molecule
+        self.row = row
+        self.source = source
+
+    def located(
+        self, *, molecule: str = "", row: int | None = None, source: str = ""
+    ) -> MoleculeError:
+        """Returns a copy of the error with missing molecule, row and source filled in."""
+        return MoleculeError(
+            self.problem,
+            remedy=self.remedy,
+            molecule=self.molecule or molecule,
+            row=row if self.row is None else self.row,
+            source=self.source or source,
+        )
+
+    def failure(
+        self, stage: str, *, molecule: str = "", row: int | None = None, source: str = ""
+    ) -> Failure:
+        """Returns the line of the failures table, located as by :meth:`located`."""
+        error = self.located(molecule=molecule, row=row, source=source)
+        return Failure(error.source, error.row, error.molecule, stage, self.problem, self.remedy)
+
+    def __str__(self) -> str:
+        where = [self.source] if self.source else []
+        if self.row is not None:
+            where.append(f"row {self.row}")
+        if self.molecule:
+            where.append(f"molecule {self.molecule!r}")
+        text = f"{', '.join(where)}: {self.problem}" if where else self.problem
+        return f"{_sentence(text)} {_sentence(self.remedy)}".strip()
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", "?", "!")) else f"{text}."
+
+
+def write_failures(path: str | Path, failures: Sequence[Failure]) -> None:
+    """Writes the failures table as CSV; without failures it has only the header."""
+    Path(path).write_text(failures_text(failures), encoding="utf-8", newline="")
+
+
+def failures_text(failures: Sequence[Failure]) -> str:
+    """Returns the failures table as CSV text."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([Failure._fields, *failures])
+    return text.getvalue()
+
+
+def read_failures(path: str | Path) -> list[Failure]:
+    """Reads a table of :func:`write_failures`.
+
+    Raises:
+        ValueError: The columns are not those of a failures table.
+    """
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        columns, *rows = list(csv.reader(file)) or [[]]
+    if columns != list(Failure._fields):
+        raise ValueError(
+            f"{path} is not a failures table: expected the columns {', '.join(Failure._fields)}, "
+            f"got {', '.join(columns) or 'none'}."
+        )
+    return [
+        Failure(source, int(row) if row else None, *rest)
+        for source, row, *rest in rows  # an empty cell: no row
+    ]
+
+
 class Molecules(NamedTuple):
     """Molecules, in order, and failures of a list or file."""
 
@@ -36,12 +150,6 @@ class Molecules(NamedTuple):
     failures: list[Failure]
     rows: list[int] | None = None
     """Row of each structure in its file, from 1; None: ``mol_id + 1``."""
-
-    def add(self, conformers: list[Data], row: int) -> None:
-        """Appends the structures of a row."""
-        assert self.rows is not None
-        self.data.extend(conformers)
-        self.rows.extend([row] * len(conformers))
 
 
 def make_data(
@@ -156,16 +264,25 @@ def from_arrays(arrays: dict[str, Any]) -> Data:
     return Data.from_dict(fields)
 
 
-def _array(values: ArrayLike | torch.Tensor, what: str) -> NDArray[np.float64]:
+def _array(
+    values: ArrayLike | torch.Tensor, what: str, *shapes: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Returns numbers as an array of one of ``shapes``, or of any shape if there are none."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     try:
-        return np.array(values, dtype=np.float64)
+        array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise MoleculeError(
             f"The {what} are not an array of numbers: got {str(values)[:80]}",
             remedy=f"Give the {what} as numbers",
         ) from None
+    if shapes and array.shape not in shapes:
+        raise MoleculeError(
+            f"Expected {what} of shape {list(shapes[0])}, got {list(array.shape)}",
+            remedy="Give x, y and z of each atom and of the dipole, and one charge per atom",
+        )
+    return array
 
 
 def _atomic_numbers(z: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
@@ -188,14 +305,7 @@ def _atomic_numbers(z: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
 
 
 def _positions(pos: ArrayLike | torch.Tensor, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    positions = _array(pos, "coordinates")
-    expected = (len(numbers), 3)
-    if positions.shape != expected:
-        raise MoleculeError(
-            f"Expected coordinates of shape {list(expected)} for {len(numbers)} atoms, got "
-            f"{list(positions.shape)}",
-            remedy="Give x, y and z of every atom",
-        )
+    positions = _array(pos, "coordinates", (len(numbers), 3))
     finite = np.isfinite(positions).all(axis=1)
     if not finite.all():
         atom = int(np.argmin(finite))
@@ -254,13 +364,7 @@ def _dipole_labels(
         )
     if dipole is None:
         return np.full(3, math.nan), length
-    vector = _array(dipole, "components of the dipole")
-    if vector.shape not in ((3,), (1, 3)):
-        raise MoleculeError(
-            f"Expected a dipole of shape [3], got {list(vector.shape)}",
-            remedy="Give its x, y and z in debye",
-        )
-    vector = vector.reshape(3)
+    vector = _array(dipole, "components of the dipole", (3,), (1, 3)).reshape(3)
     if np.isnan(vector).all():
         return vector, length
     if not np.isfinite(vector).all():
@@ -281,12 +385,7 @@ def _dipole_labels(
 def _per_atom(values: ArrayLike | torch.Tensor | None, atoms: int) -> NDArray[np.float64]:
     if values is None:
         return np.full(atoms, math.nan)
-    charges = _array(values, "atomic charges")
-    if charges.shape != (atoms,):
-        raise MoleculeError(
-            f"Expected {atoms} atomic charges, got shape {list(charges.shape)}",
-            remedy="Give one charge per atom, in the order of the atoms",
-        )
+    charges = _array(values, "atomic charges", (atoms,))
     if not (np.isfinite(charges).all() or np.isnan(charges).all()):
         raise MoleculeError(
             "Some of the atomic charges are not finite",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dipolegnn.files import molecule_format
-from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.molecule import Failure, MoleculeError
 from dipolegnn.molecules.sdf import sdf_records
 from dipolegnn.molecules.tables import (
     SmilesRow,
@@ -52,6 +52,19 @@ class Record(NamedTuple):
     source: str = ""
     suffix: str = ""
     mol_id: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Name or SMILES of the molecule, or ``""``."""
+        match self.content:
+            case SmilesRow(smiles=smiles, name=name):
+                return name or smiles.strip()
+            case str(text):
+                return text.split("\n", maxsplit=1)[0].strip()
+            case Failure(molecule=molecule):
+                return molecule
+            case Frame() as frame:
+                return frame.title
 
 
 class RecordFile:
@@ -198,7 +211,7 @@ def chained(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:
 
 
 def _legible(record: Record) -> Record:
-    """Returns the record, or an error if it is not UTF-8 text."""
+    """Returns the record, or a failure if it is not UTF-8 text."""
     match record.content:
         case SmilesRow(smiles=smiles, name=name):
             text = f"{smiles}\n{name}"
@@ -208,19 +221,18 @@ def _legible(record: Record) -> Record:
             pass
         case _:
             return record
-    if text.isascii():
-        return record
     try:
-        text.encode("utf-8")
+        text.encode()
     except UnicodeEncodeError:
-        shown = text.split("\n", 1)[0].encode("utf-8", "replace").decode()
-        problem = MoleculeError(
-            "It has bytes that are not UTF-8 text",
-            remedy="Save the file as UTF-8",
-            molecule=shown,
+        failure = MoleculeError(
+            "It has bytes that are not UTF-8 text", remedy="Save the file as UTF-8"
+        ).failure(
+            "read",
+            molecule=text.split("\n", 1)[0].encode("utf-8", "replace").decode(),
+            row=record.row,
+            source=record.source,
         )
-        located = problem.located(row=record.row, source=record.source)
-        return record._replace(content=Failure.from_error(located, "read"))
+        return record._replace(content=failure)
     return record
 
 

@@ -14,8 +14,7 @@ from rdkit import Chem
 
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
-from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.molecule import relabelled
+from dipolegnn.molecules.molecule import MoleculeError, relabelled
 
 _DIPOLE = "dipole_debye"
 _MAGNITUDE = "dipole_magnitude_debye"
@@ -38,23 +37,16 @@ def sdf_records(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(record)
 
 
-def read_sdf_record(record: str, number: int, *, source: str = "") -> Data | Failure:
-    """The molecule of a record, V2000 or V3000, labels included if dipolegnn wrote them.
+def read_record(record: str, mol_id: int) -> Data:
+    """The molecule of a record, V2000 or V3000, with the labels that :func:`sdf_text` writes.
 
     Args:
         record: The record, without its separator.
-        number: Its number in the file, from 1.
-        source: Name of the file, for the failure.
+        mol_id: Number of the molecule, unless the record states one.
+
+    Raises:
+        MoleculeError: The record is no 3D structure with explicit hydrogens.
     """
-    try:
-        return _read_record(record, number - 1)
-    except MoleculeError as error:
-        title = record.split("\n", maxsplit=1)[0].strip()
-        located = error.located(molecule=title, row=number, source=source)
-        return Failure.from_error(located, "read")
-
-
-def _read_record(record: str, mol_id: int) -> Data:
     supplier = Chem.SDMolSupplier()
     with captured_log() as log:
         supplier.SetData(record, removeHs=False)
@@ -67,13 +59,14 @@ def _read_record(record: str, mol_id: int) -> Data:
             f"The record cannot be read: {log.reason('it is incomplete')}",
             remedy="Correct or remove the record",
         )
-    data = from_rdkit(mol, mol_id=mol_id)[0]
     labels = {name: mol.GetProp(name) for name in mol.GetPropNames()}
+    stated = labels.get(_MOL_ID, "")  # other programs may use the name for other identifiers
+    number = int(stated) if stated.isascii() and stated.isdigit() else mol_id
+    data = from_rdkit(mol, mol_id=number)[0]
     if not labels:
         return data
     energy = _numbers(labels, _ENERGY)
     magnitude = _numbers(labels, _MAGNITUDE)
-    data.mol_id.fill_(_stated_number(labels, mol_id))
     data.smiles = labels.get(_SMILES, data.smiles)
     return relabelled(
         data,
@@ -97,12 +90,6 @@ def _numbers(labels: dict[str, str], name: str) -> list[float] | None:
             remedy="Correct or remove the field",
         )
     return numbers
-
-
-def _stated_number(labels: dict[str, str], default: int) -> int:
-    """Number of the molecule, if the field is an integer (other programs may use its name)."""
-    stated = labels.get(_MOL_ID, "")
-    return int(stated) if stated.isascii() and stated.isdigit() else default
 
 
 def sdf_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float]]) -> str:

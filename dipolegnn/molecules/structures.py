@@ -15,8 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules.errors import MoleculeError
-from dipolegnn.molecules.molecule import make_data
+from dipolegnn.molecules.molecule import MoleculeError, make_data
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
 MAGNITUDE_KEY = "dipole_magnitude_debye"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipolegnn.molecules.errors import Failure, MoleculeError
+from dipolegnn.molecules.molecule import Failure, MoleculeError
 
 PARQUET_ROWS = 1000
 """Number of rows read from a Parquet file at once."""
@@ -169,7 +169,7 @@ def csv_rows(
             row += 1
             line = given.keep_first().strip().encode("utf-8", "replace").decode()
             problem = MoleculeError(f"The line is not CSV: {error}", remedy=_REMEDY)
-            yield Failure.from_error(problem.located(molecule=line, row=row, source=source), "read")
+            yield problem.failure("read", molecule=line, row=row, source=source)
             continue
         if cells is None:
             return
@@ -211,8 +211,7 @@ def table_row(row: int, smiles: str, name: str, magnitude: str, source: str) -> 
     try:
         return SmilesRow(row, smiles, name, _magnitude(magnitude))
     except MoleculeError as error:
-        located = error.located(molecule=name or smiles, row=row, source=source)
-        return Failure.from_error(located, "read")
+        return error.failure("read", molecule=name or smiles, row=row, source=source)
 
 
 def find_column(names: Sequence[str], wanted: str) -> int:

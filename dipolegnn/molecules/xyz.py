@@ -18,8 +18,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules.errors import Failure, MoleculeError
-from dipolegnn.molecules.molecule import make_data
+from dipolegnn.molecules.molecule import MoleculeError, make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
 
 _CHARGE = re.compile(r"(?<!\S)charge\s*[=:]\s*([+-]?\d+)(?!\S)", re.IGNORECASE)
@@ -32,11 +31,17 @@ class Frame(NamedTuple):
     atoms: list[str]
     problem: str
 
+    @property
+    def title(self) -> str:
+        """Name in the comment line, or ``""``."""
+        stated = _text_value(self.comment, "name")
+        if stated is not None or "Properties=" in self.comment:
+            return stated or _text_value(self.comment, "smiles") or ""
+        return " ".join(_CHARGE.sub(" ", self.comment).split())
 
-def read_frame(
-    frame: Frame, number: int, *, source: str = "", extended: bool = False
-) -> Data | Failure:
-    """The molecule of a frame; ``mol_id`` is its number unless an extended frame states its own.
+
+def read_frame(frame: Frame, mol_id: int, *, extended: bool = False) -> Data:
+    """The molecule of a frame.
 
     Plain frames: element (symbol or atomic number) and x, y, z in angstrom; further columns are
     left out. The comment line is the name and may state ``charge=-1``. A frame whose comment has
@@ -44,22 +49,20 @@ def read_frame(
 
     Args:
         frame: The frame.
-        number: Its number in the file, from 1.
-        source: Name of the file, for the failure.
+        mol_id: Number of the molecule, unless an extended frame states one.
         extended: It is extended XYZ in any case.
+
+    Raises:
+        MoleculeError: The frame is no molecule.
     """
-    try:
-        if frame.problem:
-            raise MoleculeError(
-                frame.problem,
-                remedy="A frame is the number of atoms, a comment line, and a line per atom",
-            )
-        if extended or "Properties=" in frame.comment:
-            return _read_extended(frame, number - 1)
-        return _read_plain(frame, number - 1)
-    except MoleculeError as error:
-        located = error.located(molecule=_title(frame.comment), row=number, source=source)
-        return Failure.from_error(located, "read")
+    if frame.problem:
+        raise MoleculeError(
+            frame.problem,
+            remedy="A frame is the number of atoms, a comment line, and a line per atom",
+        )
+    if extended or "Properties=" in frame.comment:
+        return _read_extended(frame, mol_id)
+    return _read_plain(frame, mol_id)
 
 
 class _Lines:
@@ -136,13 +139,6 @@ def _is_atom(line: str) -> bool:
         return False
 
 
-def _title(comment: str) -> str:
-    stated = _text_value(comment, "name")
-    if stated is not None or "Properties=" in comment:
-        return stated or _text_value(comment, "smiles") or ""
-    return " ".join(_CHARGE.sub(" ", comment).split())
-
-
 def _read_plain(frame: Frame, mol_id: int) -> Data:
     charge = _CHARGE.search(frame.comment)
     numbers = []
@@ -162,7 +158,7 @@ def _read_plain(frame: Frame, mol_id: int) -> Data:
         positions,
         charge=int(charge[1]) if charge else 0,
         mol_id=mol_id,
-        name=_title(frame.comment),
+        name=frame.title,
     )
 
 

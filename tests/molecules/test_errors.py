@@ -32,7 +32,7 @@ def test_failures_round_trip_through_csv(tmp_path: Path) -> None:
     with pytest.raises(MoleculeError) as caught:
         from_smiles("c1ccc", name='a "name", with comma', row=4)
     failures = [
-        Failure.from_error(caught.value.located(source="list.smi"), "read"),
+        caught.value.failure("read", source="list.smi"),
         Failure("", None, "CCO", "label", "two\nlines; Å", ""),
     ]
     path = tmp_path / "failures.csv"

@@ -18,7 +18,7 @@ from dipolegnn.molecules import (
     text_of,
     write_file,
 )
-from dipolegnn.molecules.errors import Failure
+from dipolegnn.molecules.molecule import Failure
 from dipolegnn.molecules.records import RecordFile
 from dipolegnn.molecules.tables import MOST_LINES
 
