@@ -72,19 +72,18 @@ def predict_records(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> Iterator[MoleculePrediction | Failure]:
-    """Predicts the molecules of records, in the order of the records.
-
-    Records are read on demand. The model is not changed; on another device a copy is used.
+    """Predicts the molecules of records, in the order of the records, which are read on demand.
 
     Args:
         records: The records; see :mod:`dipolegnn.molecules.records`.
         models: The model, or the choice of one for each kind of geometry.
         config: Conformers of SMILES, temperature and coverage.
         workers: Processes that embed; 0: the calling process.
-        device: Where the model computes; None: where it is.
+        device: Device of the computation; on another device than that of the model, a copy of the
+            model is used. None: the device of the model.
 
     Raises:
-        FileNotFoundError: There is no such model.
+        FileNotFoundError: The model does not exist.
         ValueError: The file of the model is not a model file.
     """
     embedded = embed_records(records, config.embedding, workers=workers)
@@ -100,18 +99,11 @@ def predict_batches(
     device: torch.device | str | None = None,
     most_records: int = BATCH_RECORDS,
 ) -> Iterator[Batch]:
-    """As :func:`predict_records`, from records with their structures, batch by batch.
+    """As :func:`predict_records`, from the output of :func:`embed_records`, batch by batch.
 
-    A batch contains complete molecules for one model and at most about ``BATCH_ATOMS`` atoms. Its
-    content depends only on the records from its first one on, so that a run resumed at the start of
-    a batch gives the same numbers.
-
-    Args:
-        embedded: Records with their structures, as :func:`embed_records` gives them.
-        models: The model, or the choice of one for each kind of geometry.
-        config: Conformers of SMILES, temperature and coverage.
-        device: Where the model computes; None: where it is.
-        most_records: Records per batch at most; a molecule of more is a batch of its own.
+    A batch contains complete molecules for one model, at most about ``BATCH_ATOMS`` atoms and, but
+    for a larger molecule, at most ``most_records`` records. Its content depends only on the records
+    from its first one on, so that a run resumed at the start of a batch gives the same numbers.
     """
 
     @cache
@@ -153,7 +145,7 @@ def predict_smiles(
     Args:
         model: The model.
         smiles: The SMILES.
-        conformers: How they are embedded in 3D; None: one conformer each.
+        conformers: Embedding in 3D; None: one conformer each.
         temperature: Temperature of the average over conformers, in kelvin.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
@@ -183,17 +175,11 @@ def predict_list(
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
     """
-    outcomes = predict_records(
-        records, models, config, workers=workers if min(workers, len(records)) > 1 else 0
-    )
+    processes = workers if min(workers, len(records)) > 1 else 0
+    outcomes = predict_records(records, models, config, workers=processes)
+    console, count = Console(stderr=True), len(records)
     return Predictions.of(
-        track(
-            outcomes,
-            description="Predicting",
-            total=len(records),
-            console=Console(stderr=True),
-            disable=not progress,
-        )
+        track(outcomes, "Predicting", total=count, console=console, disable=not progress)
     )
 
 
@@ -202,7 +188,7 @@ _Molecule = list[tuple[Record, Outcome]]
 
 
 def _number(record: Record) -> tuple[str, str | int, int | None]:
-    """The same for neighbouring records of one molecule: those that state the same number."""
+    """Key of a molecule: equal for consecutive records that state the same number."""
     return record.source, record.group or record.row, record.mol_id
 
 
@@ -238,9 +224,9 @@ def _outcomes(
 def _checked(
     record: Record, found: Outcome, model: DipoleModel, refuse: bool
 ) -> tuple[Record, Outcome]:
-    """The structures of a record, or why the model makes no prediction of them.
+    """Replaces structures that cannot be predicted by a failure.
 
-    With ``refuse``, a pretrained model refuses elements that it was not trained on.
+    With ``refuse``, this includes elements that a pretrained model was not trained on.
     """
     for data in [] if isinstance(found, Failure) else found:
         problem = unsupported(data) or (unknown_elements(model, data) if refuse else None)
@@ -340,11 +326,10 @@ def predict_files(
         FileNotFoundError: A file or the model does not exist.
         ImportError: pyarrow is not installed (for Parquet).
         JobMismatch: The folder beside the output contains parts of another job.
-        MoleculeError: A file lacks a column, or cannot be read from some place on; what was done
-            until then is kept.
+        MoleculeError: A file lacks a column or cannot be read completely; finished work is kept.
         OutputInUse: Another run is writing the same output.
-        ValueError: An unknown suffix, an output in the place of one of the files, ``workers`` below
-            0, ``part_records`` below 1, or a temperature or coverage that is none.
+        ValueError: An unknown suffix, an output that would replace an input, ``workers`` below 0,
+            ``part_records`` below 1, or an invalid temperature or coverage.
     """
     for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
         if value < least:
@@ -357,7 +342,10 @@ def predict_files(
     with Records(paths, columns) as records:
         job = {
             "version": __version__,
-            "files": [_identity(file.path) for file in records.files],
+            "files": [
+                {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                for path in (file.path for file in records.files)
+            ],
             "models": sorted({_digest(models, file.embedded) for file in records.files}),
             "columns": asdict(columns or TableColumns()),
             **asdict(config),
@@ -375,10 +363,10 @@ def predict_files(
             batches = predict_batches(
                 embedded, models, config, device=device, most_records=part_records
             )
-            with Progress(progress, records, parts.done) as shown:
+            with Progress(progress, records, parts.done) as bar:
                 for batch in batches:
                     parts.add(batch.records, batch.outcomes)
-                    shown.advance(batch.records, len(batch.outcomes))
+                    bar.advance(batch.records, len(batch.outcomes))
             if records.broken is not None:
                 raise records.broken
             parts.flush()
@@ -389,7 +377,7 @@ def predict_files(
 
 
 def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: PredictConfig) -> bool:
-    """Whether the files are done before worker processes would have started."""
+    """True if the prediction takes less time than the start of worker processes."""
     limit = max(1, FEW_CONFORMERS // config.embedding.conformers)
     with Records(paths, columns) as records:
         return sum(1 for _ in islice(records, limit)) < limit
@@ -397,7 +385,7 @@ def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: Pred
 
 @contextmanager
 def _threads_beside(workers: int) -> Iterator[None]:
-    """Leaves the cores to the workers: with more threads than cores, they wait for each other."""
+    """Reduces the threads of torch, so that threads and workers do not exceed the cores."""
     before = torch.get_num_threads()
     if workers > 1:
         torch.set_num_threads(max(1, before - workers))
@@ -405,11 +393,6 @@ def _threads_beside(workers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _identity(path: Path) -> dict[str, str | int]:
-    """Name and checksum of a file."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _digest(models: ModelChoice, embedded: bool) -> str:

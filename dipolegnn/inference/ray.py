@@ -1,14 +1,14 @@
 """Predictions and labels for data sets on several machines: pipelines of Ray Data.
 
-The same steps as on one machine, with the same numbers: conformers and labels in tasks that take a
-core each, the model in actors, on a CPU or a GPU. Ray repeats tasks of a lost machine or process.
-Rows keep all their columns; their order is not preserved unless
+The steps and the results are the same as on one machine. Conformers and labels are computed in
+tasks with one core each, predictions in actors on a CPU or a GPU. Ray repeats the tasks of a lost
+machine or process. Rows keep all their columns; their order is not preserved unless
 ``DataContext.execution_options.preserve_order`` is set, so include a column that identifies them.
 A molecule that fails keeps its row, with the reason in ``stage``, ``problem`` and ``remedy``, and
 null in the other columns.
 
-Blocks of rows are Arrow tables. Columns have their types even where a whole block has nothing in
-them: blocks of a data set that differ in type could not be put together.
+Blocks of rows are Arrow tables. All columns have explicit types, because blocks with different
+types, such as those of empty columns, cannot be concatenated.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ except ImportError:
     ) from None
 
 ROWS_PER_TASK = 256
-"""Molecules that a task embeds: some seconds of work, which are lost with its machine."""
+"""Molecules that a task embeds: some seconds of work."""
 
 LABELS_PER_TASK = 16
 """Molecules that a task labels, by default."""
 
 ACTOR_MEMORY = 1.5 * 2**30
-"""Bytes that Ray sets aside for a model. It has to differ from what the tasks before ask for: Ray
-would else run them inside the actors, one after the other."""
+"""Bytes that Ray reserves for a model. With the same resources as the tasks before, Ray would run
+these inside the actors, one after the other."""
 
 STRUCTURES = "dipolegnn_structures"
-"""Column between two steps: the conformers of a molecule; null where there are none."""
+"""Column between two steps: the conformers of a molecule; null if there are none."""
 
 FAILURE_COLUMNS = ("stage", "problem", "remedy")
-"""Columns that say why a molecule failed; null where it did not."""
+"""Columns with the reason of a failure; null for other molecules."""
 
 PREDICTION_COLUMNS = tuple(
     name for name in Line._fields if name not in ("source", "row", "name", "smiles")
@@ -92,34 +92,33 @@ def predict_dataset(
 
     The columns, ``PREDICTION_COLUMNS``, are those of the table of
     :func:`dipolegnn.inference.predict_files`, except those that repeat the row; symbols are
-    separated by spaces, positions are ``[3N]`` and charges ``[N]``. Where a molecule failed they
-    are null, and ``stage``, ``problem`` and ``remedy`` state the reason.
+    separated by spaces, positions are ``[3N]`` and charges ``[N]``. For failed molecules they are
+    null, and ``stage``, ``problem`` and ``remedy`` state the reason.
 
-    A cluster needs two cores at least: one for a model, one for conformers.
+    A cluster needs at least two cores: one for a model, one for conformers.
 
     Args:
         dataset: Rows of SMILES.
-        models: Which model predicts; it is loaded here, and need not be on the other machines.
-        smiles_column: Column of the SMILES; upper and lower case do not matter.
-        conformers: How SMILES are embedded.
+        models: Choice of the model; it is loaded here and need not exist on the other machines.
+        smiles_column: Column of the SMILES; case-insensitive.
+        conformers: Embedding of SMILES.
         temperature: Temperature of the Boltzmann average, in kelvin.
-        coverage: How often the error bars hold, between 0 and 1.
-        actors: Processes with a model; of two numbers, how many at least and at most, as needed.
-        gpus_per_actor: GPUs for each; 0: it computes on a core. A fraction lets actors share one.
-        rows_per_task: Molecules that are done at a time, and again if a machine is lost.
+        coverage: Coverage of the error bars, between 0 and 1.
+        actors: Number of processes with a model, or its minimum and maximum.
+        gpus_per_actor: GPUs per process; 0: one core; a fraction: processes share a GPU.
+        rows_per_task: Molecules per task; a task is repeated if a machine is lost.
 
     Raises:
-        FileNotFoundError: There is no such model.
+        FileNotFoundError: The model does not exist.
         ValueError: A column is missing, or one of the new columns exists already; a number is too
             small; or the file is not a model file.
     """
-    _require_rows(rows_per_task)
     least, most = actors if isinstance(actors, tuple) else (actors, actors)
     if not 1 <= least <= most:
         raise ValueError(f"actors must be at least 1, the larger number last, got {actors}.")
     if gpus_per_actor < 0:
         raise ValueError(f"gpus_per_actor must be zero or positive, got {gpus_per_actor}.")
-    models.for_geometry(embedded=True)  # loaded before it is sent around
+    models.for_geometry(embedded=True)  # loaded before it is sent to other machines
     return _embedded(
         dataset, smiles_column, conformers, rows_per_task, added=PREDICTION_COLUMNS
     ).map_batches(
@@ -148,27 +147,26 @@ def label_dataset(
 ) -> ray.data.Dataset:
     """Adds reference dipoles to rows of SMILES; nothing is computed yet.
 
-    Each conformer has a row of its own, as each is a structure to train on; a molecule without any
-    has one. The columns are ``LABEL_COLUMNS``: dipoles about the centre of mass, symbols separated
-    by spaces, positions ``[3N]`` (optimized, if the method does) and charges ``[N]``. Where a
-    molecule or conformer failed they are null (but for ``conformer``), and ``stage``, ``problem``
-    and ``remedy`` state the reason.
+    Each conformer has a row; a molecule without conformers also has one row. The columns are
+    ``LABEL_COLUMNS``: dipoles about the centre of mass, symbols separated by spaces, positions
+    ``[3N]`` (optimized, if the method optimizes) and charges ``[N]``. For failed molecules and
+    conformers they are null (except ``conformer``), and ``stage``, ``problem`` and ``remedy`` state
+    the reason.
 
     Args:
         dataset: Rows of SMILES.
-        method: Level of theory, and whether to relax first.
-        smiles_column: Column of the SMILES; upper and lower case do not matter.
-        conformers: How SMILES are embedded.
-        rows_per_task: Molecules that are done at a time, and again if a machine is lost: 1 where
-            one takes minutes, as with DFT.
+        method: Level of theory, and whether to optimize the geometries.
+        smiles_column: Column of the SMILES; case-insensitive.
+        conformers: Embedding of SMILES.
+        rows_per_task: Molecules per task; a task is repeated if a machine is lost. Use 1 for DFT,
+            which takes minutes per molecule.
 
     Raises:
-        ImportError: The program that calculates is not installed.
+        ImportError: The program of the method is not installed.
         ValueError: A column is missing, or one of the new columns exists already; or
             ``rows_per_task`` is below 1.
     """
-    _require_rows(rows_per_task)
-    engine_version(method)  # a missing program is one error, not a failure of every molecule
+    engine_version(method)  # a missing program is one error, not a failure of each molecule
     return _embedded(
         dataset, smiles_column, conformers, rows_per_task, added=LABEL_COLUMNS
     ).map_batches(
@@ -187,23 +185,23 @@ class Counts(NamedTuple):
 
 
 def write_rows(dataset: ray.data.Dataset, output: str) -> Counts:
-    """Computes a data set into a folder of Parquet files, and counts rows and failures.
+    """Computes a data set, writes it to a folder of Parquet files, and counts the failures.
 
     Args:
-        dataset: What :func:`predict_dataset` or :func:`label_dataset` gave.
+        dataset: Data set from :func:`predict_dataset` or :func:`label_dataset`.
         output: The folder, which must not exist: on a disk that all machines share, or an address
             that pyarrow supports (``s3://...``).
 
     Returns:
-        How many rows are without a failure, and how many with one.
+        The numbers of rows without and with a failure.
 
     Raises:
         ValueError: The folder exists.
     """
     if "://" not in output and Path(output).exists():
         raise ValueError(
-            f"{output} exists. Name another folder, or remove it: what a run that was broken off "
-            "has left in it is not complete, and is not gone on with."
+            f"{output} exists. Choose another folder, or remove it: an interrupted run leaves an "
+            "incomplete folder and cannot be resumed."
         )
     dataset.write_parquet(output, mode=ray.data.SaveMode.ERROR)
     rows = failures = 0
@@ -224,15 +222,17 @@ def _embedded(
     added: Sequence[str],
 ) -> ray.data.Dataset:
     """The rows in small blocks, with structures."""
+    if rows_per_task < 1:
+        raise ValueError(f"rows_per_task must be at least 1, got {rows_per_task}.")
     names = dataset.columns() or []
     column = names[find_column(names, smiles_column)]
     clashing = sorted({*added, *FAILURE_COLUMNS, STRUCTURES} & set(names))
     if clashing:
         raise ValueError(
             f"The rows have columns that would be added: {', '.join(clashing)}. Rename them "
-            "(rename_columns) or leave them out (drop_columns) before."
+            "(rename_columns) or remove them (drop_columns) before."
         )
-    # A file is read as one block, and a block is the work of one task.
+    # Ray reads a file as one block, and a block is one task.
     return dataset.repartition(target_num_rows_per_block=rows_per_task).map_batches(
         partial(embed_block, smiles_column=column, config=conformers or ConformerConfig()),
         batch_size=None,
@@ -241,21 +241,11 @@ def _embedded(
     )
 
 
-def _require_rows(rows_per_task: int) -> None:
-    if rows_per_task < 1:
-        raise ValueError(f"rows_per_task must be at least 1, got {rows_per_task}.")
-
-
 def embed_block(block: Any, *, smiles_column: str, config: ConformerConfig) -> Any:
-    """Adds the structures of the molecules, and why some have none.
+    """Adds the structures of the molecules, or the reasons of failures, to an Arrow table.
 
-    It works in a process of its own, which stays for the next block: a molecule that crashes RDKit
-    (twice), or keeps it busy for too long, costs only itself.
-
-    Args:
-        block: Arrow table.
-        smiles_column: Its column of SMILES; an empty cell is an empty text.
-        config: How they are embedded.
+    A separate process, which is kept for the next block, embeds them: a molecule that crashes RDKit
+    (twice) or exceeds the time limit is a failure and does not affect other molecules.
     """
     records = (
         Record(row, SmilesRow(row, "" if cell is None else str(cell).strip()))
@@ -271,13 +261,7 @@ def embed_block(block: Any, *, smiles_column: str, config: ConformerConfig) -> A
 
 
 class PredictBlock:
-    """Replaces structures by predictions.
-
-    Args:
-        models: Which model predicts.
-        config: Conformers of SMILES, temperature and coverage.
-        device: Where to compute.
-    """
+    """Replaces structures by predictions on a device."""
 
     def __init__(self, models: ModelChoice, config: PredictConfig, device: str) -> None:
         self.models = models
@@ -285,7 +269,7 @@ class PredictBlock:
         self.device = device
 
     def __call__(self, block: Any) -> Any:
-        """The block with ``PREDICTION_COLUMNS`` and ``FAILURE_COLUMNS``."""
+        """Returns the Arrow table with ``PREDICTION_COLUMNS`` and ``FAILURE_COLUMNS``."""
         embedded = (
             (Record(row, SmilesRow(row, "")), conformers)
             for row, conformers in enumerate(_structures(block), start=1)
@@ -303,16 +287,10 @@ class PredictBlock:
 
 
 def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:
-    """Replaces structures by labels: a row for each, so that a molecule may come to several.
-
-    As with :func:`embed_block`, a process of its own does it.
-
-    Args:
-        block: Arrow table with structures.
-        method: Level of theory, and whether to relax first.
+    """Replaces structures by labels, one row per conformer, computed in a separate process.
 
     Returns:
-        The block with ``LABEL_COLUMNS`` and ``FAILURE_COLUMNS``.
+        The Arrow table with ``LABEL_COLUMNS`` and ``FAILURE_COLUMNS``.
     """
     # A molecule without structures has one row, with the reason.
     places: list[int] = []
@@ -354,7 +332,7 @@ def _label_cells(labelled: Data, method: XTBConfig | DFTConfig) -> dict[str, Any
     }
 
 
-# Kept for the next block that the same process is given: starting a worker takes seconds.
+# Kept for the next block in the same process: starting a worker takes seconds.
 @cache
 def _embedder(config: ConformerConfig) -> EmbeddingPool:
     return _kept(embedding_pool(config, workers=1))
@@ -372,7 +350,7 @@ def _kept(pool: Pool[Task, Result]) -> Pool[Task, Result]:
 
 
 def _structures(block: Any) -> list[list[Data]]:
-    """The conformers of each molecule; none where it failed."""
+    """The conformers of each molecule; an empty list for failures."""
     packed = block.column(STRUCTURES).to_pylist()
     return [
         [from_arrays(arrays) for arrays in pickle.loads(cell)] if cell else [] for cell in packed
@@ -384,7 +362,7 @@ def _failed(failure: Failure) -> dict[str, Any]:
 
 
 def _with_cells(block: Any, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
-    """The block with columns, and those of failures at the end, in place of those of a step."""
+    """Replaces the columns of the previous step by new ones; those of failures are the last."""
     arrow, _ = import_pyarrow()
     before = [name for name in (STRUCTURES, *FAILURE_COLUMNS) if name in block.column_names]
     block = block.drop_columns(before)
