@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields
 
-from dipolegnn.cli.options import Build, LabelOptions
-from dipolegnn.cli.program import FAILED_MOLECULES
+from dipolegnn.cli.program import FAILED_MOLECULES, Build, LabelOptions
 from dipolegnn.config import DFTConfig, XTBConfig
 from dipolegnn.data import About, SplitConfig
 from dipolegnn.data.build import Recipe, build_dataset

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dipolegnn._pyg import Data
-from dipolegnn.cli.options import Evaluate, Part
+from dipolegnn.cli.program import Evaluate, Part
 from dipolegnn.data import ConformerDataset
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
 from dipolegnn.models import FILE_NAME, load_model, unknown_elements

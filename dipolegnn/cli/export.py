@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dipolegnn.cli.options import Export
+from dipolegnn.cli.program import Export
 from dipolegnn.export import export_model
 from dipolegnn.models import load_model
 

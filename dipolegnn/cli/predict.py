@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from dipolegnn.cli.options import Predict
-from dipolegnn.cli.program import FAILED_MOLECULES
+from dipolegnn.cli.program import FAILED_MOLECULES, Predict
 from dipolegnn.config import PredictConfig
 from dipolegnn.files import READABLE, is_molecule_file
 from dipolegnn.inference.output import (

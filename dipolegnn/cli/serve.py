@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from importlib import import_module
 
-from dipolegnn.cli.options import Serve
+from dipolegnn.cli.program import Serve
 from dipolegnn.models import load_model
 
 
