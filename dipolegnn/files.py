@@ -1,10 +1,12 @@
-"""File formats of molecules by suffix, atomic writing of files, and checksums."""
+"""File formats of molecules by suffix, lines with a look-ahead, atomic writing, and checksums."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +73,42 @@ def molecule_format(path: str | Path, accepted: Sequence[str] = READABLE) -> Mol
         f"{Path(path).name}: unknown suffix {Path(unpacked).suffix or Path(name).suffix!r}, "
         f"expected one of {', '.join(accepted)} (text files also with .gz)."
     )
+
+
+class Lines(Iterator[str]):
+    """Iterator over lines with a look-ahead."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._rest = iter(lines)
+        self._ahead: deque[str] = deque()
+        self.number = 1
+        """Number of the next line, from 1."""
+
+    def __next__(self) -> str:
+        line = self._ahead.popleft() if self._ahead else next(self._rest)
+        self.number += 1
+        return line
+
+    def put_back(self, lines: Sequence[str]) -> None:
+        """Makes the last lines the next ones again."""
+        self._ahead.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+    def ahead(self, count: int) -> list[str]:
+        """Returns up to ``count`` of the next lines without consuming them."""
+        self._ahead.extend(itertools.islice(self._rest, max(0, count - len(self._ahead))))
+        return list(itertools.islice(self._ahead, count))
+
+    def skip(self, count: int) -> None:
+        """Skips ``count`` lines."""
+        for _ in itertools.islice(self, count):
+            pass
+
+    def skip_until(self, wanted: Callable[[str], object]) -> list[str]:
+        """Skips to the next wanted line and returns it without consuming it; empty at the end."""
+        while (line := self.ahead(1)) and not wanted(line[0]):
+            self.skip(1)
+        return line
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from dipolegnn.inference.structures import predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.models import load_model
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, embed_smiles, from_smiles
-from dipolegnn.molecules.workers import Lost, run_tasks, usable_cores
+from dipolegnn.molecules.workers import Lost, Pool, usable_cores
 
 FILE = "qm9_dipole.npz"
 VALIDATION = 1
@@ -329,15 +329,16 @@ def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failur
     found: list[Data | None] = [None] * len(molecules)
     failures: list[Failure] = []
     chunks = [molecules[k : k + CHUNK] for k in range(0, len(molecules), CHUNK)]
-    done = run_tasks(relax_chunk, chunks, workers=usable_cores(), time_limit=CHUNK * TIME_LIMIT_S)
-    for number, results in track(done, "MMFF94s", total=len(chunks), transient=True):
-        if isinstance(results, Lost):
-            raise SystemExit(f"Relaxing with MMFF94s failed: {results.reason}.")
-        for row, result in enumerate(results, start=CHUNK * number):
-            if isinstance(result, Failure):
-                failures.append(result._replace(row=row + 1))
-            else:
-                found[row] = result
+    with Pool(relax_chunk, workers=usable_cores(), time_limit=CHUNK * TIME_LIMIT_S) as pool:
+        done = track(pool.run(chunks), "MMFF94s", total=len(chunks), transient=True)
+        for number, results in done:
+            if isinstance(results, Lost):
+                raise SystemExit(f"Relaxing with MMFF94s failed: {results.reason}.")
+            for row, result in enumerate(results, start=CHUNK * number):
+                if isinstance(result, Failure):
+                    failures.append(result._replace(row=row + 1))
+                else:
+                    found[row] = result
     return found, sorted(failures, key=lambda failure: failure.row or 0)
 
 

@@ -36,7 +36,7 @@ ONLY_IN = {
     "torch_geometric": "_pyg.py",
     "tblite": "labels/",
     "pyscf": "labels/",
-    "pyarrow": "molecules/tables.py",
+    "pyarrow": "molecules/records.py",
     "ray": "inference/ray.py",
 }
 """Where in the package a library may be imported."""

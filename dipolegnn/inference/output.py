@@ -41,8 +41,7 @@ from dipolegnn.molecules import (
     text_of,
     write_failures,
 )
-from dipolegnn.molecules.records import Records
-from dipolegnn.molecules.tables import import_pyarrow
+from dipolegnn.molecules.records import Records, import_pyarrow
 from dipolegnn.units import DECIMALS_D, DECIMALS_E_OR_ANGSTROM, duration
 
 STREAMED = (".csv", ".csv.gz", ".parquet", *WRITABLE, *(f"{suffix}.gz" for suffix in WRITABLE))

@@ -34,8 +34,7 @@ from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow
 from dipolegnn.molecules.embedding import AHEAD, EmbeddingPool, embed_in, embedding_pool
 from dipolegnn.molecules.molecule import from_arrays, to_arrays
-from dipolegnn.molecules.records import Record
-from dipolegnn.molecules.tables import find_column, import_pyarrow
+from dipolegnn.molecules.records import Record, find_column, import_pyarrow
 from dipolegnn.molecules.workers import Lost, Pool, Result, Task
 from dipolegnn.units import ROOM_TEMPERATURE_K
 

@@ -16,7 +16,7 @@ from dipolegnn.labels.calculators import ASEConfig, LabelMethod, engine_version,
 from dipolegnn.labels.journal import Journal, Label, fingerprint, label_of, with_label
 from dipolegnn.labels.run import label
 from dipolegnn.molecules import Failure, MoleculeError, Molecules
-from dipolegnn.molecules.workers import Lost, run_tasks
+from dipolegnn.molecules.workers import Lost, Pool
 
 XTB_TIME_LIMIT_S = 900.0
 """Time limit of a molecule in seconds with GFN2-xTB; 0.1 s is usual."""
@@ -95,8 +95,10 @@ def _results(
 ) -> Iterator[tuple[int, Label | MoleculeError | Lost]]:
     task = partial(label_one, method=method)
     if workers == 1:
-        return ((i, task(molecule)) for i, molecule in enumerate(data))
-    return run_tasks(task, data, workers=workers, time_limit=label_time_limit(method))
+        yield from ((i, task(molecule)) for i, molecule in enumerate(data))
+        return
+    with Pool(task, workers=workers, time_limit=label_time_limit(method)) as pool:
+        yield from pool.run(data)
 
 
 def _require_importable(method: ASEConfig) -> None:

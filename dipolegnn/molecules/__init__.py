@@ -25,8 +25,8 @@ from dipolegnn.molecules.molecule import (
     read_failures,
     write_failures,
 )
+from dipolegnn.molecules.records import SmilesRow, TableColumns
 from dipolegnn.molecules.structures import from_ase, to_ase
-from dipolegnn.molecules.tables import SmilesRow, TableColumns
 
 __all__ = [
     "Failure",

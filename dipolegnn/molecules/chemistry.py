@@ -5,10 +5,10 @@ Messages that RDKit prints on standard error are captured and included in the er
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from rdkit import Chem, rdBase
@@ -26,27 +26,22 @@ BOND_ORDER_ITERATIONS = 100_000
 _LOG_LOCK = threading.RLock()
 
 
-class RDKitLog:
-    """Messages of RDKit inside a :func:`captured_log` block."""
+@contextlib.contextmanager
+def captured_log() -> Iterator[Callable[[str], str]]:
+    """Captures the messages of RDKit; its log settings are restored afterwards.
 
-    def __init__(self, capture: rdBase.CaptureErrorLog) -> None:
-        self._capture = capture
-
-    def reason(self, default: str) -> str:
-        """Returns the first meaningful line, without the time stamp."""
-        for line in self._capture.messages.splitlines():
-            text = re.sub(r"^\[\d\d:\d\d:\d\d\]\s*", "", line).strip()
-            text = re.sub(r"^SMILES Parse Error: ", "", text)
-            if text and text != "****" and not text.endswith("Violation"):
-                return text
-        return default
-
-
-@contextmanager
-def captured_log() -> Iterator[RDKitLog]:
-    """Captures the messages of RDKit; its log settings are restored afterwards."""
+    Yields a function that returns the first meaningful line, or its argument if there is none.
+    """
     with _LOG_LOCK, rdBase.BlockLogs(), rdBase.CaptureErrorLog() as capture:
-        yield RDKitLog(capture)
+
+        def reason(default: str) -> str:
+            for line in capture.messages.splitlines():
+                text = re.sub(r"^\[\d\d:\d\d:\d\d\]\s*(SMILES Parse Error: )?", "", line).strip()
+                if text and text != "****" and not text.endswith("Violation"):
+                    return text
+            return default
+
+        yield reason
 
 
 def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
@@ -60,18 +55,18 @@ def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
     params = Chem.SmilesParserParams()
     # Text after the SMILES is an error, not a name. (RDKit's stubs have no setters.)
     params.parseName = False  # type: ignore[assignment]
-    with captured_log() as log:
+    with captured_log() as reason:
         mol = Chem.MolFromSmiles(text, params)
     if mol is None:
         raise MoleculeError(
-            f"Not a valid SMILES: {log.reason('RDKit cannot read it')}",
+            f"Not a valid SMILES: {reason('RDKit cannot read it')}",
             remedy="Correct the SMILES",
             molecule=name or text,
         )
     try:
         if mol.GetNumAtoms() == 0:
             raise MoleculeError("The SMILES is empty", remedy="Give a SMILES")
-        _check_elements(mol)
+        _check_atoms(mol)
         fragments = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
         if len(fragments) > 1:
             parts = ", ".join(Chem.MolToSmiles(part) for part in fragments)
@@ -80,28 +75,24 @@ def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
                 remedy="Give one molecule: remove the counter-ion or solvent and neutralize, or "
                 "give the complex as a 3D structure",
             )
-        _check_closed_shell(mol)
     except MoleculeError as error:
         raise error.located(molecule=name or text) from None
     return mol
 
 
-def _check_elements(mol: Chem.Mol) -> None:
+def _check_atoms(mol: Chem.Mol) -> None:
+    """Refuses dummy atoms and radicals."""
     for atom in mol.GetAtoms():
+        title = f"Atom {atom.GetIdx() + 1} ({atom.GetSymbol()})"
         if atom.GetAtomicNum() == 0:
             raise MoleculeError(
-                f"Atom {atom.GetIdx() + 1} ({atom.GetSymbol()}) is a dummy atom, not an element",
+                f"{title} is a dummy atom, not an element",
                 remedy="Replace it by an element, or cap the open bond with hydrogen",
             )
-
-
-def _check_closed_shell(mol: Chem.Mol) -> None:
-    for atom in mol.GetAtoms():
-        if atom.GetNumRadicalElectrons():
+        if unpaired := atom.GetNumRadicalElectrons():
             raise MoleculeError(
-                f"Atom {atom.GetIdx() + 1} ({atom.GetSymbol()}) has "
-                f"{atom.GetNumRadicalElectrons()} unpaired electron(s), and only closed-shell "
-                f"molecules are supported",
+                f"{title} has {unpaired} unpaired electron(s), and only closed-shell molecules are "
+                f"supported",
                 remedy="Add the missing hydrogens, or give the atom its formal charge",
             )
 
@@ -120,27 +111,30 @@ def from_rdkit(mol: Chem.Mol, *, name: str = "", mol_id: int = 0) -> list[Data]:
     Raises:
         MoleculeError: No 3D conformer, implicit hydrogens, dummy atoms, a radical.
     """
-    title = mol.GetProp("_Name").strip() if mol.HasProp("_Name") else ""
-    try:
-        with captured_log():
-            return _from_rdkit(mol, name=name or title, mol_id=mol_id)
-    except MoleculeError as error:
-        raise error.located(molecule=name or title or _smiles_or_nothing(mol)) from None
+    if not name and mol.HasProp("_Name"):
+        name = mol.GetProp("_Name").strip()
+    with captured_log():
+        try:
+            return _from_rdkit(mol, name=name, mol_id=mol_id)
+        except MoleculeError as error:
+            with contextlib.suppress(RuntimeError):  # not every molecule has a SMILES
+                name = name or Chem.MolToSmiles(mol)
+            raise error.located(molecule=name) from None
 
 
 def _from_rdkit(mol: Chem.Mol, *, name: str, mol_id: int) -> list[Data]:
     if mol.GetNumAtoms() == 0:
         raise MoleculeError("The molecule has no atoms", remedy="Remove the empty record")
-    _check_elements(mol)
     mol = Chem.Mol(mol)
-    with captured_log() as log:
+    with captured_log() as reason:
         try:
             Chem.SanitizeMol(mol)
         except (ValueError, RuntimeError) as error:
             raise MoleculeError(
-                f"RDKit cannot sanitize the molecule: {log.reason(str(error))}",
+                f"RDKit cannot sanitize the molecule: {reason(str(error))}",
                 remedy="Correct its valences and charges",
             ) from None
+    _check_atoms(mol)
     if mol.GetNumConformers() == 0:
         raise MoleculeError(
             "The molecule has no 3D structure", remedy="Embed it, or give its SMILES instead"
@@ -158,20 +152,11 @@ def _from_rdkit(mol: Chem.Mol, *, name: str, mol_id: int) -> list[Data]:
             remedy="Write the structure with explicit hydrogens (in RDKit: "
             "Chem.AddHs(mol, addCoords=True))",
         )
-    _check_closed_shell(mol)
     smiles = Chem.MolToSmiles(Chem.RemoveHs(mol))
     return [
         conformer_data(mol, conformer.GetId(), name=name, mol_id=mol_id, smiles=smiles)
         for conformer in mol.GetConformers()
     ]
-
-
-def _smiles_or_nothing(mol: Chem.Mol) -> str:
-    with captured_log():
-        try:
-            return str(Chem.MolToSmiles(mol))
-        except RuntimeError:
-            return ""
 
 
 def conformer_data(
@@ -215,11 +200,11 @@ def to_rdkit(data: Data) -> Chem.Mol:
 
 
 def _read_mol_block(data: Data) -> Chem.Mol:
-    with captured_log() as log:
+    with captured_log() as reason:
         mol = Chem.MolFromMolBlock(data.mol_block, removeHs=False)
     if mol is None:
         raise MoleculeError(
-            f"Its mol_block cannot be read: {log.reason('RDKit gives no reason')}",
+            f"Its mol_block cannot be read: {reason('RDKit gives no reason')}",
             remedy="Delete data.mol_block to have the bonds perceived from the coordinates",
         )
     if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != data.z.tolist():
@@ -241,7 +226,7 @@ def _perceive_bonds(data: Data) -> Chem.Mol:
         conformer.SetAtomPosition(atom, Point3D(*xyz))
     mol.AddConformer(conformer)
     charge = round(data.charge.item())
-    with captured_log() as log:
+    with captured_log() as reason:
         try:
             rdDetermineBonds.DetermineBonds(mol, charge=charge, maxIterations=BOND_ORDER_ITERATIONS)
             Chem.SanitizeMol(mol)
@@ -249,7 +234,7 @@ def _perceive_bonds(data: Data) -> Chem.Mol:
         except (ValueError, RuntimeError) as error:
             raise MoleculeError(
                 f"No bonds fit the structure and its charge {charge:+d}: "
-                f"{log.reason(str(error).splitlines()[0])}",
+                f"{reason(str(error).splitlines()[0])}",
                 remedy="Check the charge and the geometry, or write .xyz or .extxyz, which need "
                 "no bonds",
             ) from None

@@ -89,7 +89,7 @@ def embed(
     mol: Chem.Mol, smiles: str, config: ConformerConfig, *, name: str, mol_id: int
 ) -> list[Data]:
     """Generates the conformers of a parsed SMILES."""
-    with captured_log() as log:
+    with captured_log() as reason:
         try:
             embedded, energies = _embed(Chem.AddHs(mol), config)
             return [
@@ -102,7 +102,7 @@ def embed(
             raise
         except (RuntimeError, ValueError) as error:  # internal errors of RDKit
             raise MoleculeError(
-                f"No 3D structure of it can be built: {log.reason(str(error))}",
+                f"No 3D structure of it can be built: {reason(str(error))}",
                 remedy="Give a 3D structure (.sdf, .xyz)",
             ) from None
 

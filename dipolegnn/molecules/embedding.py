@@ -18,9 +18,8 @@ from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules.chemistry import parse_smiles
 from dipolegnn.molecules.conformers import TIME_LIMIT_S, embed
 from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
-from dipolegnn.molecules.records import Record
+from dipolegnn.molecules.records import Record, SmilesRow
 from dipolegnn.molecules.sdf import read_record
-from dipolegnn.molecules.tables import SmilesRow
 from dipolegnn.molecules.workers import Lost, Pool
 from dipolegnn.molecules.xyz import read_frame
 

@@ -19,10 +19,10 @@ from dipolegnn.molecules.molecule import MoleculeError, Molecules
 from dipolegnn.molecules.records import (
     Record,
     RecordFile,
+    TableColumns,
     text_records,
 )
 from dipolegnn.molecules.sdf import sdf_text
-from dipolegnn.molecules.tables import TableColumns
 from dipolegnn.molecules.xyz import extxyz_text, xyz_text
 
 

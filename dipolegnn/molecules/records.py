@@ -1,35 +1,78 @@
-"""Files of molecules, one record at a time, so that a file need not fit into memory.
+"""Records of files of molecules, one at a time, so that a file need not fit into memory.
 
 A record is the part of a file that describes one structure, not yet parsed: a row of a table of
-SMILES, a record of an SDF, a frame of an XYZ file.
+SMILES (``.smi``, ``.csv``, ``.parquet``), a record of an SDF, a frame of an XYZ file.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import itertools
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dipolegnn.files import molecule_format
+from dipolegnn.files import Lines, molecule_format
 from dipolegnn.molecules.molecule import Failure, MoleculeError
 from dipolegnn.molecules.sdf import sdf_records
-from dipolegnn.molecules.tables import (
-    SmilesRow,
-    TableColumns,
-    csv_rows,
-    parquet_length,
-    parquet_rows,
-    smi_rows,
-)
 from dipolegnn.molecules.xyz import Frame, frames
+
+PARQUET_ROWS = 1000
+"""Number of rows read from a Parquet file at once."""
+
+MOST_LINES = 100
+"""Limit for a row of a .csv file; a longer row is assumed to lack a closing quotation mark."""
 
 _SDF_MOL_ID = re.compile(r"^>.*<mol_id>.*\n(.*)$", re.MULTILINE)
 _XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
+
+
+class SmilesRow(NamedTuple):
+    """One molecule of a list.
+
+    Attributes:
+        row: 1-based row in its source; of a ``.smi`` file the number of the line.
+        smiles: SMILES.
+        name: Name, or ``""``.
+        dipole_magnitude: Reference dipole in debye, or ``None``; given to every conformer.
+    """
+
+    row: int
+    smiles: str
+    name: str = ""
+    dipole_magnitude: float | None = None
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Names of the columns of a table, case-insensitive."""
+
+    smiles: str = "smiles"
+    """Column of the SMILES."""
+    name: str | None = None
+    """Column of the names; None: the column "name" if there is one, else the SMILES."""
+    magnitude: str | None = None
+    """Column of reference dipole magnitudes in debye; None: no labels. Cells may be empty."""
+
+    def places(self, names: Sequence[str]) -> tuple[int, int | None, int | None]:
+        """Positions of the SMILES, the name and the magnitude in a table with columns ``names``.
+
+        Raises:
+            MoleculeError: A column is missing.
+        """
+        if self.name is None:
+            name = next((i for i, text in enumerate(names) if text.lower() == "name"), None)
+        else:
+            name = find_column(names, self.name)
+        magnitude = None if self.magnitude is None else find_column(names, self.magnitude)
+        return find_column(names, self.smiles), name, magnitude
 
 
 class Record(NamedTuple):
@@ -124,7 +167,7 @@ class RecordFile:
         """
         try:
             if self.suffix == ".parquet":
-                rows = parquet_rows(self.path, self.columns, source=self.path.name)
+                rows = parquet_rows(self.path, self.columns)
                 for record in _numbered(rows):
                     self._rows = record.row
                     yield record._replace(source=self.path.name, suffix=self.suffix)
@@ -243,34 +286,204 @@ def text_records(
 
     Args:
         lines: The lines, with their ends; decoded with ``errors="surrogateescape"``.
-        suffix: What they are.
+        suffix: Suffix of the file.
         source: Name of the file, for the failures.
         columns: Columns of a ``.csv``.
 
     Raises:
         MoleculeError: A column is missing, or the header line of a ``.csv`` is none.
     """
-    for record in _records(lines, suffix, source, columns):
-        yield _legible(record._replace(source=source, suffix=suffix))
-
-
-def _records(
-    lines: Iterable[str], suffix: str, source: str, columns: TableColumns
-) -> Iterator[Record]:
     match suffix:
         case ".smi":
-            yield from _numbered(smi_rows(lines))
+            found = _numbered(smi_rows(lines))
         case ".csv":
-            yield from _numbered(csv_rows(lines, columns, source=source))
+            found = _numbered(csv_rows(lines, columns, source))
         case ".sdf":
-            for number, text in enumerate(sdf_records(lines), start=1):
-                stated = _SDF_MOL_ID.search(text)
-                yield Record(number, text, stated[1].strip() if stated else "")
+            found = (
+                Record(number, text, stated[1].strip() if stated else "")
+                for number, text in enumerate(sdf_records(lines), start=1)
+                for stated in [_SDF_MOL_ID.search(text)]
+            )
         case _:
-            for number, frame in enumerate(frames(lines), start=1):
-                stated = _XYZ_MOL_ID.search(frame.comment)
-                yield Record(number, frame, stated[1] if stated else "")
+            found = (
+                Record(number, frame, stated[1] if stated else "")
+                for number, frame in enumerate(frames(lines), start=1)
+                for stated in [_XYZ_MOL_ID.search(frame.comment)]
+            )
+    for record in found:
+        yield _legible(record._replace(source=source, suffix=suffix))
 
 
 def _numbered(rows: Iterable[SmilesRow | Failure]) -> Iterator[Record]:
     return (Record(row.row or 0, row, mol_id=number) for number, row in enumerate(rows))
+
+
+def smi_rows(lines: Iterable[str]) -> Iterator[SmilesRow]:
+    """Reads lines with a SMILES and a name; the name may contain spaces and ends at a tab.
+
+    ``row`` is the number of the line. Blank lines, lines that start with ``#``, and a header line
+    (``SMILES ...``) give no row, and are counted.
+    """
+    first = True
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        smiles, *rest = text.split(maxsplit=1)
+        if not first or smiles.lower() not in ("smiles", "canonical_smiles"):
+            yield _smi_row(number, smiles, rest[0] if rest else "")
+        first = False
+
+
+def _smi_row(row: int, smiles: str, name: str) -> SmilesRow:
+    if name.startswith("|") and "|" in name[1:]:  # CXSMILES: an extension between bars
+        extension, name = name[1:].split("|", maxsplit=1)
+        smiles = f"{smiles} |{extension}|"
+    return SmilesRow(row, smiles, name.strip().split("\t")[0].strip())
+
+
+def csv_rows(
+    lines: Iterable[str], columns: TableColumns, source: str
+) -> Iterator[SmilesRow | Failure]:
+    """Reads the SMILES of a .csv file with a header line; blank lines are skipped.
+
+    A row with unmatched quotation marks is a single line, which fails.
+
+    Raises:
+        MoleculeError: No such column, or a header line whose quotation marks do not match.
+    """
+    rest = Lines(lines)
+    header = "".join(rest.skip_until(str.strip))
+    delimiter = max(",;\t", key=header.count)
+    cells, error = _csv_cells(rest, delimiter)
+    if cells is None:
+        return
+    if error is not None:
+        raise MoleculeError(f"The header line is not that of a CSV: {error}", remedy=_QUOTES)
+    places = columns.places([name.strip() for name in cells])
+    row = 0
+    while (taken := _csv_cells(rest, delimiter))[0] is not None:
+        cells, error = taken
+        if not cells:
+            continue
+        row += 1
+        if error is not None:
+            problem = MoleculeError(f"The line is not CSV: {error}", remedy=_QUOTES)
+            yield problem.failure("read", molecule=cells[0], row=row, source=source)
+        else:
+            found = ("" if k is None or k >= len(cells) else cells[k].strip() for k in places)
+            yield _table_row(row, *found, source=source)
+
+
+_QUOTES = "Check the quotation marks: each is closed, and those inside a cell are doubled"
+
+
+def _csv_cells(lines: Lines, delimiter: str) -> tuple[list[str] | None, csv.Error | None]:
+    """Takes the next row, which may have several lines; if invalid, its first line and the error.
+
+    One ``csv.reader`` for the file would take all lines after a quotation mark without a partner.
+    """
+    row: list[str] = []
+
+    def given() -> Iterator[str]:
+        for line in itertools.islice(lines, MOST_LINES):
+            row.append(line)
+            yield line
+
+    try:
+        return next(csv.reader(given(), delimiter=delimiter, strict=True), None), None
+    except csv.Error as error:
+        lines.put_back(row[1:])
+        return [row[0].strip().encode("utf-8", "replace").decode()], error
+
+
+def parquet_rows(path: Path, columns: TableColumns) -> Iterator[SmilesRow | Failure]:
+    """Reads the SMILES of a Parquet file; an empty cell is an empty string.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        MoleculeError: It is no Parquet file, or lacks a column.
+    """
+    pyarrow, parquet = import_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = [None if k is None else names[k] for k in columns.places(names)]
+            rows = itertools.count(1)
+            for batch in file.iter_batches(PARQUET_ROWS, columns=list({*wanted} - {None})):
+                empty = [None] * batch.num_rows
+                cells = [
+                    empty if name is None else batch.column(name).to_pylist() for name in wanted
+                ]
+                for found in zip(*cells, strict=True):
+                    text = ("" if cell is None else str(cell).strip() for cell in found)
+                    yield _table_row(next(rows), *text, source=path.name)
+    except pyarrow.ArrowInvalid as error:
+        raise MoleculeError(
+            f"The file is no Parquet file: {error}", remedy="Copy or write it again"
+        ) from None
+
+
+def _table_row(
+    row: int, smiles: str, name: str, magnitude: str, *, source: str
+) -> SmilesRow | Failure:
+    """Creates a row of a table and parses its magnitude."""
+    try:
+        return SmilesRow(row, smiles, name, _magnitude(magnitude))
+    except MoleculeError as error:
+        return error.failure("read", molecule=name or smiles, row=row, source=source)
+
+
+def find_column(names: Sequence[str], wanted: str) -> int:
+    """Finds a column by its name, case-insensitive.
+
+    Raises:
+        MoleculeError: There is none, or several that differ in case alone.
+    """
+    if wanted in names:
+        return names.index(wanted)
+    alike = [i for i, name in enumerate(names) if name.lower() == wanted.lower()]
+    if len(alike) != 1:
+        raise MoleculeError(
+            f"No column {wanted!r}; the columns are {', '.join(map(repr, names))}",
+            remedy="Name the column that is meant, or add a header line",
+        )
+    return alike[0]
+
+
+def _magnitude(cell: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.inf
+    if math.isnan(value):
+        return None
+    if value < 0 or math.isinf(value):
+        raise MoleculeError(
+            f"The dipole magnitude is {cell!r}, expected a number of 0 D or more",
+            remedy="Correct the cell, or leave it empty where the dipole is unknown",
+        )
+    return value
+
+
+def parquet_length(path: Path) -> int:
+    """Number of rows of a Parquet file."""
+    return int(import_pyarrow()[1].read_metadata(path).num_rows)
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Imports pyarrow and pyarrow.parquet.
+
+    Raises:
+        ImportError: They are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ImportError(
+            "Parquet files need pyarrow, which is not installed: pip install 'dipolegnn[parquet]'."
+        ) from None
+    return pyarrow, parquet

@@ -48,7 +48,7 @@ def read_record(record: str, mol_id: int) -> Data:
         MoleculeError: The record is no 3D structure with explicit hydrogens.
     """
     supplier = Chem.SDMolSupplier()
-    with captured_log() as log:
+    with captured_log() as reason:
         supplier.SetData(record, removeHs=False)
         try:
             mol = supplier[0]
@@ -56,7 +56,7 @@ def read_record(record: str, mol_id: int) -> Data:
             mol = None
     if mol is None:
         raise MoleculeError(
-            f"The record cannot be read: {log.reason('it is incomplete')}",
+            f"The record cannot be read: {reason('it is incomplete')}",
             remedy="Correct or remove the record",
         )
     labels = {name: mol.GetProp(name) for name in mol.GetPropNames()}

@@ -49,36 +49,14 @@ class Lost:
     died: bool = field(default=False, compare=False)
 
 
-def run_tasks(
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
-    *,
-    workers: int,
-    time_limit: float,
-) -> Iterator[tuple[int, Result | Lost]]:
-    """Yields ``(index of the task, result)`` in the order of completion, each task exactly once.
+class Pool(Generic[Task, Result]):
+    """Pool of workers, which are started on demand; a context manager.
 
     Requires a POSIX system. Workers have ``OMP_NUM_THREADS=1``; their standard output is discarded.
 
     Args:
         function: A function at the top level of an importable module; it, its tasks and its
             results are pickled.
-        tasks: Its arguments.
-        workers: Number of processes.
-        time_limit: Time limit of a task in seconds, after which its worker is killed.
-
-    Raises:
-        RuntimeError: A worker cannot start.
-    """
-    with Pool(function, workers=workers, time_limit=time_limit) as pool:
-        yield from pool.run(tasks)
-
-
-class Pool(Generic[Task, Result]):
-    """Pool of workers, which are started on demand.
-
-    Args:
-        function: As for :func:`run_tasks`.
         workers: Number of processes.
         time_limit: Time limit of a task in seconds, after which its worker is killed.
         ahead: Maximum number of queued tasks per worker, which keep it busy while the caller does
@@ -116,7 +94,13 @@ class Pool(Generic[Task, Result]):
         self._retried.clear()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Result | Lost]]:
-        """As :func:`run_tasks`; the workers keep running afterwards."""
+        """Yields ``(index of the task, result)`` in the order of completion, each task once.
+
+        The workers keep running afterwards.
+
+        Raises:
+            RuntimeError: A worker cannot start.
+        """
         try:
             for index, task in enumerate(tasks):
                 while self.full:

@@ -7,10 +7,8 @@ wrong, the frame is a failure and reading continues at the next possible start o
 from __future__ import annotations
 
 import io
-import itertools
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from dipolegnn._pyg import Data
+from dipolegnn.files import Lines
 from dipolegnn.molecules.molecule import MoleculeError, make_data
 from dipolegnn.molecules.structures import from_ase, to_ase
 
@@ -65,37 +64,10 @@ def read_frame(frame: Frame, mol_id: int, *, extended: bool = False) -> Data:
     return _read_plain(frame, mol_id)
 
 
-class _Lines:
-    """Iterator over lines with a look-ahead."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._rest = iter(lines)
-        self._ahead: deque[str] = deque()
-        self.number = 1
-        """Of the next line, from 1."""
-
-    def ahead(self, count: int) -> list[str]:
-        """Returns up to ``count`` of the next lines without consuming them."""
-        self._ahead.extend(itertools.islice(self._rest, max(0, count - len(self._ahead))))
-        return list(itertools.islice(self._ahead, count))
-
-    def skip(self, count: int) -> None:
-        """Skips ``count`` lines."""
-        for _ in self.ahead(count):
-            self._ahead.popleft()
-            self.number += 1
-
-    def skip_until(self, wanted: Callable[[str], bool]) -> list[str]:
-        """Skips to the next wanted line and returns it; empty at the end."""
-        while (line := self.ahead(1)) and not wanted(line[0]):
-            self.skip(1)
-        return line
-
-
 def frames(text: Iterable[str]) -> Iterator[Frame]:
     """Yields the frames of an XYZ file."""
-    lines = _Lines(text)
-    while first := lines.skip_until(_is_filled):
+    lines = Lines(text)
+    while first := lines.skip_until(str.strip):
         count = first[0].strip()
         if not count.isdecimal():
             yield Frame(
@@ -116,16 +88,12 @@ def frames(text: Iterable[str]) -> Iterator[Frame]:
             lines.skip_until(_is_count)
             continue
         lines.skip(2 + int(count))
-        after = lines.skip_until(_is_filled)
+        after = lines.skip_until(str.strip)
         if after and _is_atom(after[0]):
             yield Frame(comment, [], f"{count} atoms announced, but more lines follow")
             lines.skip_until(_is_count)
         else:
             yield Frame(comment, atoms, "")
-
-
-def _is_filled(line: str) -> bool:
-    return bool(line.strip())
 
 
 def _is_count(line: str) -> bool:

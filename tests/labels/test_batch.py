@@ -19,7 +19,7 @@ from dipolegnn.config import XTBConfig
 from dipolegnn.labels import batch, label_many, run
 from dipolegnn.labels.journal import HEADER
 from dipolegnn.molecules import Molecules
-from dipolegnn.molecules.workers import Lost
+from dipolegnn.molecules.workers import Lost, Pool
 from tests.labels.toys import uranium, water
 
 METHOD = XTBConfig()
@@ -180,7 +180,7 @@ class TestJournal:
 
         journal = tmp_path / "journal.jsonl"
         with monkeypatch.context() as patch:
-            patch.setattr(batch, "run_tasks", crash)
+            patch.setattr(Pool, "run", crash)
             lost = label_many(waters(2), METHOD, workers=2, journal=journal)
         assert lost.data == []
         assert [f.molecule for f in lost.failures] == ["water 0", "water 1"]

@@ -19,8 +19,7 @@ from dipolegnn.molecules import (
     write_file,
 )
 from dipolegnn.molecules.molecule import Failure
-from dipolegnn.molecules.records import RecordFile
-from dipolegnn.molecules.tables import MOST_LINES
+from dipolegnn.molecules.records import MOST_LINES, RecordFile
 
 SMI = """\
 # solvents

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dipolegnn.molecules.workers import Lost, Pool, run_tasks
+from dipolegnn.molecules.workers import Lost, Pool
+
+
+def run(
+    function: Callable[[Any], object], tasks: Iterable[Any], *, workers: int, time_limit: float
+) -> Iterator[tuple[int, object]]:
+    with Pool(function, workers=workers, time_limit=time_limit) as pool:
+        yield from pool.run(tasks)
 
 
 def test_a_crash_a_hang_and_an_exception_cost_only_themselves() -> None:
@@ -18,7 +26,7 @@ def test_a_crash_a_hang_and_an_exception_cost_only_themselves() -> None:
         "__import__('os')._exit(3)",
         "print('not on the standard output of the caller') or 2 + 2",
     ]
-    results = dict(run_tasks(eval, expressions, workers=2, time_limit=2.0))
+    results = dict(run(eval, expressions, workers=2, time_limit=2.0))
     assert results == {
         0: 2,
         1: Lost("the worker process died (SIGABRT)"),
@@ -75,17 +83,17 @@ def test_tasks_are_asked_for_when_there_is_a_worker_for_them() -> None:
             asked = number
             yield "1"
 
-    for done, _ in enumerate(run_tasks(eval, tasks(), workers=2, time_limit=30.0), start=1):
+    for done, _ in enumerate(run(eval, tasks(), workers=2, time_limit=30.0), start=1):
         assert asked <= done + 2
 
 
 def test_no_tasks_start_no_process() -> None:
-    assert list(run_tasks(math.sqrt, [], workers=4, time_limit=1.0)) == []
+    assert list(run(math.sqrt, [], workers=4, time_limit=1.0)) == []
 
 
 def test_a_worker_that_cannot_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="could not start"):
-        list(run_tasks(_Unreadable(), [1.0], workers=1, time_limit=1.0))
+        list(run(_Unreadable(), [1.0], workers=1, time_limit=1.0))
     assert "never on the other side" in capfd.readouterr().err
 
 
