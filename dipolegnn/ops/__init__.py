@@ -1,20 +1,18 @@
-"""Fused message passing: sums over neighbours that never write a tensor per edge.
+"""Fused message passing: sums over neighbours without a tensor per edge.
 
-A filter depends on the distance alone. It is evaluated on a grid of distances (a small matrix
-product, by ordinary PyTorch, so any radial basis and any filter network will do) and the kernels
-interpolate in that table; gradients flow back through the table to the weights. A graph in which
-every edge has its reverse needs each distance once for both directions, and lets every atom
-gather its own gradient, without atomics.
+A filter depends only on the distance. PyTorch evaluates it on a grid of distances (a small matrix
+product; any radial basis and filter network is possible), and the kernels interpolate in that
+table; gradients by the weights are computed through the table. In a graph in which every edge has
+its reverse, both directions share a distance, and each atom sums its own gradient, without atomics.
 
 :func:`painn_message` and :func:`cfconv` take such a graph
 (:class:`dipolegnn.nn.graph.RadiusGraph`), sorted by target and compressed (``rowptr``, ``col``),
 and a filter tabulated on :func:`distance_grid`. Gradients flow to features, table and positions.
-:func:`mixing_context` and :func:`mixing_change` are the elementwise work of PaiNN's mixing. None
-of the operators has a second derivative. The plain formulas are in ``nn/painn.py`` and
-``nn/schnet.py``.
+:func:`mixing_context` and :func:`mixing_change` are the elementwise operations of PaiNN's mixing.
+No operator has a second derivative. The plain formulas are in ``nn/painn.py`` and ``nn/schnet.py``.
 
-A file here declares operators and their gradients; ``cpu/`` (numba) and ``gpu/`` (Triton) hold
-the kernels, each with the function that launches it.
+The files here declare operators and their gradients; ``cpu/`` (numba) and ``gpu/`` (Triton)
+contain the kernels and the functions that launch them.
 """
 
 from dipolegnn.ops.backend import why_not_fused

@@ -1,4 +1,4 @@
-"""Operators of PyTorch with kernels for CPU and GPU, and where the kernels can run."""
+"""Registration of operators with kernels for CPU and GPU, and availability of the kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, infer_schema
+from torch.library import custom_op, infer_schema, register_autograd
 
 from dipolegnn.ops.table import STENCIL_POINTS
 
@@ -19,15 +19,15 @@ Result = TypeVar("Result")
 
 
 def operator(declaration: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Makes an operator from its declaration, and registers its kernels, without a gradient.
+    """Makes an operator without a gradient from its declaration, and registers its kernels.
 
     The kernels are the functions of the same name in the same module of ``ops/cpu/`` and
-    ``ops/gpu/``. They are imported at the first call, and get contiguous tensors without a
-    gradient; under autocast, single precision (the matrix products before hand over half).
+    ``ops/gpu/``. They are imported at the first call, and receive contiguous tensors without a
+    gradient; under autocast, half-precision inputs are converted to single precision.
 
     Args:
-        declaration: Its signature is that of the operator. Its body returns empty tensors with the
-            shapes of the results, for tracing.
+        declaration: Function with the signature of the operator that returns empty tensors with
+            the shapes of the results, for tracing.
     """
     name, module = declaration.__name__, declaration.__module__.rpartition(".")[2]
 
@@ -61,6 +61,27 @@ def operator(declaration: Callable[Arguments, Result]) -> Callable[Arguments, Re
     return registered
 
 
+def set_gradient(name: str, backward: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Sets the gradient of a sum over neighbours: its last inputs are pos, rowptr, col, cutoff.
+
+    Args:
+        name: Name of the operator.
+        backward: Operator of the gradients of all inputs up to ``pos``, from those of the results,
+            the inputs, and whether the gradient of ``pos`` is needed.
+    """
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.cutoff = inputs
+        ctx.save_for_backward(*tensors)
+
+    def gradient(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        positions = ctx.needs_input_grad[-4]
+        *gradients, by_pos = backward(*upstream, *ctx.saved_tensors, ctx.cutoff, positions)
+        return *gradients, by_pos if positions else None, None, None, None
+
+    register_autograd(f"dipolegnn::{name}", gradient, setup_context=keep)
+
+
 def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
     """Reason why the fused kernels cannot run on such tensors; None if they can."""
     if dtype not in STENCIL_POINTS:
@@ -73,7 +94,7 @@ def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 _INSTALLED: dict[str, bool] = {}
-"""Packages that were searched for. (A functools.cache would make torch.compile warn.)"""
+"""Results of earlier searches. (torch.compile would warn about functools.cache.)"""
 
 
 def _missing(package: str, remedy: str) -> str | None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
-from torch.library import register_autograd
 
-from dipolegnn.ops.backend import operator
+from dipolegnn.ops.backend import operator, set_gradient
 
 
 @operator
@@ -39,16 +36,4 @@ def cfconv_backward(
     return x.new_empty(x.shape), table.new_empty(table.shape), pos.new_empty(pos.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.cutoff = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    positions = ctx.needs_input_grad[2]
-    given = (*ctx.saved_tensors, ctx.cutoff, positions)
-    *gradients, by_pos = cfconv_backward(grad, *given)
-    return *gradients, by_pos if positions else None, None, None, None
-
-
-register_autograd("dipolegnn::cfconv", _gradient, setup_context=_keep)
+set_gradient("cfconv", cfconv_backward)

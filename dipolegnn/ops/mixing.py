@@ -1,7 +1,7 @@
-"""The elementwise work of PaiNN's mixing, before and after its network.
+"""The elementwise operations of PaiNN's mixing, in one pass before and one after its network.
 
-Between its matrix products the mixing is a dozen elementwise steps on ``[N, 3, F]``, each of which
-PyTorch reads from memory and writes back. Here it is one pass before the network and one after it.
+In plain PyTorch these are a dozen operations on ``[N, 3, F]``, each of which reads and writes
+memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
 
     Args:
         s: Scalar features ``[N, F]``.
-        vectors: V v and U v side by side ``[N, 3, 2F]``.
+        vectors: V v and U v, concatenated ``[N, 3, 2F]``.
         eps: Positive; keeps the gradient finite where V v is 0.
 
     Returns:
@@ -40,7 +40,7 @@ def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
     r"""Result of the mixing: :math:`a + c\,\langle U v, V v\rangle` and :math:`b\, U v`.
 
     Args:
-        vectors: V v and U v side by side ``[N, 3, 2F]``.
+        vectors: V v and U v, concatenated ``[N, 3, 2F]``.
         abc: Output of the network ``[N, 3F]``.
 
     Returns:

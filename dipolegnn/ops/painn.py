@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
-from torch.library import register_autograd
 
-from dipolegnn.ops.backend import operator
+from dipolegnn.ops.backend import operator, set_gradient
 
 
 @operator
@@ -50,16 +47,4 @@ def painn_message_backward(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.cutoff = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradient(ctx: Any, grad_ds: Tensor, grad_dv: Tensor) -> tuple[Tensor | None, ...]:
-    positions = ctx.needs_input_grad[3]
-    given = (*ctx.saved_tensors, ctx.cutoff, positions)
-    *gradients, by_pos = painn_message_backward(grad_ds, grad_dv, *given)
-    return *gradients, by_pos if positions else None, None, None, None
-
-
-register_autograd("dipolegnn::painn_message", _gradient, setup_context=_keep)
+set_gradient("painn_message", painn_message_backward)

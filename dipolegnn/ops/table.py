@@ -1,4 +1,4 @@
-"""The grid of distances on which filters are tabulated, and how the kernels interpolate in it.
+"""Grid of distances on which filters are tabulated, and interpolation in it.
 
 Between grid points the kernels use the polynomial through the nearest points: for the value 4
 points (cubic) in float32 and 8 (degree 7) in float64; for the derivative always 8, in float32 of
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 STENCIL_POINTS = {torch.float32: 4, torch.float64: 8}
-"""Points that the interpolation of a filter goes through."""
+"""Number of points of the polynomial for the value of a filter."""
 
 SLOPE_POINTS = 8
-"""Points that the derivative of a filter is taken from."""
+"""Number of points of the polynomial for the derivative of a filter."""
 
 _SLOPE_STRIDE = {torch.float32: 4, torch.float64: 1}
-"""Rows from one of those points to the next."""
+"""Number of rows from one point to the next, for the derivative."""
 
 
 def distance_grid(cutoff: float, intervals: int, like: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ def distance_grid(cutoff: float, intervals: int, like: Tensor) -> Tensor:
         cutoff: Cutoff radius in angstrom.
         intervals: Number of intervals, a multiple of 4 and at least 32; about 32 for each length
             scale of the filter.
-        like: Tensor whose dtype and device the grid takes.
+        like: Tensor with the dtype and device of the grid.
 
     Raises:
-        ValueError: If the number of intervals is not such a number.
+        ValueError: If the number of intervals is invalid.
     """
     if intervals < 32 or intervals % 4:
         raise ValueError(f"intervals must be a multiple of 4 and at least 32, got {intervals}.")
@@ -41,7 +41,7 @@ def distance_grid(cutoff: float, intervals: int, like: Tensor) -> Tensor:
 
 
 def slope_table(table: Tensor) -> Tensor:
-    """The rows of a table ``[T, C]`` that its derivative is taken from."""
+    """The rows of a table ``[T, C]`` for its derivative."""
     return table[:: _SLOPE_STRIDE[table.dtype]].contiguous()
 
 

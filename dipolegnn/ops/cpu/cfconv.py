@@ -1,7 +1,7 @@
 """The continuous-filter convolution of SchNet on the CPU, forward and backward, by numba.
 
-Each pair of neighbours is visited once, at the edge whose source comes first; its filter serves
-both directions. Arrays: ``x [N, F]``, ``table [T, F]``, ``pos [N, 3]``, ``out [N, F]``.
+Each pair of neighbours is processed once, at the edge with the smaller source, and its filter is
+used for both directions. Arrays: ``x [N, F]``, ``table [T, F]``, ``pos [N, 3]``, ``out [N, F]``.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def backward(
 ):  # fmt: skip
     """Adds the gradients of the same messages to grad_x, grad_table and grad_pos.
 
-    ``grad [N, F]`` is the gradient of ``out``. ``slopes_from`` holds the rows of the
-    table that its derivative is taken from; it and ``grad_pos`` matter only with ``positions``.
+    ``grad [N, F]`` is the gradient of ``out``. ``slopes_from`` contains the rows of the table for
+    its derivative; it and ``grad_pos`` are used only with ``positions``.
     """
     lo, hi = np.uint64(low), np.uint64(high)
     w, gw = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)

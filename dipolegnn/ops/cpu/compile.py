@@ -1,7 +1,7 @@
-"""How numba compiles the CPU kernels, and a cache on disk that edited kernels do not reuse.
+"""Compilation of the CPU kernels by numba, with a cache on disk that depends on all source files.
 
-Numba's own cache compares the file of a kernel with the time stamp of the compiled version, but not
-the files of the functions that the kernel calls, which are compiled into it.
+The cache of numba is invalidated if the file of a kernel changes, but not if a file of a function
+that the kernel calls changes, which is compiled into the kernel.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def compiler(stamp: str, parallel: bool = False) -> Compile:
     """A decorator that compiles a function, or loads it from the cache if the stamp is the same.
 
     Args:
-        stamp: What the compiled code depends on, as :func:`source_stamp` returns it.
+        stamp: Hash of the source files, from :func:`source_stamp`.
         parallel: Run loops over ``numba.prange`` in threads.
     """
 
     def decorate(function: Callable[..., None]) -> Any:
-        # nogil: threads run side by side; fastmath: vectorizing needs to reorder sums.
+        # nogil: threads run concurrently; fastmath: vectorization reorders sums.
         kernel: Any = numba.njit(nogil=True, fastmath=True, error_model="numpy", parallel=parallel)(
             function
         )
@@ -45,17 +45,17 @@ def compiler(stamp: str, parallel: bool = False) -> Compile:
 
 
 class _Cache(FunctionCache):
-    """Numba's cache on disk with a stamp of our own in place of the file's time and size."""
+    """Cache of numba with another stamp than the time and size of the file."""
 
     def __init__(self, function: Callable[..., None], stamp: str) -> None:
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
 
-_STAMP = source_stamp(Path(__file__).parents[1])  # with the constants of table.py
+_STAMP = source_stamp(Path(__file__).parents[1])  # includes the constants in table.py
 
 compiled = compiler(_STAMP)
-"""For functions that handle one share of the work, or less."""
+"""Decorator of functions for one share of the work, or less."""
 
 shared_out = compiler(_STAMP, parallel=True)
-"""For a loop over shares by ``prange``, one thread each; see launch.py."""
+"""Decorator of functions with a ``prange`` over shares, one thread each; see launch.py."""

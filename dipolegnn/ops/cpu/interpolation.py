@@ -1,9 +1,8 @@
-"""What the CPU kernels share: Lagrange interpolation in a filter table, compiled by numba.
+"""Lagrange interpolation in a filter table for the CPU kernels, compiled by numba.
 
-Weights and positions of the stencil are worked out once per pair of atoms. Channels are counted
-by unsigned numbers: numba would make every signed index wrap around at 0, which keeps LLVM from
-seeing unit stride. Arrays are indexed as they are, because a view of a row costs as much as 20
-channels.
+Weights and positions of the stencil are computed once per pair of atoms. Channel indices are
+unsigned: signed ones can be negative and count from the end, which prevents vectorization. Arrays
+are indexed directly, because a view of a row takes as much time as 20 channels.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def stencil_start(position, points, rows):
 
 @compiled
 def lagrange_scales(points, like):
-    """The denominators of the weights, inverted; of the type of ``like``."""
+    """Reciprocals of the denominators of the weights, in the type of ``like``."""
     scales = np.empty(points, like.dtype)
     for m in range(points):
         product = 1.0
@@ -35,7 +34,7 @@ def lagrange_scales(points, like):
 
 @compiled
 def lagrange_weights(offset, scales, weights):
-    """Weights of the stencil's rows, which lie at 0, 1, ..., for the value at an offset."""
+    """Weights of the stencil rows at 0, 1, ... for the value at an offset."""
     points = weights.shape[0]
     for m in range(points):
         value = scales[m]
@@ -47,7 +46,7 @@ def lagrange_weights(offset, scales, weights):
 
 @compiled
 def lagrange_slopes(offset, slopes):
-    """Weights of the stencil's rows, which lie at 0, 1, ..., for the derivative at an offset."""
+    """Weights of the stencil rows at 0, 1, ... for the derivative at an offset."""
     points = slopes.shape[0]
     for m in range(points):
         value = offset * 0 + 1
@@ -81,7 +80,7 @@ def combine_rows(table, start, weights, first, last, out):
 
 @compiled
 def spread_rows(table, start, weights, first, last, values):
-    """table[start + m, f] += weights[m] * values[f]: the adjoint of combine_rows."""
+    """table[start + m, f] += weights[m] * values[f], the adjoint of combine_rows."""
     for m in range(0, weights.shape[0], 4):
         w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
         t0 = np.uint64(start + m)
@@ -105,7 +104,7 @@ def dot(a, b, first, last):
 
 @compiled
 def closed_boundaries(rowptr, col):
-    """Atoms at which the graph can be cut without cutting an edge, 0 and N included."""
+    """Atoms at which the graph can be divided without cutting an edge, including 0 and N."""
     atoms = rowptr.shape[0] - 1
     cuts = np.empty(atoms + 1, np.int64)
     count = 0

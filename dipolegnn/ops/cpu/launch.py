@@ -1,12 +1,11 @@
-"""Launching of CPU kernels: the work is shared between threads, as many as torch uses.
+"""Launching of CPU kernels: the work is divided between as many threads as torch uses.
 
-A share is a range of atoms that no edge leaves, times a range of channels. Shares write to
-different places, or to buffers of their own that are added in a fixed order, so that the result
-does not depend on which thread is faster: for a given number of threads it is the same to the
-last bit from run to run.
+A share is a range of atoms without edges to other atoms, and a range of channels. Shares write to
+different elements, or to separate buffers that are added in a fixed order, so that results are
+reproducible to the last bit for a given number of threads.
 
-The threads are numba's. (Python's own, woken for each kernel, often ran one after the other on one
-core while the next one idled: two took as long as one.)
+The threads are those of numba. (Two Python threads took as long as one, because they often ran one
+after the other on the same core.)
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from dipolegnn.ops.cpu.interpolation import closed_boundaries
 from dipolegnn.ops.table import rows_per_length
 
 _LEAST_EDGES = 400
-"""Edges per thread below which handing the work over costs more than doing it."""
+"""Smallest number of edges per thread; with fewer, a further thread saves no time."""
 
 _LEAST_CHANNELS = 32
-"""Channels per thread below which the loops over channels get too short."""
+"""Smallest number of channels per thread; shorter loops are inefficient."""
 
 _LEAST_ATOMS = 64
-"""As _LEAST_EDGES, for work that goes atom by atom."""
+"""Smallest number of atoms per thread, for work per atom."""
 
 Shares = NDArray[np.int64]
 """One row per share: atoms ``first:last``, channels ``low:high``, buffer ``slot``."""
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Where numba has no OpenMP, its threads cannot be shared by two callers at once."""
+"""Without OpenMP, the threads of numba do not support concurrent callers."""
 
 
 def plan(rowptr: Tensor, col: Tensor, channels: int) -> Shares:
-    """Cuts the work into shares of about equal numbers of edges, at most one per thread.
+    """Divides the work into shares with about equal numbers of edges, at most one per thread.
 
     Args:
         rowptr: First edge of each target atom, and E: ``[N + 1]``.
@@ -60,29 +59,27 @@ def plan(rowptr: Tensor, col: Tensor, channels: int) -> Shares:
     bounds = np.unique(np.concatenate([[0], inner, [atoms]]))
     heaviest = np.diff(first[bounds]).max()
     if heaviest <= 1.5 * edges / threads:
-        return np.array(
-            [[a, b, 0, channels, slot] for slot, (a, b) in enumerate(itertools.pairwise(bounds))]
-        )
-    # One molecule holds most of the edges: share the channels out instead.
+        return _by_atoms(bounds.tolist(), channels)
+    # One molecule has most of the edges: divide the channels instead.
     pieces = max(1, min(threads, channels // _LEAST_CHANNELS))
-    edges_of = [channels * k // pieces for k in range(pieces + 1)]
-    return np.array([[0, atoms, low, high, 0] for low, high in itertools.pairwise(edges_of)])
+    cuts_of = [channels * k // pieces for k in range(pieces + 1)]
+    return np.array([[0, atoms, low, high, 0] for low, high in itertools.pairwise(cuts_of)])
 
 
 def equal_shares(atoms: int, channels: int) -> Shares:
-    """Cuts work that goes atom by atom, all channels at once, into at most one share per thread."""
+    """Divides work per atom, with all channels, into at most one share per thread."""
     pieces = max(1, min(_threads(), atoms // _LEAST_ATOMS))
-    bounds = [atoms * k // pieces for k in range(pieces + 1)]
+    return _by_atoms([atoms * k // pieces for k in range(pieces + 1)], channels)
+
+
+def _by_atoms(bounds: list[int], channels: int) -> Shares:
     return np.array(
         [[a, b, 0, channels, slot] for slot, (a, b) in enumerate(itertools.pairwise(bounds))]
     )
 
 
 def run(kernel: Callable[..., None], shares: Shares, *arguments: Any) -> None:
-    """Calls a kernel that goes through all shares by ``prange``, with a thread for each.
-
-    Tensors are passed on as arrays.
-    """
+    """Calls a kernel with a ``prange`` over the shares, with one thread per share."""
     arrays = [a.numpy() if isinstance(a, Tensor) else a for a in arguments]
     with _ONE_AT_A_TIME:
         before = numba.get_num_threads()
@@ -94,10 +91,10 @@ def run(kernel: Callable[..., None], shares: Shares, *arguments: Any) -> None:
 
 
 def buffers(shares: Shares, table: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeros to add the gradients of table and positions to, where shares meet.
+    """Zeros for the gradients of the table ``[slots, T, C]`` and the positions ``[shares, N, 3]``.
 
-    Shares of atoms meet in the table ``[slots, T, C]``, shares of channels in the positions
-    ``[shares, N, 3]``.
+    Shares of different atoms add to the same rows of the table, shares of different channels to the
+    same positions.
     """
     slots = int(shares[:, 4].max()) + 1
     return table.new_zeros(slots, *table.shape), pos.new_zeros(len(shares), *pos.shape)
@@ -109,7 +106,7 @@ def total(parts: Tensor) -> Tensor:
 
 
 def scalar(value: float, like: Tensor) -> np.floating:
-    """A number of the precision of a tensor, for which the kernels are compiled."""
+    """A number in the precision of a tensor, for which the kernels are compiled."""
     number: np.floating = like.numpy().dtype.type(value)
     return number
 
@@ -120,5 +117,5 @@ def per_length(table: Tensor, cutoff: float) -> np.floating:
 
 
 def _threads() -> int:
-    # numba has at most as many as it found cores when it was loaded.
+    # numba has at most as many threads as there were cores at its import.
     return min(torch.get_num_threads(), int(vars(numba.config)["NUMBA_NUM_THREADS"]))

@@ -1,8 +1,8 @@
 """The elementwise work of PaiNN's mixing on the CPU, forward and backward, by numba.
 
 Arrays: ``s [N, F]``, ``vectors [N, 6F]`` (for each of three directions F channels of V v, then F
-of U v), ``context [N, 2F]``, ``abc [N, 3F]``, ``ds [N, F]``, ``dv [N, 3F]``. Each function does the
-atoms of its shares in one pass over the memory.
+of U v), ``context [N, 2F]``, ``abc [N, 3F]``, ``ds [N, F]``, ``dv [N, 3F]``. Each function reads
+and writes the memory once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def context(shares, s, vectors, eps, out):
 
 @shared_out
 def context_backward(shares, grad, vectors, out, grad_s, grad_vectors):
-    """Writes the gradients of :func:`context`; that of U v is left as it is."""
+    """Writes the gradients of :func:`context`; that of U v is not written."""
     channels = grad_s.shape[1]
     for k in numba.prange(shares.shape[0]):
         for i in range(shares[k, 0], shares[k, 1]):

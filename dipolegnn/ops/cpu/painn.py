@@ -1,8 +1,8 @@
 """The message of PaiNN on the CPU, forward and backward, compiled by numba.
 
-Each pair of neighbours is visited once, at the edge whose source comes first; its filter serves
-both directions. Arrays: ``x [N, 3F]``, ``v [N, 3F]`` (the three directions of a channel F apart),
-``table [T, 3F]``, ``pos [N, 3]``, ``ds [N, F]``, ``dv [N, 3F]``.
+Each pair of neighbours is processed once, at the edge with the smaller source, and its filter is
+used for both directions. Arrays: ``x [N, 3F]``, ``v [N, 3F]`` (the three directions of a channel F
+apart), ``table [T, 3F]``, ``pos [N, 3]``, ``ds [N, F]``, ``dv [N, 3F]``.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def forward(first, last, low, high, points, rowptr, col, pos, x, v, table, per_l
 
 @compiled
 def _combine(table, start, weights, F, lo, hi, w):
-    """The three parts of the filter, for the channels ``lo:hi``."""
-    if hi - lo == F:  # they lie side by side
+    """Interpolates the three parts of the filter, for the channels ``lo:hi``."""
+    if hi - lo == F:  # the parts are contiguous
         combine_rows(table, start, weights, lo, np.uint64(3) * F, w)
     else:
         for part in range(np.uint64(3)):
@@ -73,7 +73,7 @@ def _combine(table, start, weights, F, lo, hi, w):
 
 @compiled
 def _spread(table, start, weights, F, lo, hi, gw):
-    """The adjoint of _combine."""
+    """Adjoint of _combine."""
     if hi - lo == F:
         spread_rows(table, start, weights, lo, np.uint64(3) * F, gw)
     else:
@@ -88,8 +88,8 @@ def backward(
 ):  # fmt: skip
     """Adds the gradients of the same messages to grad_x, grad_v, grad_table and grad_pos.
 
-    ``gs`` and ``gv`` are the gradients of ds and dv. ``slopes_from`` holds the rows of the table
-    that its derivative is taken from; it and ``grad_pos`` matter only with ``positions``.
+    ``gs`` and ``gv`` are the gradients of ds and dv. ``slopes_from`` contains the rows of the table
+    for its derivative; it and ``grad_pos`` are used only with ``positions``.
     """
     F = np.uint64(x.shape[1] // 3)
     G = F + F
@@ -133,7 +133,7 @@ def backward(
                 grad_v[i, G + f] += ki * gv[j, G + f]
             _spread(grad_table, start, weights, F, lo, hi, gw)
             if positions:
-                # By the unit vector, before w makes room for the slopes.
+                # Gradient by the unit vector; w is then overwritten with the slopes.
                 tx, ty, tz = ux * 0, ux * 0, ux * 0
                 for f in range(lo, hi):
                     bj, bi = x[j, F + f] * w[F + f], x[i, F + f] * w[F + f]

@@ -26,7 +26,7 @@ def forward(x, table, pos, rowptr, col, out, per_length, rows,
             F: tl.constexpr, BLOCK: tl.constexpr, POINTS: tl.constexpr):  # fmt: skip
     """One program sums the messages to one atom, for one block of channels.
 
-    With ``grad`` for ``x`` it gathers the gradient of ``x``: every edge has its reverse.
+    With ``grad`` as ``x``, the result is the gradient of ``x``, as every edge has its reverse.
     """
     i = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -78,7 +78,7 @@ def backward_table(x, pos, source, target, row, chunk_first, chunk_last, grad, p
                    POINTS: tl.constexpr):  # fmt: skip
     """One program sums the filter's gradients over a chunk of edges that share a stencil.
 
-    ``partial [chunks, POINTS, F]``; :func:`dipolegnn.ops.gpu.interpolation.sum_chunks` adds up.
+    ``partial [chunks, POINTS, F]``; :func:`~dipolegnn.ops.gpu.interpolation.sum_chunks` adds them.
     """
     chunk = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -118,7 +118,7 @@ def cfconv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Runs the kernels: see ops/cfconv.py."""
     atoms, channels = x.shape
-    # Every edge has its reverse: the gradient of the sources is the same sum over neighbours.
+    # Every edge has its reverse: the gradient by x is the same sum over neighbours.
     grad_x = cfconv(grad, table, pos, rowptr, col, cutoff)
     if not atoms:
         return grad_x, torch.zeros_like(table), torch.zeros_like(pos)

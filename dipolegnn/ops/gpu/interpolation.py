@@ -1,13 +1,30 @@
-"""What the GPU kernels share: geometry of a pair, Lagrange interpolation in a filter table.
+"""Functions of all GPU kernels, in Triton: geometry of a pair, interpolation in a filter table.
 
-Written in Triton. One program handles a block of channels, so that neighbouring threads read
-neighbouring addresses. No atomics: the results are the same from run to run.
+Each program processes a block of channels, so that neighbouring threads access neighbouring
+addresses. There are no atomics: results are reproducible from run to run.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def load3(array, row, f, mask, F: tl.constexpr):
+    """The channels f of the three parts of a row of an array ``[N, 3F]``."""
+    first = tl.load(array + 3 * F * row + f, mask=mask, other=0.0)
+    second = tl.load(array + 3 * F * row + F + f, mask=mask, other=0.0)
+    third = tl.load(array + 3 * F * row + 2 * F + f, mask=mask, other=0.0)
+    return first, second, third
+
+
+@triton.jit
+def store3(array, row, f, mask, F: tl.constexpr, first, second, third):
+    """Writes the values that :func:`load3` reads."""
+    tl.store(array + 3 * F * row + f, first, mask=mask)
+    tl.store(array + 3 * F * row + F + f, second, mask=mask)
+    tl.store(array + 3 * F * row + 2 * F + f, third, mask=mask)
 
 
 @triton.jit
@@ -31,7 +48,7 @@ def stencil(d, per_length, rows, POINTS: tl.constexpr):
 
 @triton.jit
 def weight(offset, m: tl.constexpr, POINTS: tl.constexpr):
-    """Lagrange weight of the stencil's row m for the value."""
+    """Lagrange weight of row m of the stencil for the value."""
     value = offset * 0 + 1
     for n in tl.static_range(POINTS):
         if n != m:
@@ -41,7 +58,7 @@ def weight(offset, m: tl.constexpr, POINTS: tl.constexpr):
 
 @triton.jit
 def weights(offset, m, POINTS: tl.constexpr):
-    """Lagrange weights of the rows ``m`` (a tensor of them)."""
+    """Lagrange weights of the rows in the tensor ``m`` for the value."""
     value = (m * 0 + 1) * (offset * 0 + 1)
     for n in tl.static_range(POINTS):
         value = tl.where(m == n, value, value * (offset - n) / tl.where(m == n, 1, m - n))
@@ -50,7 +67,7 @@ def weights(offset, m, POINTS: tl.constexpr):
 
 @triton.jit
 def slope(offset, m: tl.constexpr, POINTS: tl.constexpr):
-    """Lagrange weight of the stencil's row m for the derivative."""
+    """Lagrange weight of row m of the stencil for the derivative."""
     value = offset * 0 + 1
     derivative = offset * 0
     for n in tl.static_range(POINTS):
@@ -62,7 +79,7 @@ def slope(offset, m: tl.constexpr, POINTS: tl.constexpr):
 
 @triton.jit
 def interpolate(table, start, offset, column, mask, WIDTH: tl.constexpr, POINTS: tl.constexpr):
-    """The filter at one distance, for a block of columns of a table that is WIDTH wide."""
+    """The filter at one distance, for a block of columns of a table with WIDTH columns."""
     total = tl.zeros_like(tl.load(table + column, mask=mask, other=0.0))
     for m in tl.static_range(POINTS):
         row = tl.load(table + (start + m) * WIDTH + column, mask=mask, other=0.0)
@@ -74,7 +91,7 @@ def interpolate(table, start, offset, column, mask, WIDTH: tl.constexpr, POINTS:
 def interpolate_slope(
     table, d, per_length, rows, column, mask, WIDTH: tl.constexpr, POINTS: tl.constexpr
 ):
-    """The derivative of the filter by the position in the table, in rows."""
+    """The derivative of the filter by the row of the table."""
     start, offset = stencil(d, per_length, rows, POINTS)
     total = tl.zeros_like(tl.load(table + column, mask=mask, other=0.0))
     for m in tl.static_range(POINTS):
@@ -86,7 +103,7 @@ def interpolate_slope(
 @triton.jit
 def sum_chunks(partial, chunk_ptr, out, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
                POINTS: tl.constexpr):  # fmt: skip
-    """Row t of a table's gradient: what the chunks of the intervals t - m left for their row m."""
+    """Row t of the gradient of a table: the sum of row m of all chunks of the intervals t - m."""
     t = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < WIDTH

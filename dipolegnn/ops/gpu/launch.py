@@ -1,6 +1,6 @@
 """Launching of GPU kernels: sizes and buffers.
 
-Everything here has a size that follows from the shapes alone, so that nothing waits for the GPU.
+All sizes follow from the shapes of the inputs, which avoids GPU synchronizations.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dipolegnn.ops.gpu.interpolation import sum_chunks
 from dipolegnn.ops.table import rows_per_length
 
 _LARGEST_BLOCK = 128
-"""Channels that one program handles at most."""
+"""Largest number of channels per program."""
 
 _CHUNK = 32
-"""Edges whose filter gradients one program adds up: long enough to pay, short enough that a
-common bond length does not keep one program busy while the others wait."""
+"""Edges per program in the gradient of the table. With longer chunks, the edges of a common bond
+length would be summed by few programs."""
 
 
 class Chunks(NamedTuple):
@@ -34,14 +34,14 @@ class Chunks(NamedTuple):
 
 
 def block_size(channels: int) -> int:
-    """Channels that one program handles."""
+    """Number of channels per program."""
     return min(_LARGEST_BLOCK, triton.next_power_of_2(channels))
 
 
 def cut_into_chunks(
     table: Tensor, pos: Tensor, rowptr: Tensor, col: Tensor, cutoff: float, points: int
 ) -> Chunks:
-    """Sorts and cuts the edges by the first row of their stencil of so many points."""
+    """Sorts the edges by the first row of their stencil and divides them into chunks."""
     edges, rows = col.numel(), table.size(0)
     atoms = torch.arange(pos.size(0), device=pos.device)
     target = atoms.repeat_interleave(rowptr.diff(), output_size=edges)
@@ -53,7 +53,7 @@ def cut_into_chunks(
     counts.index_add_(0, row, torch.ones_like(row))  # integers: exact in any order
     start = counts.cumsum(0) - counts
     ptr = torch.cat([counts.new_zeros(1), ((counts + _CHUNK - 1) // _CHUNK).cumsum(0)])
-    # More chunks than this there cannot be; those beyond the last one are empty.
+    # The largest possible number of chunks; those after the last one are empty.
     chunk = torch.arange(edges // _CHUNK + intervals, device=pos.device)
     interval = (torch.searchsorted(ptr, chunk, right=True) - 1).clamp(max=intervals - 1)
     first = start[interval] + (chunk - ptr[interval]) * _CHUNK
@@ -63,7 +63,7 @@ def cut_into_chunks(
 
 
 def summed(partial: Tensor, chunks: Chunks, table: Tensor, points: int) -> Tensor:
-    """The gradient of the table, from the parts ``[chunks, points, C]`` of the chunks."""
+    """Gradient of the table, from the parts ``[chunks, points, C]`` of the chunks."""
     out = torch.empty_like(table)
     rows, width = table.shape
     block = block_size(width)

@@ -1,16 +1,19 @@
 """The elementwise work of PaiNN's mixing on the GPU, forward and backward, in Triton.
 
 Arrays as on the CPU: ``s [N, F]``, ``vectors [N, 6F]``, ``context [N, 2F]``, ``abc [N, 3F]``,
-``ds [N, F]``, ``dv [N, 3F]``. One program does one atom, for one block of channels.
+``ds [N, F]``, ``dv [N, 3F]``. One program per atom and block of channels.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dipolegnn.ops.gpu.interpolation import load3, store3
 from dipolegnn.ops.gpu.launch import block_size
 
 
@@ -59,9 +62,7 @@ def change(vectors, abc, ds, dv, F: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = f < F
-    a = tl.load(abc + 3 * F * i + f, mask=mask, other=0.0)
-    b = tl.load(abc + 3 * F * i + F + f, mask=mask, other=0.0)
-    c = tl.load(abc + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
+    a, b, c = load3(abc, i, f, mask, F)
     inner = tl.zeros_like(a)
     for direction in tl.static_range(3):
         v, u = _vectors(vectors, i, f, mask, direction, F)
@@ -89,18 +90,20 @@ def change_backward(grad_ds, grad_dv, vectors, abc, grad_vectors, grad_abc,
         place = grad_vectors + 6 * F * i + 2 * direction * F + f
         tl.store(place, gs * c * u, mask=mask)
         tl.store(place + F, gs * c * v + gd * b, mask=mask)
-    tl.store(grad_abc + 3 * F * i + f, gs, mask=mask)
-    tl.store(grad_abc + 3 * F * i + F + f, gb, mask=mask)
-    tl.store(grad_abc + 3 * F * i + 2 * F + f, gc, mask=mask)
+    store3(grad_abc, i, f, mask, F, gs, gb, gc)
+
+
+def _run(kernel: Any, atoms: int, channels: int, *arguments: Any) -> None:
+    if atoms:
+        block = block_size(channels)
+        kernel[(atoms, triton.cdiv(channels, block))](*arguments, channels, block)
 
 
 def mixing_context(s: Tensor, vectors: Tensor, eps: float) -> Tensor:
     """Runs the kernel: see ops/mixing.py."""
     atoms, channels = s.shape
     out = s.new_empty(atoms, 2 * channels)
-    if atoms:
-        block = block_size(channels)
-        context[(atoms, triton.cdiv(channels, block))](s, vectors, out, eps, channels, block)
+    _run(context, atoms, channels, s, vectors, out, eps)
     return out
 
 
@@ -108,11 +111,7 @@ def mixing_context_backward(grad: Tensor, vectors: Tensor, out: Tensor) -> tuple
     """Runs the kernel: see ops/mixing.py."""
     atoms, channels = grad.size(0), grad.size(1) // 2
     grad_s, grad_vectors = grad.new_empty(atoms, channels), torch.empty_like(vectors)
-    if atoms:
-        block = block_size(channels)
-        context_backward[(atoms, triton.cdiv(channels, block))](
-            grad, vectors, out, grad_s, grad_vectors, channels, block
-        )
+    _run(context_backward, atoms, channels, grad, vectors, out, grad_s, grad_vectors)
     return grad_s, grad_vectors
 
 
@@ -120,9 +119,7 @@ def mixing_change(vectors: Tensor, abc: Tensor) -> tuple[Tensor, Tensor]:
     """Runs the kernel: see ops/mixing.py."""
     atoms, channels = abc.size(0), abc.size(1) // 3
     ds, dv = abc.new_empty(atoms, channels), abc.new_empty(atoms, 3, channels)
-    if atoms:
-        block = block_size(channels)
-        change[(atoms, triton.cdiv(channels, block))](vectors, abc, ds, dv, channels, block)
+    _run(change, atoms, channels, vectors, abc, ds, dv)
     return ds, dv
 
 
@@ -131,10 +128,5 @@ def mixing_change_backward(
 ) -> tuple[Tensor, Tensor]:
     """Runs the kernel: see ops/mixing.py."""
     grad_vectors, grad_abc = torch.empty_like(vectors), torch.empty_like(abc)
-    atoms, channels = grad_ds.shape
-    if atoms:
-        block = block_size(channels)
-        change_backward[(atoms, triton.cdiv(channels, block))](
-            grad_ds, grad_dv, vectors, abc, grad_vectors, grad_abc, channels, block
-        )
+    _run(change_backward, *grad_ds.shape, grad_ds, grad_dv, vectors, abc, grad_vectors, grad_abc)
     return grad_vectors, grad_abc

@@ -14,8 +14,10 @@ from torch import Tensor
 from dipolegnn.ops.gpu.interpolation import (
     interpolate,
     interpolate_slope,
+    load3,
     pair_geometry,
     stencil,
+    store3,
     weights,
 )
 from dipolegnn.ops.gpu.launch import block_size, cut_into_chunks, summed
@@ -38,17 +40,17 @@ def forward(x, v, table, pos, rowptr, col, ds, dv, per_length, rows,
         a = interpolate(table, start, offset, f, mask, 3 * F, POINTS)
         b = interpolate(table, start, offset, F + f, mask, 3 * F, POINTS)
         c = interpolate(table, start, offset, 2 * F + f, mask, 3 * F, POINTS)
-        a *= tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
-        b *= tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
-        c *= tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+        xa, xb, xc = load3(x, j, f, mask, F)
+        a *= xa
+        b *= xb
+        c *= xc
+        wx, wy, wz = load3(v, j, f, mask, F)
         s += a
-        vx += b * ux + c * tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
-        vy += b * uy + c * tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
-        vz += b * uz + c * tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+        vx += b * ux + c * wx
+        vy += b * uy + c * wy
+        vz += b * uz + c * wz
     tl.store(ds + F * i + f, s, mask=mask)
-    tl.store(dv + 3 * F * i + f, vx, mask=mask)
-    tl.store(dv + 3 * F * i + F + f, vy, mask=mask)
-    tl.store(dv + 3 * F * i + 2 * F + f, vz, mask=mask)
+    store3(dv, i, f, mask, F, vx, vy, vz)
 
 
 @triton.jit
@@ -56,26 +58,20 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad
                    per_length, rows, slopes, slopes_per_length, slope_rows, atoms,
                    F: tl.constexpr, BLOCK: tl.constexpr, POINTS: tl.constexpr,
                    SLOPE: tl.constexpr, POSITIONS: tl.constexpr):  # fmt: skip
-    """One program gathers the gradients of one atom's features as a source, and its position.
+    """One program sums the gradients of the features and the position of one atom j.
 
-    Every edge has its reverse, so the atoms that atom j sends to are those that it hears from.
-    ``grad_pos [channel blocks, N, 3]`` gets the part of this block of channels; ``slopes`` holds
-    the rows of the table that its derivative is taken from.
+    Every edge has its reverse, so the targets of atom j are also its sources.
+    ``grad_pos [channel blocks, N, 3]`` receives the part of this block of channels; ``slopes``
+    contains the rows of the table for its derivative.
     """
     j = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     f = block * BLOCK + tl.arange(0, BLOCK)
     mask = f < F
-    xa = tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
-    xb = tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
-    xc = tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
-    vx = tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
-    vy = tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
-    vz = tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+    xa, xb, xc = load3(x, j, f, mask, F)
+    vx, vy, vz = load3(v, j, f, mask, F)
     hs = tl.load(grad_ds + F * j + f, mask=mask, other=0.0)
-    hx = tl.load(grad_dv + 3 * F * j + f, mask=mask, other=0.0)
-    hy = tl.load(grad_dv + 3 * F * j + F + f, mask=mask, other=0.0)
-    hz = tl.load(grad_dv + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+    hx, hy, hz = load3(grad_dv, j, f, mask, F)
     ga, gb, gc = tl.zeros_like(xa), tl.zeros_like(xa), tl.zeros_like(xa)
     gvx, gvy, gvz = tl.zeros_like(xa), tl.zeros_like(xa), tl.zeros_like(xa)
     px = tl.sum(ga, 0)
@@ -88,9 +84,7 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad
         wb = interpolate(table, start, offset, F + f, mask, 3 * F, POINTS)
         wc = interpolate(table, start, offset, 2 * F + f, mask, 3 * F, POINTS)
         gs = tl.load(grad_ds + F * i + f, mask=mask, other=0.0)
-        gx = tl.load(grad_dv + 3 * F * i + f, mask=mask, other=0.0)
-        gy = tl.load(grad_dv + 3 * F * i + F + f, mask=mask, other=0.0)
-        gz = tl.load(grad_dv + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
+        gx, gy, gz = load3(grad_dv, i, f, mask, F)
         along_u = ux * gx + uy * gy + uz * gz
         along_v = vx * gx + vy * gy + vz * gz
         ga += gs * wa
@@ -107,12 +101,8 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad
             dc = interpolate_slope(
                 slopes, d, slopes_per_length, slope_rows, 2 * F + f, mask, 3 * F, SLOPE
             )
-            ya = tl.load(x + 3 * F * i + f, mask=mask, other=0.0)
-            yb = tl.load(x + 3 * F * i + F + f, mask=mask, other=0.0)
-            yc = tl.load(x + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
-            tx = tl.load(v + 3 * F * i + f, mask=mask, other=0.0)
-            ty = tl.load(v + 3 * F * i + F + f, mask=mask, other=0.0)
-            tz = tl.load(v + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
+            ya, yb, yc = load3(x, i, f, mask, F)
+            tx, ty, tz = load3(v, i, f, mask, F)
             # Both messages of the pair: j to i along u, and i to j along -u.
             by_distance = da * (gs * xa + hs * ya)
             by_distance += db * (along_u * xb - (ux * hx + uy * hy + uz * hz) * yb)
@@ -125,12 +115,8 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad
             px += radial * ux + qx / d
             py += radial * uy + qy / d
             pz += radial * uz + qz / d
-    tl.store(grad_x + 3 * F * j + f, ga, mask=mask)
-    tl.store(grad_x + 3 * F * j + F + f, gb, mask=mask)
-    tl.store(grad_x + 3 * F * j + 2 * F + f, gc, mask=mask)
-    tl.store(grad_v + 3 * F * j + f, gvx, mask=mask)
-    tl.store(grad_v + 3 * F * j + F + f, gvy, mask=mask)
-    tl.store(grad_v + 3 * F * j + 2 * F + f, gvz, mask=mask)
+    store3(grad_x, j, f, mask, F, ga, gb, gc)
+    store3(grad_v, j, f, mask, F, gvx, gvy, gvz)
     if POSITIONS:
         place = grad_pos + 3 * (block * atoms + j)
         tl.store(place, px)
@@ -145,7 +131,7 @@ def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad
                    POINTS: tl.constexpr):  # fmt: skip
     """One program sums the filter's gradients over a chunk of edges that share a stencil.
 
-    ``partial [chunks, POINTS, 3F]``; :func:`dipolegnn.ops.gpu.interpolation.sum_chunks` adds up.
+    ``partial [chunks, POINTS, 3F]``; :func:`~dipolegnn.ops.gpu.interpolation.sum_chunks` adds them.
     """
     chunk = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -159,15 +145,9 @@ def backward_table(x, v, pos, source, target, row, chunk_first, chunk_last, grad
         d, ux, uy, uz = pair_geometry(pos, i, j)
         share = weights(d * per_length - tl.load(row + e), m, POINTS)[:, None]
         gs = tl.load(grad_ds + F * i + f, mask=mask, other=0.0)
-        gx = tl.load(grad_dv + 3 * F * i + f, mask=mask, other=0.0)
-        gy = tl.load(grad_dv + 3 * F * i + F + f, mask=mask, other=0.0)
-        gz = tl.load(grad_dv + 3 * F * i + 2 * F + f, mask=mask, other=0.0)
-        xa = tl.load(x + 3 * F * j + f, mask=mask, other=0.0)
-        xb = tl.load(x + 3 * F * j + F + f, mask=mask, other=0.0)
-        xc = tl.load(x + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
-        vx = tl.load(v + 3 * F * j + f, mask=mask, other=0.0)
-        vy = tl.load(v + 3 * F * j + F + f, mask=mask, other=0.0)
-        vz = tl.load(v + 3 * F * j + 2 * F + f, mask=mask, other=0.0)
+        gx, gy, gz = load3(grad_dv, i, f, mask, F)
+        xa, xb, xc = load3(x, j, f, mask, F)
+        vx, vy, vz = load3(v, j, f, mask, F)
         sa += share * (gs * xa)[None, :]
         sb += share * ((ux * gx + uy * gy + uz * gz) * xb)[None, :]
         sc += share * ((vx * gx + vy * gy + vz * gz) * xc)[None, :]
