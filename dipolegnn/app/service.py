@@ -19,8 +19,7 @@ from dipolegnn.inference.structures import Predictions
 from dipolegnn.models import ModelChoice, pretrained_names
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, count_atoms
 from dipolegnn.molecules.embedding import Outcome, embed_records
-from dipolegnn.molecules.files import read_records
-from dipolegnn.molecules.records import Record, chained
+from dipolegnn.molecules.records import Record, chained, read_records
 from dipolegnn.molecules.workers import Lost, Worker
 
 MAX_CHARACTERS = 1_000_000

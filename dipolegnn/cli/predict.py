@@ -22,8 +22,7 @@ from dipolegnn.inference.pipeline import predict_files, predict_list
 from dipolegnn.inference.structures import Predictions
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, SmilesRow, TableColumns
-from dipolegnn.molecules.files import file_records, read_records
-from dipolegnn.molecules.records import Record, chained
+from dipolegnn.molecules.records import Record, chained, file_records, read_records
 from dipolegnn.units import duration
 
 OUTPUTS = (*STREAMED, ".json")

@@ -27,9 +27,8 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, PredictConfig, XTBConfig
 from dipolegnn.inference.output import Line, arrow_schema
 from dipolegnn.inference.pipeline import predict_batches
-from dipolegnn.labels.batch import label_one, label_time_limit, lost_label
+from dipolegnn.labels.batch import Label, label_one, label_time_limit, lost_label, with_label
 from dipolegnn.labels.calculators import engine_version
-from dipolegnn.labels.journal import Label, with_label
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow
 from dipolegnn.molecules.embedding import AHEAD, EmbeddingPool, embed_in, embedding_pool

@@ -14,7 +14,7 @@ from ase.optimize import LBFGS
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules import MoleculeError
+from dipolegnn.molecules import MoleculeError, to_ase
 from dipolegnn.molecules.molecule import relabelled
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
 
@@ -67,11 +67,7 @@ def label(
         1.9
     """
     name = data.name or data.smiles
-    atoms = Atoms(
-        data.z.cpu().numpy(),
-        data.pos.detach().cpu().numpy().astype(np.float64),
-        info={"charge": round(data.charge.item())},
-    )
+    atoms = to_ase(data)
     start = atoms.positions.copy()
     atoms.calc = calculator
     try:
@@ -80,7 +76,8 @@ def label(
             _check_same_molecule(atoms, start)
         dipole = np.asarray(atoms.get_dipole_moment(), dtype=np.float64)  # [3] e·Å
         energy = float(atoms.get_potential_energy())
-        charges = _partial_charges(atoms, calculator)
+        has_charges = "charges" in calculator.implemented_properties
+        charges = np.asarray(atoms.get_charges(), dtype=np.float64) if has_charges else None
         _check_results(dipole, energy, charges, data.charge.item())
     except PropertyNotImplementedError as error:
         raise ValueError(
@@ -90,7 +87,7 @@ def label(
         ) from error
     except (CalculatorError, RuntimeError, np.linalg.LinAlgError) as error:
         raise MoleculeError(
-            f"The calculation failed: {_one_line(error)}",
+            f"The calculation failed: {' '.join(str(error).split()) or type(error).__name__}",
             remedy="Check the geometry and the charge, or take another level of theory",
             molecule=name,
         ) from error
@@ -160,12 +157,6 @@ def _relative_distances(z: NDArray[np.int64], pos: NDArray[np.float64]) -> NDArr
     return ratio
 
 
-def _partial_charges(atoms: Atoms, calculator: BaseCalculator) -> NDArray[np.float64] | None:
-    if "charges" not in calculator.implemented_properties:
-        return None
-    return np.asarray(atoms.get_charges(), dtype=np.float64)
-
-
 def _check_results(
     dipole: NDArray[np.float64], energy: float, charges: NDArray[np.float64] | None, total: float
 ) -> None:
@@ -181,7 +172,3 @@ def _check_results(
             f"is {total:+.0f} e",
             remedy="Set the charge of the calculator, or of the molecule",
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

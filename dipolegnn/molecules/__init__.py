@@ -26,7 +26,7 @@ from dipolegnn.molecules.molecule import (
     write_failures,
 )
 from dipolegnn.molecules.records import SmilesRow, TableColumns
-from dipolegnn.molecules.structures import from_ase, to_ase
+from dipolegnn.molecules.xyz import from_ase, to_ase
 
 __all__ = [
     "Failure",

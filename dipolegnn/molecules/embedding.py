@@ -95,12 +95,7 @@ def embed_records(
 
 
 def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
-    """Worker processes for :func:`embed_in`.
-
-    Args:
-        config: How SMILES are embedded.
-        workers: Number of processes.
-    """
+    """Returns the worker processes for :func:`embed_in`."""
     return Pool(
         partial(_packed, config=config),
         workers=workers,
@@ -159,15 +154,18 @@ def embed_smiles(
 ) -> Molecules:
     """Embeds many molecules; returns conformers in order, and failures.
 
-    ``mol_id`` is the position in ``rows``, from 0. With several workers a molecule that crashes
-    RDKit, or keeps it busy for too long, costs only itself.
+    ``mol_id`` is the position in ``rows``, from 0.
 
     Args:
         rows: The molecules.
         config: Number of conformers and seed.
-        workers: Processes; the result does not depend on it.
+        workers: Number of processes, which affects only the speed; 1: the calling process, where a
+            crash of RDKit is not caught.
         progress: Show a progress bar on standard error.
         source: Name of the file that the rows are from, for the failures.
+
+    Raises:
+        ValueError: ``workers`` below 1.
     """
     records = [Record(row.row, row, source=source, mol_id=place) for place, row in enumerate(rows)]
     return molecules_of(records, config, workers=workers, progress=progress)
@@ -180,18 +178,7 @@ def molecules_of(
     workers: int = 1,
     progress: bool = False,
 ) -> Molecules:
-    """Returns the structures of all records, in order, and failures.
-
-    Args:
-        records: The records.
-        config: How SMILES are embedded.
-        workers: Processes that embed SMILES; with 1 the calling process, which also reads
-            structures.
-        progress: Show a progress bar on standard error while SMILES are embedded.
-
-    Raises:
-        ValueError: ``workers`` below 1.
-    """
+    """Returns the structures of all records; see :func:`embed_smiles`."""
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     smiles = sum(isinstance(record.content, SmilesRow) for record in records)

@@ -7,21 +7,15 @@ is a line in ``Molecules.failures``, and the others survive.
 from __future__ import annotations
 
 import gzip
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.files import READABLE_TEXT, WRITABLE, molecule_format
+from dipolegnn.files import WRITABLE, molecule_format
 from dipolegnn.molecules.embedding import molecules_of
-from dipolegnn.molecules.molecule import MoleculeError, Molecules
-from dipolegnn.molecules.records import (
-    Record,
-    RecordFile,
-    TableColumns,
-    text_records,
-)
+from dipolegnn.molecules.molecule import Molecules
+from dipolegnn.molecules.records import TableColumns, file_records, read_records
 from dipolegnn.molecules.sdf import sdf_text
 from dipolegnn.molecules.xyz import extxyz_text, xyz_text
 
@@ -58,12 +52,9 @@ def read_file(
         MoleculeError: The file holds no molecules, lacks a column or is a broken ``.gz``.
         ValueError: An unknown suffix.
     """
-    return molecules_of(
-        file_records(path, columns),
-        conformers or ConformerConfig(),
-        workers=workers,
-        progress=progress,
-    )
+    records = file_records(path, columns)
+    config = conformers or ConformerConfig()
+    return molecules_of(records, config, workers=workers, progress=progress)
 
 
 def read_text(
@@ -78,7 +69,7 @@ def read_text(
     """Reads molecules from the content of a file; see :func:`read_file`.
 
     Args:
-        text: The content, unpacked.
+        text: The content, decompressed.
         name: Name of the file; its suffix determines the format.
         columns: Columns of a ``.csv``.
         conformers: How SMILES are embedded; structures are taken as they are.
@@ -89,37 +80,9 @@ def read_text(
         MoleculeError: There are no molecules, or a column is missing.
         ValueError: An unknown suffix.
     """
-    return molecules_of(
-        read_records(text, name, columns),
-        conformers or ConformerConfig(),
-        workers=workers,
-        progress=progress,
-    )
-
-
-def file_records(path: str | Path, columns: TableColumns | None = None) -> list[Record]:
-    """The records of a file; see :func:`read_file`."""
-    with RecordFile(path, columns) as file:
-        return _some(list(file), file.path.name)
-
-
-def read_records(text: str, name: str, columns: TableColumns | None = None) -> list[Record]:
-    """The records in the content of a file; see :func:`read_text`."""
-    kind = molecule_format(name, READABLE_TEXT)
-    lines = io.StringIO(text, newline=None)
-    try:
-        found = list(text_records(lines, kind.suffix, name, columns or TableColumns()))
-    except MoleculeError as error:
-        raise error.located(source=name) from None
-    return _some(found, name)
-
-
-def _some(records: list[Record], name: str) -> list[Record]:
-    if not records:
-        raise MoleculeError(
-            "The file holds no molecules", remedy="Check that it is complete", source=name
-        )
-    return records
+    records = read_records(text, name, columns)
+    config = conformers or ConformerConfig()
+    return molecules_of(records, config, workers=workers, progress=progress)
 
 
 def text_of(
@@ -132,12 +95,12 @@ def text_of(
     Args:
         data: The molecules.
         suffix: The suffix.
-        further: What else to say about each, by its name: data fields in an SDF, keys of the
-            comment line in extended XYZ; plain XYZ has no place for it.
+        further: Further values of each molecule, by name: data fields in an SDF, keys of the
+            comment line in extended XYZ; left out in plain XYZ.
 
     Raises:
         MoleculeError: An SDF needs bonds, and they cannot be perceived.
-        ValueError: An unknown suffix, or ``further`` is not about as many molecules.
+        ValueError: An unknown suffix, or another number of molecules in ``further``.
     """
     each = [{} for _ in data] if further is None else further
     match suffix:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipolegnn.files import Lines, molecule_format
+from dipolegnn.files import READABLE_TEXT, Lines, molecule_format
 from dipolegnn.molecules.molecule import Failure, MoleculeError
 from dipolegnn.molecules.sdf import sdf_records
 from dipolegnn.molecules.xyz import Frame, frames
@@ -186,6 +186,31 @@ class RecordFile:
             raise MoleculeError(
                 f"The file cannot be decompressed: {error}", remedy="Copy or compress it again"
             ) from None
+
+
+def file_records(path: str | Path, columns: TableColumns | None = None) -> list[Record]:
+    """The records of a file; see :func:`read_file`."""
+    with RecordFile(path, columns) as file:
+        return _some(list(file), file.path.name)
+
+
+def read_records(text: str, name: str, columns: TableColumns | None = None) -> list[Record]:
+    """The records in the content of a file; see :func:`read_text`."""
+    kind = molecule_format(name, READABLE_TEXT)
+    lines = io.StringIO(text, newline=None)
+    try:
+        found = list(text_records(lines, kind.suffix, name, columns or TableColumns()))
+    except MoleculeError as error:
+        raise error.located(source=name) from None
+    return _some(found, name)
+
+
+def _some(records: list[Record], name: str) -> list[Record]:
+    if not records:
+        raise MoleculeError(
+            "The file holds no molecules", remedy="Check that it is complete", source=name
+        )
+    return records
 
 
 class Records:

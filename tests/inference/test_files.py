@@ -35,8 +35,7 @@ from dipolegnn.molecules import (
     read_file,
     text_of,
 )
-from dipolegnn.molecules.files import file_records
-from dipolegnn.molecules.records import RecordFile, Records, chained
+from dipolegnn.molecules.records import RecordFile, Records, chained, file_records
 from dipolegnn.nn import build_model
 from tests.tolerances import PRINTED_D, PRINTED_E
 

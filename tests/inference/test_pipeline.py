@@ -17,8 +17,7 @@ from dipolegnn.inference.pipeline import (
 from dipolegnn.inference.structures import MoleculePrediction
 from dipolegnn.models import ModelChoice
 from dipolegnn.molecules import Failure, SmilesRow, from_smiles, make_data, text_of
-from dipolegnn.molecules.files import read_records
-from dipolegnn.molecules.records import Record, chained
+from dipolegnn.molecules.records import Record, chained, read_records
 from dipolegnn.nn import DipoleModel, build_model
 
 

@@ -17,7 +17,7 @@ from ase.calculators.calculator import BaseCalculator
 from dipolegnn._pyg import Data
 from dipolegnn.config import XTBConfig
 from dipolegnn.labels import batch, label_many, run
-from dipolegnn.labels.journal import HEADER
+from dipolegnn.labels.batch import HEADER
 from dipolegnn.molecules import Molecules
 from dipolegnn.molecules.workers import Lost, Pool
 from tests.labels.toys import uranium, water
