@@ -114,7 +114,7 @@ def export_model(path: str | Path, model: DipoleModel) -> None:
 
 
 def _check(path: Path, dtype: torch.dtype) -> None:
-    """Checks that suffix and precision are supported and the packages installed."""
+    """Checks that suffix and precision are supported and packages are installed."""
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(
             "A model is exported to a file that ends in .pt2 (for PyTorch) or .onnx (for ONNX "
@@ -225,24 +225,19 @@ def _to_onnx(program: _Program, about: str) -> bytes:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Suppresses messages of the converter that concern its developers only."""
-    talkers = [
-        logging.getLogger(name)
-        for name in (
-            "torch.onnx._internal.exporter._registration",  # that there is no torchvision
-            "onnx_ir._convenience",  # that a list of axes is empty
-        )
-    ]
-    levels = [talker.level for talker in talkers]
-    for talker in talkers:
-        talker.setLevel(logging.ERROR)
+    # They report that torchvision is missing, and that a list of axes is empty.
+    names = ("torch.onnx._internal.exporter._registration", "onnx_ir._convenience")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # torch uses an internal class that it has deprecated.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
             yield
     finally:
-        for talker, level in zip(talkers, levels, strict=True):
-            talker.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 _Runner = Callable[[ProgramInput], dict[str, Tensor]]

@@ -20,12 +20,11 @@ def run(options: Evaluate) -> int:
     """Evaluates a model, prints the metrics and writes the details."""
     model = load_model(options.model)
     dataset = ConformerDataset(options.data)
-    part = _part(dataset, options.split)
-    if not len(part):
+    structures = list(_part(dataset, options.split))
+    if not structures:
         raise ValueError(
             f"The {options.split} part of {options.data} is empty; choose another with --split."
         )
-    structures = list(part)
     _require_known(model, structures)
     evaluation = evaluate(model, structures, progress=True)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -48,11 +47,8 @@ def run(options: Evaluate) -> int:
     write_predictions(options.output / "predictions.csv", evaluation.predictions)
     labelled = evaluation.labelled
     title = _title(model, dataset, options)
-    figure = parity_plot(
-        [float(p.data.dipole_magnitude) for p in labelled],
-        [p.magnitude for p in labelled],
-        title,
-    )
+    references = [float(p.data.dipole_magnitude) for p in labelled]
+    figure = parity_plot(references, [p.magnitude for p in labelled], title)
     figure.savefig(options.output / "parity.png")
     error_bars(evaluation.groups, title).savefig(options.output / "errors.png")
     print(
@@ -76,14 +72,13 @@ def _title(model: DipoleModel, dataset: ConformerDataset, options: Evaluate) -> 
 
 def _require_known(model: DipoleModel, structures: Sequence[Data]) -> None:
     """Raises an error if the model does not predict some of the molecules."""
-    problems = [unknown_elements(model, data) for data in structures]
-    refused = [problem for problem in problems if problem is not None]
+    refused = [p for data in structures if (p := unknown_elements(model, data)) is not None]
     if refused:
+        first = refused[0]
         raise ValueError(
             f"{model.card.name} cannot be evaluated on {len(refused)} of {len(structures)} "
-            "structures, "
-            f"the first {refused[0].molecule or 'without a name'}: {refused[0].problem}. "
-            f"{refused[0].remedy}."
+            f"structures, the first {first.molecule or 'without a name'}: {first.problem}. "
+            f"{first.remedy}."
         )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from dipolegnn.cli.program import FAILED_MOLECULES, Predict
@@ -64,20 +62,15 @@ def run(options: Predict) -> int:
             require_apart(target, [text for text in options.molecules if is_molecule_file(text)])
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}.")
-    config = options.prediction
     models = ModelChoice(options.model)
     if _can_be_streamed(options):
         return _stream(options, models)
     if options.model is not None:
         models.for_geometry(embedded=True)  # a missing model is an error, whatever the molecules
-    records = list(chained(list(_sources(options))))
-    found = predict_list(
-        records,
-        models,
-        config,
-        workers=options.workers or 1,
-        progress=len(records) >= PROGRESS_FROM_RECORDS and sys.stderr.isatty(),
-    )
+    config, records = options.prediction, _records(options)
+    progress = len(records) >= PROGRESS_FROM_RECORDS and sys.stderr.isatty()
+    workers = options.workers or 1
+    found = predict_list(records, models, config, workers=workers, progress=progress)
     if options.json:
         print(as_json(found, config))
     else:
@@ -148,26 +141,19 @@ def _columns(options: Predict) -> TableColumns:
     return TableColumns(smiles=options.csv.smiles_column, name=options.csv.name_column)
 
 
-def _sources(options: Predict) -> Iterator[Sequence[Record]]:
-    """Yields the records of the arguments; neighbouring SMILES are combined."""
-    columns = _columns(options)
-    numbered = enumerate(options.molecules, start=1)
-    for is_smiles, arguments in groupby(numbered, lambda argument: _is_smiles(argument[1])):
-        if is_smiles:
-            yield [Record(row, SmilesRow(row, smiles)) for row, smiles in arguments]
-            continue
-        for _, path in arguments:
-            if path == STDIN:
-                # As for files: a byte order mark is ignored, and invalid bytes affect their line
-                # only.
-                text = sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
-                yield read_records(text, STDIN_NAME)
-            else:
-                yield file_records(path, columns)
-
-
-def _is_smiles(argument: str) -> bool:
-    return argument != STDIN and not is_molecule_file(argument)
+def _records(options: Predict) -> list[Record]:
+    """Returns the records of all arguments."""
+    sources = []
+    for number, argument in enumerate(options.molecules, start=1):
+        if argument == STDIN:
+            # As for files: a byte order mark is ignored, and invalid bytes affect only their line.
+            text = sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
+            sources.append(read_records(text, STDIN_NAME))
+        elif is_molecule_file(argument):
+            sources.append(file_records(argument, _columns(options)))
+        else:
+            sources.append([Record(number, SmilesRow(number, argument))])
+    return list(chained(sources))
 
 
 def _draw(path: Path, found: Predictions, config: PredictConfig) -> list[Path]:
