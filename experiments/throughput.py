@@ -41,8 +41,8 @@ LOOK_EVERY = 5.0
 
 STEPS = {
     "read the SMILES": ("molecules/chemistry.py", "parse_smiles"),
-    "embed in 3D (ETKDG)": ("molecules/conformers.py", "_make_conformers"),
-    "relax (MMFF94s)": ("molecules/conformers.py", "_minimize"),
+    "embed in 3D (ETKDG)": ("molecules/chemistry.py", "_make_conformers"),
+    "relax (MMFF94s)": ("molecules/chemistry.py", "_minimize"),
     "read the structure": ("molecules/embedding.py", "structures"),
     "predict": ("inference/structures.py", "predict"),
     "write": ("inference/output.py", "flush"),

@@ -10,10 +10,10 @@ from dipolegnn.molecules.chemistry import (
     canonical_smiles,
     count_atoms,
     from_rdkit,
+    from_smiles,
     murcko_scaffold,
     to_rdkit,
 )
-from dipolegnn.molecules.conformers import from_smiles
 from dipolegnn.molecules.embedding import embed_smiles
 from dipolegnn.molecules.files import read_file, read_text, text_of, write_file
 from dipolegnn.molecules.molecule import (

@@ -15,8 +15,7 @@ from rich.progress import track
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.molecules.chemistry import parse_smiles
-from dipolegnn.molecules.conformers import TIME_LIMIT_S, embed
+from dipolegnn.molecules.chemistry import TIME_LIMIT_S, embed, parse_smiles
 from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
 from dipolegnn.molecules.records import Record, SmilesRow
 from dipolegnn.molecules.sdf import read_record

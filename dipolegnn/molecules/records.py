@@ -452,11 +452,16 @@ def parquet_rows(path: Path, columns: TableColumns) -> Iterator[SmilesRow | Fail
 def _table_row(
     row: int, smiles: str, name: str, magnitude: str, *, source: str
 ) -> SmilesRow | Failure:
-    """Creates a row of a table and parses its magnitude."""
     try:
-        return SmilesRow(row, smiles, name, _magnitude(magnitude))
-    except MoleculeError as error:
-        return error.failure("read", molecule=name or smiles, row=row, source=source)
+        value = float(magnitude or "nan")
+    except ValueError:
+        value = math.inf
+    if value < 0 or math.isinf(value):
+        return MoleculeError(
+            f"The dipole magnitude is {magnitude!r}, expected a number of 0 D or more",
+            remedy="Correct the cell, or leave it empty where the dipole is unknown",
+        ).failure("read", molecule=name or smiles, row=row, source=source)
+    return SmilesRow(row, smiles, name, None if math.isnan(value) else value)
 
 
 def find_column(names: Sequence[str], wanted: str) -> int:
@@ -474,23 +479,6 @@ def find_column(names: Sequence[str], wanted: str) -> int:
             remedy="Name the column that is meant, or add a header line",
         )
     return alike[0]
-
-
-def _magnitude(cell: str) -> float | None:
-    if not cell:
-        return None
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.inf
-    if math.isnan(value):
-        return None
-    if value < 0 or math.isinf(value):
-        raise MoleculeError(
-            f"The dipole magnitude is {cell!r}, expected a number of 0 D or more",
-            remedy="Correct the cell, or leave it empty where the dipole is unknown",
-        )
-    return value
 
 
 def parquet_length(path: Path) -> int:

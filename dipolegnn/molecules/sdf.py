@@ -16,12 +16,13 @@ from dipolegnn._pyg import Data
 from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
 from dipolegnn.molecules.molecule import MoleculeError, relabelled
 
-_DIPOLE = "dipole_debye"
-_MAGNITUDE = "dipole_magnitude_debye"
-_CHARGES = "atomic_charges_e"
-_ENERGY = "energy_kcal_per_mol"
-_MOL_ID = "mol_id"
-_SMILES = "smiles"
+LABEL_FIELDS = {
+    "dipole": "dipole_debye",
+    "dipole_magnitude": "dipole_magnitude_debye",
+    "energy": "energy_kcal_per_mol",
+    "atomic_charges": "atomic_charges_e",
+}
+"""Data field of each label."""
 
 
 def sdf_records(lines: Iterable[str]) -> Iterator[str]:
@@ -60,19 +61,19 @@ def read_record(record: str, mol_id: int) -> Data:
             remedy="Correct or remove the record",
         )
     labels = {name: mol.GetProp(name) for name in mol.GetPropNames()}
-    stated = labels.get(_MOL_ID, "")  # other programs may use the name for other identifiers
+    stated = labels.get("mol_id", "")  # other programs may use the name for other identifiers
     number = int(stated) if stated.isascii() and stated.isdigit() else mol_id
     data = from_rdkit(mol, mol_id=number)[0]
     if not labels:
         return data
-    energy = _numbers(labels, _ENERGY)
-    magnitude = _numbers(labels, _MAGNITUDE)
-    data.smiles = labels.get(_SMILES, data.smiles)
+    found = {field: _numbers(labels, name) for field, name in LABEL_FIELDS.items()}
+    magnitude, energy = found["dipole_magnitude"], found["energy"]
+    data.smiles = labels.get("smiles", data.smiles)
     return relabelled(
         data,
-        dipole=_numbers(labels, _DIPOLE),
+        dipole=found["dipole"],
         dipole_magnitude=None if magnitude is None else magnitude[0],
-        atomic_charges=_numbers(labels, _CHARGES),
+        atomic_charges=found["atomic_charges"],
         energy=None if energy is None else energy[0],
     )
 
@@ -117,15 +118,10 @@ def sdf_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float]])
 
 
 def _fields(data: Data) -> dict[str, str | float]:
-    fields: dict[str, str | float] = {_SMILES: data.smiles} if data.smiles else {}
-    fields[_MOL_ID] = str(data.mol_id.item())
-    for name, values in (
-        (_DIPOLE, data.dipole),
-        (_MAGNITUDE, data.dipole_magnitude),
-        (_ENERGY, data.energy),
-        (_CHARGES, data.atomic_charges),
-    ):
-        numbers = values.flatten().tolist()
+    fields: dict[str, str | float] = {"smiles": data.smiles} if data.smiles else {}
+    fields["mol_id"] = str(data.mol_id.item())
+    for field, name in LABEL_FIELDS.items():
+        numbers = data[field].flatten().tolist()
         if not any(map(math.isnan, numbers)):
             # The fewest digits that hold a single-precision number exactly.
             fields[name] = " ".join(str(np.float32(number)) for number in numbers)

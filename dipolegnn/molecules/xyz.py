@@ -191,15 +191,14 @@ def _text_value(comment: str, key: str) -> str | None:
 
 def xyz_text(data: Sequence[Data]) -> str:
     """Plain XYZ; the name, and the charge where it is not 0, in the comment line."""
-    lines = []
+    from ase.io.xyz import write_xyz  # slow to import
+
+    text = io.StringIO()
     for molecule in data:
         charge = round(molecule.charge.item())
-        comment = " ".join(molecule.name.split())
-        lines.append(f"{len(molecule.z)}\n{comment}{f' charge={charge:+d}' if charge else ''}")
-        atoms = to_ase(molecule)
-        for symbol, (x, y, z) in zip(atoms.symbols, atoms.positions, strict=True):
-            lines.append(f"{symbol:<2} {x:15.8f} {y:15.8f} {z:15.8f}")
-    return "\n".join(lines) + "\n" if lines else ""
+        comment = " ".join(molecule.name.split()) + (f" charge={charge:+d}" if charge else "")
+        write_xyz(text, [to_ase(molecule)], comment=comment, fmt="%15.8f")
+    return text.getvalue()
 
 
 def extxyz_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float]]) -> str:
@@ -209,15 +208,15 @@ def extxyz_text(data: Sequence[Data], further: Sequence[Mapping[str, str | float
         data: The molecules.
         further: Further keys and values for each comment line.
     """
+    from ase.io.extxyz import write_extxyz
+
     text = io.StringIO()
     for molecule, more in zip(data, further, strict=True):
         atoms = to_ase(molecule)
         atoms.info |= more
         if "name" in atoms.info:
             atoms.info["name"] = " ".join(molecule.name.split())  # it has to fit on one line
-        from ase.io import write
-
-        write(text, atoms, format="extxyz")
+        write_extxyz(text, [atoms])
     return text.getvalue()
 
 

@@ -13,7 +13,7 @@ from dipolegnn.molecules import (
     Failure,
     Molecules,
     SmilesRow,
-    conformers,
+    chemistry,
     embed_smiles,
     embedding,
     from_smiles,
@@ -149,7 +149,7 @@ def test_an_error_of_rdkits_own_is_a_failure(monkeypatch: pytest.MonkeyPatch) ->
     def break_down(mol: object) -> None:
         raise RuntimeError("Invariant Violation")
 
-    monkeypatch.setattr(conformers, "_minimize", break_down)
+    monkeypatch.setattr(chemistry, "_minimize", break_down)
     found = embed_smiles([SmilesRow(1, "O"), SmilesRow(2, "N")], ConformerConfig())
     assert [failure.row for failure in found.failures] == [1, 2]
     assert "Invariant Violation" in found.failures[0].problem
