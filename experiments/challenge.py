@@ -1,10 +1,10 @@
-"""The recipe that this project started from, as it was and put right.
+"""The recipe that this project started from: original, corrected and improved.
 
 Trains on the training set of the "Molecular Property Prediction Challenge" (magnitudes of QM9) and
 predicts the 5,000 molecules of its test set, whose labels are not public:
 ``RUN/predictions.csv`` with ``molecule,dipole_magnitude`` (debye). With several seeds, a network is
 trained for each on the same split, in ``RUN/seed0`` and so on, and their predictions are averaged;
-``RUN/metrics.json`` says how good each is and how good the average, on the validation molecules.
+``RUN/metrics.json`` contains the validation errors of each network and of the average.
 
 The data are not part of the project. ``--data``, ``$DIPOLEGNN_DATA`` or ``../shared/data`` is a
 folder with ``challenge_train.npz`` and ``challenge_test_structures.npz``.
@@ -46,7 +46,7 @@ class Recipe(NamedTuple):
     train: TrainConfig
 
 
-# As it was: an Atomwise head, whose sum of scalars is taken for the magnitude.
+# Original: an Atomwise head, whose sum of scalars is the magnitude.
 ORIGINAL = Recipe(
     ModelConfig(num_interactions=7, num_rbf=17, cutoff=6.0, head="atomwise"),
     TrainConfig(
@@ -63,8 +63,8 @@ ORIGINAL = Recipe(
         gradient_clip=None,
     ),
 )
-# Put right: the magnitude is that of a vector, and the run does not stop before the learning rate
-# has been halved (patience 13 was less than 11 + 5) and that has had time to show.
+# Corrected: the magnitude is that of a vector, and early stopping waits until the learning rate has
+# been halved and the new rate has been used for some epochs (patience 13 was less than 11 + 5).
 CORRECTED = Recipe(
     replace(ORIGINAL.model, head="dipole"),
     replace(ORIGINAL.train, early_stopping_patience=35),
@@ -75,10 +75,10 @@ LIGHT = Recipe(
     ModelConfig(),
     TrainConfig(max_epochs=35, batch_size=50, lr=1e-3, loss="huber", scheduler="onecycle"),
 )
-# The best by validation so far, together with --vectors. Beta is below the errors aimed at, because
-# what counts is their mean. More interactions over a shorter range came from a search on a part of
-# the molecules (optimize.py); with all of them they lower the error by an eighth. 30 epochs instead
-# of 60 raise it by a quarter. An epoch takes a minute and a half to two on one core.
+# The lowest validation error so far, together with --vectors. Beta is below the expected errors,
+# because the MAE is to be small. More interactions with a shorter cutoff come from a search on a
+# part of the molecules (optimize.py); with all of them they lower the error by an eighth. 30 epochs
+# instead of 60 raise it by a quarter. An epoch takes 1.5 to 2 minutes on one core.
 BEST = Recipe(
     replace(LIGHT.model, num_interactions=6, cutoff=3.5),
     replace(LIGHT.train, max_epochs=60, huber_beta=0.02),
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_config, train = recipe_for(options)
     source = data_folder(options.data, TRAIN_FILE)
     limit = FAST_MOLECULES if options.fast else None
-    # Its name says what is in it, so that it cannot be taken for that of other options.
+    # The name depends on the options, so that other options do not reuse the folder.
     marks = ["vectors"] * options.vectors + ["fast"] * options.fast
     folder = options.output / "-".join(["data", *marks])
     if len(set(options.seeds)) < max(len(options.seeds), 1):
@@ -181,10 +181,10 @@ def train_one(
 
 
 def average(members: Sequence[Prediction], vectors: bool) -> Prediction:
-    """The mean of what several networks say about a structure.
+    """The mean of the predictions of several networks for a structure.
 
-    Networks that were trained on magnitudes alone disagree about the sign of the vector, so that
-    only their magnitudes have a mean.
+    The sign of the vector is arbitrary in networks that were trained on magnitudes only, so only
+    their magnitudes are averaged.
     """
     charges = np.full(members[0].data.z.numel(), np.nan)
     if vectors and members[0].has_vector:
@@ -195,7 +195,7 @@ def average(members: Sequence[Prediction], vectors: bool) -> Prediction:
 
 
 def report(options: Options, on_val: Sequence[Sequence[Prediction]]) -> None:
-    """Writes how good each network is on the validation molecules, and their average."""
+    """Writes the validation errors of each network and of their average."""
     single = [score(predictions).metrics for predictions in on_val]
     mean = score([average(members, options.vectors) for members in zip(*on_val, strict=True)])
     content = {
@@ -221,7 +221,7 @@ def report(options: Options, on_val: Sequence[Sequence[Prediction]]) -> None:
 
 
 def recipe_for(options: Options) -> Recipe:
-    """The recipe of the variant, with what the options change about it."""
+    """The recipe of the variant, changed by the options."""
     model, train = RECIPES[options.variant]
     if options.fast:
         model = replace(model, hidden_channels=16, num_interactions=1)

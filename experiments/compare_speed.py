@@ -1,12 +1,12 @@
-"""How fast dipolegnn is beside schnetpack and torch_geometric, measured in one run.
+"""Speed of dipolegnn compared with schnetpack and torch_geometric, measured in one run.
 
     make peers
     .venv-peers/bin/python experiments/compare_speed.py --data ../shared/data
 
-Both sides have the same weights, molecules, precision and threads, and take turns step by step;
-the run stops if they do not predict the same. A training step is forward, backward and AdamW
-(fused, on both sides), an inference step forward alone. Ours makes its radius graph in every step,
-schnetpack gets its neighbour list ready made. With ``--device cuda`` the same on a GPU.
+Both sides have the same weights, molecules, precision and threads, and alternate step by step;
+the run stops if their predictions differ. A training step is forward, backward and AdamW (fused, on
+both sides), an inference step forward alone. dipolegnn builds its radius graph in every step;
+schnetpack receives its neighbour list. With ``--device cuda`` both run on a GPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MODES: tuple[Mode, ...] = ("training", "inference")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure dipolegnn beside its peers."""
+    """Compare the speed of dipolegnn with that of its peers."""
 
     output: Path = ROOT / "runs" / "speed"
     """Folder for speed.md, speed.json and the pictures."""
@@ -66,7 +66,7 @@ class Options:
 
 
 class Measured(NamedTuple):
-    """All that a run finds out."""
+    """All results of a run."""
 
     rows: list[Row]
     memory_mb: dict[str, float]
@@ -212,7 +212,7 @@ def write(options: Options, molecules: Molecules, measured: Measured) -> None:
 
 
 def picture(rows: Sequence[Row], where: str) -> Figure:
-    """How many times as long the peer takes: one bar per row."""
+    """Time of the peer relative to dipolegnn: one bar per row."""
     figure = Figure(figsize=(8.0, 0.32 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))
@@ -229,7 +229,7 @@ def picture(rows: Sequence[Row], where: str) -> Figure:
 
 
 def _processor() -> str:
-    """The name of the processor, where Linux tells it."""
+    """Name of the processor, from /proc/cpuinfo where that exists."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -259,12 +259,12 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times as long the peer takes."""
+        """Time of the peer divided by that of dipolegnn."""
         return self.peer_ms / self.ours_ms
 
 
 class Molecules:
-    """What is measured on: QM9 where it is at hand, else the data set that comes along."""
+    """The molecules to measure on: QM9 if available, else the data set in the repository."""
 
     def __init__(self, folder: Path | None) -> None:
         self.name = "small_molecules" if folder is None else "QM9"
@@ -301,10 +301,10 @@ def cluster(atoms: int) -> Batch:
 def compare(
     what: str, config: ModelConfig, peer: Peer, batch: Batch, mode: Mode, repeats: int, device: str
 ) -> Row:
-    """Times one step of both sides in turns.
+    """Times one step of both sides alternately.
 
     Raises:
-        RuntimeError: If the two do not predict the same, or have not as many parameters.
+        RuntimeError: The predictions or the numbers of parameters differ.
     """
     model = build_model(config).to(device)
     other = peer(model).to(device)
@@ -335,7 +335,7 @@ def compare(
 
 
 def _parameters(module: nn.Module) -> int:
-    """Numbers that are trained, without the embeddings: theirs know other elements."""
+    """Number of parameters without the embeddings, whose numbers of elements differ."""
     inside = {
         id(w) for m in module.modules() if isinstance(m, nn.Embedding) for w in m.parameters()
     }
@@ -343,7 +343,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def timed(function: Callable[[], None], device: str) -> float:
-    """Milliseconds that a call takes, with all that it leaves to a GPU."""
+    """Milliseconds of a call, including its work on a GPU."""
     wait = torch.cuda.synchronize if device == "cuda" else _nothing
     wait()
     start = time.perf_counter()
@@ -353,7 +353,7 @@ def timed(function: Callable[[], None], device: str) -> float:
 
 
 def _nothing() -> None:
-    """A CPU has done its work when a call returns."""
+    """Nothing to wait for on a CPU."""
 
 
 def step(module: nn.Module, magnitudes: Callable[[], Tensor], mode: Mode) -> Callable[[], None]:
@@ -373,7 +373,7 @@ def step(module: nn.Module, magnitudes: Callable[[], Tensor], mode: Mode) -> Cal
 
 
 def matrix_products(config: ModelConfig, batch: Batch, device: str, repeats: int) -> float:
-    """Milliseconds that the matrix products of a training step take by themselves: the floor."""
+    """Milliseconds of the matrix products of a training step alone: a lower bound."""
     model = build_model(config).to(device)
     shapes: list[tuple[int, int, int]] = []
 
@@ -413,7 +413,7 @@ _KINDS = (
 def where_time_goes(
     config: ModelConfig, batch: Batch, mode: Mode, kernels: Literal["auto", "plain"]
 ) -> dict[str, float]:
-    """Milliseconds of one step on a CPU by what they are spent on, the mean of five steps."""
+    """Milliseconds of one step on a CPU by kind of operation, the mean of five steps."""
     model = build_model(config)
     model.kernels = kernels
     run = step(model, lambda: model(batch).magnitude, mode)
@@ -441,9 +441,9 @@ def _kind_of(key: str) -> str:
 
 
 def peak_memory(side: str, config: ModelConfig, molecules: Molecules, size: int) -> float:
-    """Memory that a training step takes at most beyond what was there before, in MB.
+    """Peak memory of a training step above the memory in use before, in MB.
 
-    On the CPU, and Linux alone tells. To be called in a process of its own.
+    CPU and Linux only. To be called in a separate process.
     """
     model: Any = build_model(config)
     batches = [molecules.batch(1), molecules.batch(size)]
@@ -456,7 +456,7 @@ def peak_memory(side: str, config: ModelConfig, molecules: Molecules, size: int)
         return out.magnitude if isinstance(model, DipoleModel) else out
 
     small, large = batches
-    step(model, lambda: magnitudes(small), "training")()  # load what is loaded once
+    step(model, lambda: magnitudes(small), "training")()  # loads libraries and kernels
     run = step(model, lambda: magnitudes(large), "training")
     with _peak() as peak:
         run()
@@ -465,8 +465,8 @@ def peak_memory(side: str, config: ModelConfig, molecules: Molecules, size: int)
 
 @contextlib.contextmanager
 def _peak() -> Iterator[list[float]]:
-    """A list that afterwards holds how much the memory in use grew at most, in MB."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is used now
+    """A list that contains the peak growth of the memory in use, in MB, afterwards."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _peak_kb()
     grown: list[float] = []
     yield grown

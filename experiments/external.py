@@ -63,7 +63,7 @@ class Options:
 
 
 class Limits(NamedTuple):
-    """Molecules that a model was not trained for."""
+    """Molecules outside the training domain of a model."""
 
     set: str
     model: str
@@ -165,7 +165,7 @@ def restricted(sample: Sample, elements: frozenset[str]) -> Sample:
 
 
 def by_unknown_element(sample: Sample, elements: frozenset[str]) -> Counter[str]:
-    """How many molecules have each of the elements that are not among these."""
+    """Number of molecules with each element that is not among these."""
     atoms = {int(data.mol_id): data.z.tolist() for data in sample.data}
     strange = [{chemical_symbols[z] for z in numbers} - elements for numbers in atoms.values()]
     return Counter(symbol for symbols in strange for symbol in symbols)
@@ -210,7 +210,7 @@ def limitations(limits: Sequence[Limits], failures: Sequence[Failure]) -> str:
 
 
 def counted(found: Counter[str]) -> str:
-    """What there is most of first."""
+    """Counts in descending order."""
     return ", ".join(f"{name} {count}" for name, count in found.most_common()) or NOTHING
 
 
@@ -255,7 +255,7 @@ def compare_labels(folder: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def read_measured(path: Path) -> list[Measured]:
-    """The molecules of the model's elements; isotopes are left out, the same atoms twice.
+    """The molecules of the model's elements; isotopologues are left out.
 
     Raises:
         SystemExit: If a SMILES cannot be read.
@@ -287,7 +287,7 @@ def of_experiment(wanted: Sequence[Measured], qm9: Path) -> tuple[Sample, list[s
     for data in candidates(wanted, qm9):
         try:
             smiles = smiles_of(data)
-        except MoleculeError:  # no Lewis structure: it cannot be told what it is
+        except MoleculeError:  # no Lewis structure, so no SMILES
             continue
         for form in {smiles, without_stereo(smiles)}:
             known[form].append(data)
@@ -308,7 +308,7 @@ def of_experiment(wanted: Sequence[Measured], qm9: Path) -> tuple[Sample, list[s
 
 
 def candidates(wanted: Sequence[Measured], qm9: Path) -> list[Data]:
-    """The structures of QM9 that have the formula of one of these molecules."""
+    """Structures of QM9 with the formula of one of these molecules."""
     symbols = sorted(elements_of(MODEL))
     formulas = {tuple(molecule.atoms[symbol] for symbol in symbols) for molecule in wanted}
     arrays = read_arrays(qm9)
@@ -325,12 +325,12 @@ def candidates(wanted: Sequence[Measured], qm9: Path) -> list[Data]:
 
 
 def without_stereo(smiles: str) -> str:
-    """The same SMILES without stereo."""
+    """The SMILES without stereochemistry."""
     return str(Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False))
 
 
 def of_mp2(mp2: Path, qm9: Path) -> Sample:
-    """QM9's test part with the vectors of RI-MP2 to compare with, and QM9's own as labels."""
+    """QM9's test part with RI-MP2 vectors as reference and QM9's dipoles as labels."""
     reference, arrays = read_arrays(mp2), read_arrays(qm9)
     row_of = {int(index): row for row, index in enumerate(reference["qm9_index"])}
     test = arrays["split"] == TEST
@@ -341,7 +341,7 @@ def of_mp2(mp2: Path, qm9: Path) -> Sample:
 
 
 def by_label(molecules: Sequence[Data]) -> list[Prediction]:
-    """The labels, as a method among others; a vector where it is sure."""
+    """The labels as a method to compare; a vector only where its direction is known."""
     found = []
     for data in molecules:
         dipole = data.dipole[0].double().numpy()
@@ -357,7 +357,7 @@ Predictor = Callable[[Sequence[Data]], list[Prediction]]
 
 
 class Sample(NamedTuple):
-    """Structures, and what is known about them; conformers of a molecule are neighbours."""
+    """Structures with their references; conformers of a molecule are adjacent."""
 
     name: str
     data: list[Data]
@@ -426,7 +426,7 @@ def measure(sample: Sample, predictor: Predictor) -> dict[str, dict[str, float]]
 
 
 def numbers(error: NDArray[np.float64], angle: NDArray[np.float64]) -> dict[str, float]:
-    """Mean errors in debye, angles in degrees; without what cannot be said."""
+    """Mean errors in debye, angles in degrees; undefined ones are left out."""
     known = error[np.isfinite(error)]
     if not len(known):
         return {"molecules": 0}

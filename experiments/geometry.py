@@ -1,10 +1,9 @@
-"""What it costs that a geometry from a SMILES is not the one that the model was trained on.
+"""Error from geometries that differ from those of the training data.
 
-Takes molecules of QM9's validation part whose conformers all relax to the same structure, and that
-the one of QM9, so that there is no doubt which conformer is meant, and compares predictions at
-three geometries of each: QM9's own (B3LYP), that of ``from_smiles`` (ETKDG, then MMFF94s), and that
-relaxed further with GFN2-xTB. SMILES come from QM9's geometries by RDKit's perception of bonds,
-with their stereo.
+Takes molecules of QM9's validation part whose conformers all relax to the structure of QM9, so that
+the conformer is unambiguous, and compares predictions at three geometries of each: QM9's own
+(B3LYP), that of ``from_smiles`` (ETKDG, then MMFF94s), and that relaxed further with GFN2-xTB.
+SMILES are made from QM9's geometries with RDKit's perception of bonds, with their stereochemistry.
 
 It writes ``RUN/geometry.json`` and ``RUN/geometry.md``.
 """
@@ -50,7 +49,7 @@ LEFT_OUT = ("no SMILES", "no structure", "several conformers", "another conforme
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure models at geometries from elsewhere."""
+    """Measure models at other geometries."""
 
     output: Path = ROOT / "runs" / "geometry"
     """Folder for geometry.md and geometry.json."""
@@ -109,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, dict[str, int]]:
-    """Rigid molecules, how many were looked at, and why the others were left out."""
+    """Rigid molecules, the number that was examined, and why the others were left out."""
     calculator = xtb_calculator(XTBConfig())
     found: list[Rigid] = []
     reasons = dict.fromkeys(LEFT_OUT, 0)
@@ -136,9 +135,9 @@ def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, di
             continue
         try:
             same = same_conformer(alone, data)
-        except MoleculeError:  # the bonds are perceived otherwise
+        except MoleculeError:  # no bonds, or those of another molecule
             same = False
-        if not same:  # the force field's only one is not the one that B3LYP has
+        if not same:  # the conformer of the force field is not that of B3LYP
             reasons["another conformer"] += 1
             continue
         try:
@@ -153,7 +152,7 @@ def rigid(candidates: Sequence[Data], wanted: int) -> tuple[list[Rigid], int, di
 
 
 def numbers(error: NDArray[np.float64], seconds: Sequence[float] | None) -> dict[str, float]:
-    """Errors of the magnitude in debye; time for a geometry, which QM9's came without."""
+    """Errors of the magnitude in debye; time per geometry, unknown for QM9's."""
     found = {
         "molecules": len(error),
         "mae_D": float(np.abs(error).mean()),
@@ -207,10 +206,10 @@ TIME_LIMIT_S = 5
 
 
 def perceived(data: Data) -> Chem.Mol:
-    """The neutral molecule with the bonds that its geometry suggests, and that geometry.
+    """The neutral molecule at this geometry, with bonds perceived from it.
 
     Raises:
-        MoleculeError: If no Lewis structure fits, or it falls into fragments.
+        MoleculeError: If no Lewis structure fits, or the molecule is in fragments.
     """
     lines = [
         f"{chemical_symbols[z]} {x:.6f} {y:.6f} {w:.6f}"
@@ -239,13 +238,13 @@ def smiles_of(data: Data) -> str:
 
 
 def relaxed(data: Data) -> Data:
-    """The structure at the next minimum of MMFF94s, laid upon the one given.
+    """The structure at the nearest minimum of MMFF94s, aligned with the given one.
 
     Returns:
-        A copy with other ``pos``; labels stay, and a dipole vector still fits.
+        A copy with other ``pos``; labels, the dipole vector included, are kept.
 
     Raises:
-        MoleculeError: If bonds or force field are missing, the minimizer does not arrive, or the
+        MoleculeError: If bonds or force field are missing, the minimizer does not converge, or the
             molecule may have become another conformer.
     """
     mol = perceived(data)
@@ -272,7 +271,7 @@ def relaxed(data: Data) -> Data:
 def from_their_smiles(molecules: Sequence[Data]) -> list[tuple[Data, Data]]:
     """One structure each, embedded as ``predict`` does it, with the label of the given one.
 
-    It may be another conformer, whose dipole the label is not (:func:`same_conformer`).
+    It may be another conformer, to which the label does not apply (:func:`same_conformer`).
 
     Returns:
         Embedded and given structures, of those that can be embedded.
@@ -292,9 +291,9 @@ def from_their_smiles(molecules: Sequence[Data]) -> list[tuple[Data, Data]]:
 
 
 def same_conformer(one: Data, other: Data) -> bool:
-    """Whether two structures of a molecule differ by little, their atoms in whatever order.
+    """Whether two structures are the same conformer; the order of the atoms does not matter.
 
-    Hydrogens of carbon do not count, and mirror images, which have the same dipole, do.
+    Hydrogens on carbon are ignored. Mirror images count as the same: their magnitudes are equal.
 
     Raises:
         MoleculeError: If bonds cannot be perceived, or they are not those of the same molecule.
@@ -312,7 +311,7 @@ def same_conformer(one: Data, other: Data) -> bool:
 
 
 def _skeleton(data: Data) -> Chem.Mol:
-    """The molecule without the hydrogens of its carbons, which would be told apart at length."""
+    """The molecule without the hydrogens on carbon, whose permutations would take long to match."""
     mol = Chem.RWMol(perceived(data))
     for atom in reversed(list(mol.GetAtoms())):
         bound = [neighbour.GetAtomicNum() for neighbour in atom.GetNeighbors()]
@@ -325,7 +324,7 @@ def _skeleton(data: Data) -> Chem.Mol:
 
 
 def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failure]]:
-    """Each structure as :func:`relaxed` gives it, None where it cannot, and why it cannot."""
+    """The result of :func:`relaxed` for each structure, None for failures, and the failures."""
     found: list[Data | None] = [None] * len(molecules)
     failures: list[Failure] = []
     chunks = [molecules[k : k + CHUNK] for k in range(0, len(molecules), CHUNK)]
@@ -343,7 +342,7 @@ def relax_all(molecules: Sequence[Data]) -> tuple[list[Data | None], list[Failur
 
 
 def relax_chunk(molecules: Sequence[Data]) -> list[Data | Failure]:
-    """What a worker process does."""
+    """The task of a worker process."""
     found: list[Data | Failure] = []
     for data in molecules:
         try:

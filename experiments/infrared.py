@@ -2,9 +2,9 @@
 
 The intensity of a vibration is the square of the change of the dipole moment along it. The
 vibrations come from the Hessian of GFN2-xTB (finite differences of its forces), the change of the
-dipole from the model, by automatic differentiation, and beside it from GFN2-xTB itself, by finite
-differences. ``painn-xtb`` has learnt GFN2-xTB's dipoles, of displaced molecules as well, so that
-the two should agree; ``painn-qm9`` has learnt B3LYP's, and has not seen a molecule away from rest.
+dipole from the model, by automatic differentiation, and for comparison from GFN2-xTB, by finite
+differences. ``painn-xtb`` was trained on GFN2-xTB dipoles, also of displaced molecules, so the two
+should agree; ``painn-qm9`` was trained on B3LYP dipoles of equilibrium geometries only.
 
 It writes ``RUN/infrared.png``, ``RUN/infrared.csv`` (each vibration) and ``RUN/infrared.json``.
 """
@@ -170,7 +170,7 @@ def broadened(result: Vibrations, method: str, grid: NDArray[np.float64]) -> NDA
 
 
 def overlap(result: Vibrations, method: str) -> float:
-    """How alike two spectra are in shape: the cosine between them."""
+    """Similarity in shape of two spectra: the cosine between them."""
     grid = np.arange(0.0, 4500.0, 2.0)
     one, other = broadened(result, method, grid), broadened(result, "GFN2-xTB", grid)
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
@@ -201,7 +201,7 @@ def draw(found: dict[str, Vibrations]) -> Figure:
 
 
 def write(folder: Path, found: dict[str, Vibrations]) -> None:
-    """Each vibration, and how alike the spectra are."""
+    """Writes each vibration and the overlaps of the spectra."""
     with (folder / "infrared.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("molecule", "method", "wavenumber_per_cm", "intensity_km_per_mol"))

@@ -1,9 +1,9 @@
-"""How often the error bars of the models that come along hold, and how they widen.
+"""Coverage and width of the error bars of the pretrained models.
 
-On molecules of the kind that a model was trained on, intervals of 68, 90 and 95 % should hold for
-68, 90 and 95 %, for small and large molecules and dipoles alike. Elsewhere (another level of
-theory, other elements, larger molecules) nothing guarantees it: there they should widen, and the
-prediction be doubted.
+On molecules like those that a model was trained on, intervals of 68, 90 and 95 % should hold for
+68, 90 and 95 %, for small and large molecules and dipoles alike. For another level of
+theory, other elements or larger molecules this is not guaranteed: the intervals should be wider
+there, and the predictions carry warnings.
 
 It writes ``RUN/coverage.md``, ``RUN/coverage.json`` and ``RUN/coverage.png``.
 """
@@ -54,7 +54,7 @@ class Options:
 
 
 class Sample(NamedTuple):
-    """Labelled structures that a model is measured on."""
+    """Labelled structures for a measurement."""
 
     model: str
     name: str
@@ -95,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def samples(folder: Path, limit: int) -> Iterator[Sample]:
-    """What each model is measured on."""
+    """The samples for each model."""
     names = pretrained_names()
     rng = np.random.default_rng(0)
     test = rng.permutation(np.flatnonzero(read_arrays(folder / QM9)["split"] == 2))[:limit]
     qm9 = read_npz(folder / QM9, number="qm9_index", vectors=False, rows=np.sort(test)).data
-    # Numbered by nothing; their numbers of atoms do no harm.
+    # The file does not number its molecules; numbers of atoms stand in and do not matter.
     qm7b = read_npz(folder / QM7B, number="n", vectors=False).data
     covered = [data for data in qm7b if set(data.z.tolist()) <= {1, 6, 7, 8}]
     beyond = [data for data in qm7b if not set(data.z.tolist()) <= {1, 6, 7, 8}]
@@ -127,7 +127,7 @@ def samples(folder: Path, limit: int) -> Iterator[Sample]:
 
 
 def by_conformer(pairs: Sequence[tuple[Data, Data]]) -> Iterator[tuple[str, list[Data]]]:
-    """Embedded structures, by whether they are like the given ones."""
+    """Embedded structures, grouped by whether they have the conformer of the given ones."""
     found: dict[bool, list[Data]] = {True: [], False: []}
     for data, given in pairs:
         with suppress(MoleculeError):  # the bonds may be perceived otherwise
@@ -137,7 +137,7 @@ def by_conformer(pairs: Sequence[tuple[Data, Data]]) -> Iterator[tuple[str, list
 
 
 def by_xtb(molecules: Sequence[Data]) -> list[Data]:
-    """Labelled with GFN2-xTB, where they are; without those that it fails for."""
+    """Labelled with GFN2-xTB at the same geometries; failures are left out."""
     calculator = xtb_calculator(XTBConfig())
     found = []
     for data in track(molecules, "GFN2-xTB", transient=True):
@@ -200,7 +200,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Coverage at 90 %, for everything that was measured."""
+    """Coverage at 90 % for all samples."""
     figure = Figure(figsize=(7.6, 1.0 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
     at = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""A search for good hyper-parameters, with Optuna, on any data set of the package.
+"""Hyper-parameter search with Optuna on any data set of the package.
 
 The eight of the original recipe: batch size, learning rate, patience of early stopping, number of
 radial basis functions, of interactions and of channels, cutoff, patience of the plateau schedule;
@@ -51,7 +51,7 @@ from dipolegnn.nn import build_model
 from dipolegnn.training import fit
 
 PROBLEM = "problem"
-"""Attribute and column that say why a trial failed."""
+"""Attribute and column with the reason why a trial failed."""
 
 VALUE = "validation MAE (D)"
 
@@ -65,11 +65,11 @@ class Options:
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Folder of the study."""
     trials: int = 10
-    """Trials of this call; those of earlier calls count for themselves."""
+    """Trials of this call, in addition to those of earlier calls."""
     time_limit: Annotated[float | None, tyro.conf.arg(metavar="MINUTES", help_behavior_hint="")] = (
         None
     )
-    """Start no further trial after so many minutes."""
+    """Minutes after which no further trial starts."""
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
     """Where the trials are kept: any URL that SQLAlchemy knows, redis://..., or a file ending in
     .log, a journal that machines with a common file system can share; left out: RUN/study.db
@@ -80,11 +80,11 @@ class Options:
     molecules: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")
     ] = None
-    """Train on the first so many molecules of the training part only."""
+    """Number of training molecules to use, the first of the training part."""
     seed: int = 0
     """Seed of the sampler and of every trial."""
     fast: bool = False
-    """Tiny networks only, to see that everything works."""
+    """Quick test with tiny networks."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def values_of(dataset: ConformerDataset, options: Options) -> dict[str, object]:
-    """What the value of a trial depends on besides its parameters."""
+    """Settings besides the parameters on which the value of a trial depends."""
     card = dataset.card
     return {
         "data": str(options.data) if card is None else card.sha256,
@@ -144,7 +144,7 @@ def values_of(dataset: ConformerDataset, options: Options) -> dict[str, object]:
 
 
 def default_parameters() -> dict[str, object]:
-    """What :func:`suggest` would have to draw to give the default configuration."""
+    """The values for which :func:`suggest` returns the default configuration."""
     model, train = ModelConfig(), TrainConfig()
     return {
         "n_atom_basis": model.hidden_channels,
@@ -190,7 +190,7 @@ def suggest(trial: Trial, options: Options) -> tuple[ModelConfig, TrainConfig]:
 def objective(
     dataset: ConformerDataset, split: Split, options: Options, tell: Callable[[str], None]
 ) -> Callable[[Trial], float]:
-    """What a trial does: the validation MAE of the best epoch, in debye."""
+    """Objective of a trial: the validation MAE of the best epoch, in debye."""
 
     def run(trial: Trial) -> float:
         model, train = suggest(trial, options)
@@ -280,7 +280,7 @@ def write(study: Study, options: Options, console: Console) -> None:
         "history": lambda: plots.plot_optimization_history(study, target_name=VALUE),
         "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study, target_name=VALUE),
     }
-    if len({trial.value for trial in complete}) > 2:  # fewer say nothing about importance
+    if len({trial.value for trial in complete}) > 2:  # importance needs at least three values
         pictures["importance"] = lambda: plots.plot_param_importances(
             study, evaluator=PedAnovaImportanceEvaluator(), target_name=VALUE
         )
@@ -314,7 +314,7 @@ HEARTBEAT_S = 30
 recorded as failed by whoever starts the next one, and tried once more. (Storages of SQL only.)"""
 
 OF = "of"
-"""Attribute of the study that says what its values are of."""
+"""Attribute of the study: the settings on which its values depend besides the parameters."""
 
 
 def open_study(
@@ -355,7 +355,7 @@ def open_study(
 
 
 def storage_of(url: str) -> BaseStorage:
-    """The storage that an address means."""
+    """The storage at an address."""
     if url.startswith(("redis://", "rediss://", "unix://")):
         return JournalStorage(JournalRedisBackend(url))
     if "://" not in url and url.endswith(".log"):
@@ -389,7 +389,7 @@ class NumberedSampler(BaseSampler):
         """Takes the seed of this trial."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Running trials count as bad ones: others are not to look right beside them.
+            # Running trials count as poor, so that parallel processes do not sample near them.
             self._inner = TPESampler(seed=self._seed + trial.number, constant_liar=True)
             if trial.number == 0:
                 self._inner = PartialFixedSampler(self._first, self._inner)

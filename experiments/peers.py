@@ -1,4 +1,4 @@
-"""The other implementations of the same networks, with the weights of ours.
+"""Other implementations of the same networks, with weights transferred from dipolegnn.
 
 ``make peers`` installs schnetpack 2.1.1 in ``.venv-peers``, from where it, this package and
 torch_geometric can all be imported.
@@ -25,9 +25,9 @@ def schnetpack_weights(model: DipoleModel) -> dict[str, Tensor]:
     ours = {name: weight.detach() for name, weight in model.state_dict().items()}
     orders = torch.arange(body.num_rbf, dtype=body.embedding.weight.dtype)
     theirs = {
-        # They have rows for 0 to 99; we have one for element 100 besides.
+        # schnetpack has rows 0 to 99, dipolegnn 0 to 100.
         "representation/embedding.weight": ours["representation.embedding.weight"][:100],
-        # Rounded to single precision by them.
+        # schnetpack rounds these to single precision.
         "representation/radial_basis.offsets": orders * width,
         "representation/radial_basis.widths": torch.full_like(orders, width),
         "representation/cutoff_fn.cutoff": orders.new_tensor([body.cutoff]),
@@ -38,7 +38,7 @@ def schnetpack_weights(model: DipoleModel) -> dict[str, Tensor]:
             theirs[f"representation/filter_net.{part}"] = torch.cat(
                 [ours[f"{name}.{part}"] for name in filters]
             )
-    # Activations are no layers of their own in theirs: layers 0 and 2 are 0 and 1.
+    # In schnetpack activations are not layers: layers 0 and 2 become 0 and 1.
     into = "representation"
     for name, weight in ours.items():
         match name.split("."):
@@ -185,7 +185,7 @@ class PyGSchNetPeer(nn.Module):
                 case ["head", "layers", n, part]:
                     weights[f"lin{int(n) // 2 + 1}.{part}"] = weight
         self.net.load_state_dict(weights)
-        # What they round to single precision.
+        # PyG rounds this to single precision.
         self.net.distance_expansion.coeff = -0.5 / width**2
         for module in self.net.modules():
             if hasattr(module, "shift"):

@@ -1,9 +1,9 @@
-"""Turns a run on QM9's magnitudes into a model that comes with the package, with error bars.
+"""Makes a pretrained model with error bars from a run on QM9's magnitudes.
 
-Magnitudes leave the sign of the vectors open, one sign for all molecules. It is settled by GFN2-xTB
-dipoles that are made here, for molecules of the training part; then directions are measured on the
-test part, against the vectors of ``qm9_dipole.npz``, which no weight has seen. Both at geometries
-of the kind that the model was trained on.
+Training on magnitudes leaves one sign undetermined, common to the vectors of all molecules. It is
+determined by GFN2-xTB dipoles, computed here for molecules of the training part. Directions are
+then measured on the test part, against the vectors of ``qm9_dipole.npz``, which were not used in
+training. Both use the kind of geometry that the model was trained on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dipolegnn.nn import DipoleHead, DipoleModel
 FILE = "qm9_dipole.npz"
 
 CLEAR_DIPOLE = 1.0
-"""Molecules whose GFN2-xTB dipole is longer than this, in debye, have a say about the sign."""
+"""Molecules with a GFN2-xTB dipole above this, in debye, determine the sign."""
 
 HAS_DIRECTION = 0.5
 """Directions are measured on molecules with a dipole longer than this, in debye."""
@@ -41,7 +41,7 @@ HAS_DIRECTION = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Settle the sign of a model, measure its directions, and write it with its provenance."""
+    """Determine the sign of a model, measure its directions, and write it with its provenance."""
 
     model: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The model.safetensors of a run of experiments/qm9.py."""
@@ -50,14 +50,14 @@ class Options:
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder with qm9_dipole.npz; left out: $DIPOLEGNN_DATA, else ../shared/data."""
     labelled: int = 300
-    """Molecules of the training part that GFN2-xTB is asked about."""
+    """Number of training molecules that are labelled with GFN2-xTB."""
     measured: int | None = None
-    """Molecules of the test part that directions are measured on; None: all."""
+    """Number of test molecules on which directions are measured; None: all."""
     calibrated: int = 10_000
-    """Molecules of the training part that the error bars rest on, and at most so many of the
-    validation part; 0: no error bars."""
+    """Largest number of training and of validation molecules for the calibration of the error bars;
+    0: no error bars."""
     smallest: bool = False
-    """The model was trained with qm9.py --smallest, so that its error bars know such molecules."""
+    """The model was trained with qm9.py --smallest: include such molecules in the calibration."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -161,7 +161,7 @@ def as_asked(structures: Sequence[Data], geometry: str) -> Sequence[Data]:
 
 
 def votes(model: DipoleModel, structures: Sequence[Data]) -> tuple[int, int]:
-    """For how many molecules GFN2-xTB's dipole points along the model's, and against it."""
+    """Numbers of molecules whose GFN2-xTB dipole is parallel and antiparallel to the model's."""
     calculator = xtb_calculator(XTBConfig())
     predictions = predict(model, structures)
     found = []
@@ -173,7 +173,7 @@ def votes(model: DipoleModel, structures: Sequence[Data]) -> tuple[int, int]:
 
 
 def directions(model: DipoleModel, structures: Sequence[Data]) -> NDArray[np.float64]:
-    """Angles in degrees between predicted and reference dipoles, of those that are long enough."""
+    """Angles in degrees between predicted and reference dipoles above ``HAS_DIRECTION``."""
     angles = []
     for prediction in predict(model, structures, progress=True):
         reference = prediction.data.dipole[0].numpy().astype(float)

@@ -40,8 +40,8 @@ from dipolegnn.training import RunFolder, fit, read_history
 
 FILE = "qm9_dipole.npz"
 
-# 20 passes are about an hour on 2 cores. Beta is below the errors that are aimed at, because what
-# counts is their mean.
+# 20 passes are about an hour on 2 cores. Beta is below the expected errors, because the MAE is
+# to be small.
 MODEL = ModelConfig()
 TRAIN = TrainConfig(max_epochs=20, batch_size=64, lr=1e-3, huber_beta=0.02)
 
@@ -51,10 +51,10 @@ SMALLEST_ATOMS = 3
 """Heavy atoms of the molecules of datasets/smallest at most."""
 
 REPEATS = 16
-"""Times that each of them is trained on: there are 73 of them among a hundred thousand."""
+"""Repetitions of each of these 73 molecules among the hundred thousand of QM9."""
 
 FIRST_SMALLEST = 1_000_000
-"""Their numbers begin here, beyond QM9's."""
+"""First of their numbers, above those of QM9."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Options:
     ] = None
     """Validate on so many molecules, drawn by the seed: all are many for a few training ones."""
     vectors: bool = False
-    """Train on the dipole vectors where they are sure, instead of the magnitudes alone."""
+    """Train on dipole vectors where their direction is known, instead of magnitudes only."""
     geometry: Literal["b3lyp", "mmff94s"] = "b3lyp"
     """b3lyp: that of QM9. mmff94s: relaxed from there by the force field of from_smiles."""
     smallest: bool = False
@@ -98,7 +98,7 @@ class Options:
     resume: bool = False
     """Resume an interrupted run."""
     fast: bool = False
-    """Some seconds only, with few molecules, to see that everything works."""
+    """Quick test: few molecules, some seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def drawn(rows: torch.Tensor, count: int | None, seed: int, option: str) -> torch.Tensor:
-    """So many of the rows, in their order; None: all."""
+    """A random subset of the rows in their order; None: all."""
     if count is None:
         return rows
     if not 0 < count <= len(rows):
@@ -190,7 +190,7 @@ def smallest(held_back: Sequence[Data]) -> list[Data]:
     found = []
     for data in ConformerDataset(ROOT / "datasets" / "smallest"):
         if canonical_smiles(data.smiles) not in taken:
-            data.dipole.fill_(torch.nan)  # magnitudes alone, as those of QM9
+            data.dipole.fill_(torch.nan)  # magnitudes only, as in QM9
             data.mol_id += FIRST_SMALLEST
             found.append(data)
     print(f"{len(found)} of the smallest molecules, {REPEATS} times each")
@@ -206,7 +206,7 @@ def convert(path: Path, folder: Path, options: Options) -> None:
     molecules = read_npz(
         path, number="qm9_index", vectors=options.vectors, rows=np.concatenate(rows)
     )
-    if molecules.failures:  # The split counts on every molecule.
+    if molecules.failures:  # The split contains every molecule.
         raise SystemExit(f"{path.name} cannot be used: {molecules.failures[0].problem}.")
     number = np.repeat(np.arange(3), [len(every) for every in rows])
     if options.smallest:

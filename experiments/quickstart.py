@@ -33,7 +33,7 @@ from dipolegnn.training import RunFolder, fit, read_history
 MODEL = ModelConfig(hidden_channels=64, num_interactions=3, num_rbf=20, cutoff=5.0)
 TRAIN = TrainConfig(max_epochs=22, batch_size=32, lr=2e-3, ema_decay=0.995, scheduler="onecycle")
 
-# Another, for the tests: seconds, and a model that has learnt next to nothing.
+# For the tests: takes seconds; the model is hardly trained.
 FAST_MODEL = replace(MODEL, hidden_channels=16, num_interactions=1)
 FAST_TRAIN = replace(TRAIN, max_epochs=2, batch_size=8)
 FAST_SIZE = 20
@@ -48,7 +48,7 @@ class Known(NamedTuple):
     name: str
     smiles: str
     experiment: float | None
-    """Magnitude in debye, of the gas; None where it has not been measured."""
+    """Gas-phase magnitude in debye; None if not measured."""
 
 
 # Source: NIST Computational Chemistry Comparison and Benchmark Database (cccbdb.nist.gov).
@@ -70,7 +70,7 @@ PICTURED = "aspirin"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train PaiNN on small molecules, and look at what it has learnt."""
+    """Train PaiNN on small molecules and show its predictions."""
 
     data: Path = ROOT / "datasets" / "small_molecules"
     """Folder of the data set."""
@@ -79,7 +79,7 @@ class Options:
     resume: bool = False
     """Resume an interrupted run."""
     fast: bool = False
-    """Some seconds only, to see that everything works."""
+    """Quick test of some seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -54,9 +54,9 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the pipeline."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
-    # Ray reports its use to its makers unless it is told otherwise.
+    # Ray sends usage statistics by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # "local" rather than nothing: a cluster that happens to run here is not to be joined.
+    # "local": do not join a cluster that runs on this machine.
     ray.init(address=options.address or "local", include_dashboard=False)
     try:
         start = time.monotonic()

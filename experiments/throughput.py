@@ -1,8 +1,8 @@
-"""How many molecules per second ``dipolegnn predict`` gets through, in how much memory, and why.
+"""Throughput, memory and profile of ``dipolegnn predict`` on a large file.
 
 Predicts a large file of SMILES or structures into a table (all cores; the run can be killed and
-started again) while it looks at the memory of all processes now and then. Then it takes the first
-molecules of the file again, in one process with one thread, and says which step takes how long.
+started again) and samples the memory of all processes. Then it predicts the first molecules of the
+file again, in one process with one thread, and reports the time of each step.
 
 It writes ``RUN/throughput.json``, ``RUN/throughput.md`` and ``RUN/throughput.png``.
 """
@@ -37,7 +37,7 @@ from dipolegnn.molecules.workers import usable_cores
 MIB = 2**20
 
 LOOK_EVERY = 5.0
-"""Seconds between two looks at the memory, which take the system some milliseconds each."""
+"""Seconds between two samples of the memory, which take some milliseconds each."""
 
 STEPS = {
     "read the SMILES": ("molecules/chemistry.py", "parse_smiles"),
@@ -47,7 +47,7 @@ STEPS = {
     "predict": ("inference/structures.py", "predict"),
     "write": ("inference/output.py", "flush"),
 }
-"""Functions whose time is that of a step; for SMILES "read the structure" is what is left of it."""
+"""Functions whose time is that of a step; for SMILES "read the structure" is the remainder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,12 @@ class Options:
 
 @dataclass
 class Watch:
-    """What was seen on the way."""
+    """Samples taken during the run."""
 
     seconds: list[float] = field(default_factory=list)
     molecules: list[int] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
-    """MiB of all processes; what several share is counted once (proportional set size)."""
+    """MiB of all processes; shared memory is counted once (proportional set size)."""
 
 
 class Profile(NamedTuple):
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def look(watch: Watch, stop: threading.Event, parts: Path) -> None:
-    """Looks at memory and finished molecules."""
+    """Samples the memory and the number of finished molecules."""
     start = time.monotonic()
     while not stop.wait(LOOK_EVERY if watch.seconds else 1.0):
         memory = 0
@@ -137,7 +137,7 @@ def look(watch: Watch, stop: threading.Event, parts: Path) -> None:
 
 
 def profile(options: Options, models: ModelChoice) -> list[Profile]:
-    """Where the time goes, from the file as it is and, if it is of SMILES, from structures."""
+    """Time per step, from the file and, if it contains SMILES, also from structures."""
     config = ConformerConfig()
     with RecordFile(options.input) as file:
         records = list(itertools.islice(file, options.profiled))

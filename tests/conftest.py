@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-# Tests run in several processes at once; more threads than one each only get in each other's way.
-# Tests and the programs that they start have the same number, on which the last bits depend.
+# Tests run in several processes, so each has one thread. The programs that they start have the same
+# number, because the last bits of a result depend on it.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
-# Without a GPU its kernels run in Triton's interpreter, which has to be said before anything
-# imports Triton, as PyG does.
+# Without a GPU the kernels run in Triton's interpreter. The variable must be set before Triton is
+# imported, which PyG does.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# Before Ray is imported: it tells nobody that it is used.
+# Must be set before Ray is imported: no usage statistics.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
@@ -50,7 +50,7 @@ def ray_cluster(project_root: Path) -> Iterator[str]:
     """
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
-        # Its workers import what is tested here.
+        # Workers import the package under test.
         patch.setenv("PYTHONPATH", str(project_root), prepend=os.pathsep)
         context = ray.init(
             num_cpus=2,

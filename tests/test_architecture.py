@@ -138,7 +138,7 @@ def test_imports_point_downward() -> None:
 
 
 @pytest.mark.parametrize("library", sorted(ONLY_IN))
-def test_library_has_one_door(library: str) -> None:
+def test_each_library_is_imported_in_one_module(library: str) -> None:
     users = [found for found in ALL_IMPORTS if found.module.split(".")[0] == library]
     assert users, f"{library} is imported nowhere"
     strays = [

@@ -101,7 +101,7 @@ def test_intervals_hold_as_often_as_they_say() -> None:
     assert error[order[-400:]].mean() > 1.5 * error[order[:400]].mean()
 
 
-def test_what_was_never_seen_is_said() -> None:
+def test_unseen_molecules_have_warnings() -> None:
     model = model_of(CONFIGS[0])
     waters = some_waters(model, 200, 0.02, seed=1)
     ethane = from_smiles("CC")[0]  # one exception, which is not what the model knows

@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 
 
-def test_the_interfaces_have_examples() -> None:
+def test_central_modules_have_examples() -> None:
     assert {"dipolegnn.nn.graph", "dipolegnn.nn.model", "dipolegnn.nn.painn"} <= set(MODULES)
 
 

@@ -137,7 +137,7 @@ def test_challenge_as_it_was_and_resumed(
     recipe = config["train"]
     assert (recipe["loss"], recipe["early_stopping_patience"]) == ("mse", 13)
 
-    # A finished run is taken up where it ended.
+    # Resuming a finished run trains no further.
     (tmp_path / "predictions.csv").unlink()
     module(project_root, "challenge").main([*words, "--resume"])
     assert read_challenge(tmp_path) == pytest.approx(found, abs=1e-5)
@@ -289,7 +289,7 @@ def test_qm9_at_the_geometries_of_a_force_field_and_from_another_model(
         qm9.main([*words, "--representation", "schnet"])
 
 
-def test_relaxing_says_what_cannot_be_relaxed(project_root: Path) -> None:
+def test_molecules_that_cannot_be_relaxed_are_failures(project_root: Path) -> None:
     geometry = module(project_root, "geometry")
     (propane,) = from_smiles("CCC", name="propane")
     stretched = propane.clone()
@@ -334,7 +334,7 @@ def test_qm9_with_more_molecules_than_there_are(
         )
 
 
-def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: Path) -> None:
+def test_publish_determines_the_sign(project_root: Path, qm9_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--fast", "--data", str(qm9_data), "--output", str(run), "--max-epochs", "1"]
     module(project_root, "qm9").main(words)
@@ -345,7 +345,7 @@ def test_publish_settles_the_sign(project_root: Path, qm9_data: Path, tmp_path: 
     model.head.reverse_()
     save_model(wrong, model, provenance)
 
-    # From a model and from its opposite comes the same.
+    # A model and the same model with reversed vectors give the same result.
     found = []
     for source in (run / "model.safetensors", wrong):
         command = ["--model", str(source), "--output", str(right), "--data", str(qm9_data)]

@@ -94,7 +94,9 @@ def test_a_prediction_that_is_not_a_number_is_not_left_out() -> None:
 
 
 @pytest.mark.parametrize("error", [absolute_error, squared_error, length_of_error, angle])
-def test_of_nothing_is_nan_without_a_warning(error: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_mean_of_no_errors_is_nan_without_a_warning(
+    error: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     metric = MeanError(error)
     assert math.isnan(float(metric.compute()))
     metric.reset()

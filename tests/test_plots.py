@@ -40,7 +40,7 @@ def test_parity_states_number_and_errors(tmp_path: Path, count: int) -> None:
     assert (tmp_path / "parity.png").stat().st_size > 5000
 
 
-def test_parity_says_what_lies_beyond_the_edge() -> None:
+def test_parity_counts_points_outside_the_axes() -> None:
     error = np.zeros(500)
     error[7] = 3.0
     assert "drawn at the edges: 1 larger" in words(parity_plot(np.ones(500), np.ones(500) + error))

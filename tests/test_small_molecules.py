@@ -259,7 +259,9 @@ def test_grown_molecules(
     assert len({Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() for smiles in grown}) > 2
 
 
-def test_what_has_grown_grows_on(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+def test_grown_molecules_can_be_grown_again(
+    load: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
     path = tmp_path / "grown.smi"
     load("grow").main(["--output", str(path), "--count", "2000", "--parents", "1"])
 

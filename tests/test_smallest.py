@@ -33,7 +33,9 @@ def build(folder: Path) -> ModuleType:
 
 
 @pytest.mark.committed_data
-def test_it_is_what_the_script_says(folder: Path, build: ModuleType, project_root: Path) -> None:
+def test_contents_are_those_of_the_build_script(
+    folder: Path, build: ModuleType, project_root: Path
+) -> None:
     card = check_card(folder)
     source = build.smallest(list(ConformerDataset(project_root / "datasets" / "small_molecules")))
     molecules = list(ConformerDataset(folder))

@@ -1,4 +1,4 @@
-"""Chooses which molecules to label with DFT: small ones that cover every bonding situation.
+"""Selects the molecules to label with DFT: small ones that cover the atom environments.
 
     python datasets/organic/select_molecules.py LIST.csv.gz [LIST.csv.gz ...] --output molecules.csv
 

@@ -1,10 +1,10 @@
-"""Makes the data set that the repository carries: small molecules with GFN2-xTB dipoles.
+"""Makes the data set in the repository: small molecules with GFN2-xTB dipoles.
 
     python datasets/small_molecules/build.py --output datasets/small_molecules --workers 2
 
 Enumerates the molecules (1.5 minutes), embeds them (ETKDGv3, MMFF94s, one conformer; 30 s on
 2 cores), relaxes and labels them with GFN2-xTB (10 minutes on 2 cores), splits them at random. With
-a journal a run that was killed goes on where it was. `--limit` and `--largest`: for a quick look.
+a journal, a run that was killed resumes. `--limit` and `--largest` make a smaller data set.
 """
 
 from __future__ import annotations

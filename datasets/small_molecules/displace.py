@@ -1,12 +1,12 @@
-"""Adds structures that are not at rest to `small_molecules`, with labels of their own.
+"""Adds displaced structures with their own labels to `small_molecules`.
 
     python datasets/small_molecules/displace.py --output data/displaced --workers 2
 
-A model that has only seen relaxed structures cannot know how the dipole changes as a bond is
-stretched, which infrared intensities depend on, nor what a force field's geometry does to it. Each
-molecule gets copies with every coordinate displaced at random, labelled with GFN2-xTB where it then
-is (5 minutes on 2 cores). Copies stay in the part of the split that their molecule is in. With a
-journal a run that was killed goes on where it was.
+A model that was trained on relaxed structures only does not describe how the dipole changes when a
+bond is stretched, on which infrared intensities depend, or at the geometry of a force field. Each
+molecule gets copies with every coordinate displaced at random, labelled with GFN2-xTB at the
+displaced geometry (5 minutes on 2 cores). Copies stay in the split part of their molecule. With a
+journal, a run that was killed resumes.
 """
 
 from __future__ import annotations

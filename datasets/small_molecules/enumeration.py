@@ -1,10 +1,10 @@
-"""Which molecules: small organic molecules, enumerated by growth.
+"""Enumeration of small organic molecules by growth.
 
 A molecule is grown from a smaller one by moves that a chemist would recognize: replace
 hydrogens by an atom or a group, close a ring, make a single bond a double one, oxidize a
-sulfur or a nitrogen. The rules (`rules.py`) throw out what could not be kept in a bottle.
-Small molecules are all kept; of the larger ones a seeded sample, in which rare combinations
-of functional groups are more welcome than common ones.
+sulfur or a nitrogen. The rules (`rules.py`) exclude molecules that are not stable.
+All small molecules are kept; the larger ones are sampled with a seed, and rare combinations
+of functional groups have a higher weight than common ones.
 """
 
 from __future__ import annotations

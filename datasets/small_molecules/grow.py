@@ -1,9 +1,9 @@
-"""Writes SMILES of many more molecules: those of the data set, with a further move or group each.
+"""Writes SMILES of more molecules: those of the data set with one more move or group.
 
     python datasets/small_molecules/grow.py --count 1000000 --output grown.smi
 
-For what needs many molecules rather than labels: to measure throughput, or to choose from. No
-molecule occurs twice, none is of the data set, all obey its rules.
+For uses that need many molecules without labels: throughput measurements, or a pool to select
+from. No molecule occurs twice or is in the data set; all satisfy its rules.
 """
 
 from __future__ import annotations

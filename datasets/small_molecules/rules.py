@@ -1,4 +1,4 @@
-"""What may be in the data set: SMARTS of what is left out, and of what tells molecules apart."""
+"""Rules of the data set: SMARTS patterns that exclude and that classify molecules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rdkit import Chem
 SMALL = 3
 """Molecules of up to so many heavy atoms are only held against the first set of rules."""
 
-# Left out at any size: cannot exist, or strained beyond reason.
+# Left out at any size: impossible or too strained.
 IMPOSSIBLE = {
     "quadruple bond": "*$*",
     "triple bond in a ring": "*#@*",
@@ -75,7 +75,7 @@ SHORT_LIVED = {
     "two weak bonds": "[N,O,S;!a;+0]-[N,O,S;!a;+0]~[#6]~[N,O,S;!a;+0]-[N,O,S;!a;+0]",
 }
 
-# Possible, but rare in the laboratory: each occurrence makes a molecule less welcome.
+# Possible, but rare in the laboratory: each occurrence lowers the weight in the sample.
 ODD = (  # noqa: SIM905 - a list is one line per entry
     "*~1~*~*~1 *~1~*~*~*~1 [N;!a;+0]-[N;!a;+0] [N;!a;+0]-[O;!a;+0] S-S [Sv2]-[N,O] *=[C,N]=* "
     "[NX3,O,S;!$(*-C=[O,S,N])][CX4][NX3,S] [N,O,S]C#* [OX1]=[N+0] [NH]=C [CX3]=[SX1] [C-] [C-] "
@@ -83,7 +83,7 @@ ODD = (  # noqa: SIM905 - a list is one line per entry
     "C=[N;!a]C#* [F,Cl][#6]#* [SH] [CH2]=N"
 ).split()
 
-# What a molecule consists of, in a chemist's words; the combination is its kind.
+# Functional groups, rings and elements; their combination is the kind of the molecule.
 KINDS = (  # noqa: SIM905
     "[OH][CX4,c] [CX4]O[#6] [CX3;H1](=O)[#6] [#6]C(=O)[#6] C(=O)[OH] C(=O)O[#6] C(=O)N C#N C=N "
     "[NX3;!$(N-*=[O,S,N])] [SH] [#6][Sv2][#6] C=[Sv2] [Sv4]=O [Sv6](=O)=O [N+](=O)[O-] N=O N=N "
@@ -93,7 +93,7 @@ KINDS = (  # noqa: SIM905
 
 
 class Rules:
-    """The patterns, ready to be asked."""
+    """The compiled patterns."""
 
     def __init__(self) -> None:
         self._impossible = [Chem.MolFromSmarts(s) for s in IMPOSSIBLE.values()]
@@ -119,11 +119,11 @@ class Rules:
         return not any(mol.HasSubstructMatch(rule) for rule in rules)
 
     def kind(self, mol: Chem.Mol) -> tuple[bool, ...]:
-        """Which functional groups, rings and elements are there."""
+        """The functional groups, rings and elements of a molecule."""
         return tuple(mol.HasSubstructMatch(kind) for kind in self._kinds)
 
     def oddity(self, mol: Chem.Mol) -> int:
-        """How often something rare occurs."""
+        """Number of rare features."""
         return sum(len(mol.GetSubstructMatches(odd)) for odd in self._odd)
 
 

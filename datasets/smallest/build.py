@@ -2,10 +2,10 @@
 
     python datasets/smallest/build.py --output datasets/smallest
 
-QM9 has few molecules of one to three heavy atoms, because there are few, and a model that was
-trained on QM9 alone is not good for them. These are those of `small_molecules`, at the geometries
-that they have there (relaxed with GFN2-xTB), labelled with B3LYP/6-31G(2df,p), as QM9 is (PySCF;
-five minutes on one core). With a journal a run that was killed goes on where it was.
+QM9 has few molecules of one to three heavy atoms, and a model that was trained on QM9 alone has
+large errors for them. This data set contains those of `small_molecules`, at their geometries there
+(relaxed with GFN2-xTB), labelled with B3LYP/6-31G(2df,p) like QM9 (PySCF; five minutes on one
+core). With a journal, a run that was killed resumes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def smallest(molecules: list[Data]) -> list[Data]:
-    """Those with few heavy atoms, and of H, C, N and O alone."""
+    """Molecules with few heavy atoms, of H, C, N and O only."""
     return [
         data
         for data in molecules

@@ -117,7 +117,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     opened.goto(address)
     opened.wait_for_selector("#predict")
     yield opened
-    # Nothing goes off the machine, and no script fails.
+    # No request leaves the machine, and no script fails.
     elsewhere = [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")]
     assert {urlsplit(url).netloc for url in elsewhere} == {urlsplit(address).netloc}
     assert broken == []
@@ -157,7 +157,7 @@ def test_a_smiles_becomes_a_number_and_an_arrow(page: Page, tmp_path: Path) -> N
 
 
 @needs_browser
-def test_conformers_can_be_looked_at_one_by_one(page: Page) -> None:
+def test_conformers_can_be_selected(page: Page) -> None:
     page.fill("#conformers", "4")
     ask(page, "CCCO")
     shown(page, "average over")
@@ -334,7 +334,7 @@ def test_serve_refuses(capsys: pytest.CaptureFixture[str], address: str) -> None
 
 
 @needs_browser
-def test_a_page_whose_program_has_ended_says_so(browser: Browser, served: Served) -> None:
+def test_the_page_reports_that_the_server_has_ended(browser: Browser, served: Served) -> None:
     served.start()
     context = browser.new_context()
     opened = context.new_page()

@@ -1,4 +1,4 @@
-"""What the page's service answers and refuses."""
+"""Responses and refusals of the page's service."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_file_and_conformers() -> None:
     assert sum(conformer["weight"] for conformer in molecule["conformers"]) == pytest.approx(1)
 
 
-def test_a_structure_without_bonds_costs_an_sdf_only_itself() -> None:
+def test_an_sdf_leaves_out_only_structures_without_bonds() -> None:
     apart = "3\nlone\nC 0 0 0\nH 0 0 3\nH 3 0 0\n"
     water = "3\nwater\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
     response = respond(request(name="a.xyz", text=water + apart))
@@ -138,7 +138,7 @@ def test_only_models_that_come_along_can_be_asked_for(service: Service) -> None:
     assert refused.refusal == "There is no model '/etc/passwd' here."
 
 
-def test_others_wait_their_turn(service: Service) -> None:
+def test_a_busy_service_refuses_a_second_request(service: Service) -> None:
     service.time_limit = 0.05
     with service._busy:
         start = time.monotonic()
@@ -147,7 +147,7 @@ def test_others_wait_their_turn(service: Service) -> None:
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:
-    # In a process of its own, as an audit hook cannot be taken away again.
+    # In a separate process, because an audit hook cannot be removed.
     program = """
 import os, sys
 from dipolegnn.app.service import Request, respond

@@ -1,4 +1,4 @@
-"""A table, the data set built of it and the model trained on that, all by the command."""
+"""A table, a data set built from it and a model trained on that, all with the command."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_evaluate_measures_what_the_package_measures(
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_say_what_they_are_of(
+def test_pictures_have_titles(
     built: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []

@@ -55,7 +55,7 @@ def test_json_has_units_conformers_and_failures(
     assert (failure["molecule"], failure["row"]) == ("xyz", 2)
 
 
-def test_one_conformer_of_a_molecule_that_turns_is_remarked_upon(
+def test_one_conformer_of_a_flexible_molecule_gives_a_warning(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     smiles = ["CCO", "CCCO", "CCS", "CCN", "OCCO", "CCCN", "C"]
@@ -195,9 +195,7 @@ def test_conformers_of_a_structure_file_are_averaged(
         assert after["magnitude"] == pytest.approx(before["magnitude"], abs=1e-3)
 
 
-def test_says_when_an_element_was_never_seen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_elements_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, build_model(ModelConfig()), {"data": {"elements": ["H", "C", "O"]}})
 

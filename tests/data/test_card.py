@@ -32,7 +32,7 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
 
 
-def test_the_card_tells_what_is_in_the_data(folder: Path) -> None:
+def test_the_card_describes_the_data(folder: Path) -> None:
     card = check_card(folder)
     assert card.name == "sample"
     assert card.description == "Five molecules; ångström"

@@ -104,7 +104,7 @@ def test_no_vectors_no_polar_tensors() -> None:
         polar_tensors(small_model(), Data())
 
 
-def test_the_calculator_says_what_predict_says() -> None:
+def test_the_calculator_agrees_with_predict() -> None:
     atoms = molecule("CH3CHO")
     atoms.calc = DipoleCalculator("painn-qm9")
     (expected,) = predict(load_model("painn-qm9"), [from_ase(molecule("CH3CHO"))])

@@ -188,7 +188,7 @@ def test_molecules_of_several_files_do_not_become_conformers_of_each_other(
     assert len(numbers) > 3
 
 
-def test_a_structure_without_bonds_costs_an_sdf_only_itself(
+def test_an_sdf_leaves_out_only_structures_without_bonds(
     models: ModelChoice, tmp_path: Path
 ) -> None:
     path = tmp_path / "three.xyz"
@@ -454,7 +454,9 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines() == ["5,000 molecules (50 %), 50/s, 1 min 40 s left"]
 
 
-def test_no_progress_says_that_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_does_not_report_0_s_left_while_running(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     clock = iter((0.0, 100.0, 200.0, 300.0))
     records = Read()
     with pytest.MonkeyPatch.context() as patch:
@@ -480,7 +482,7 @@ def test_a_file_is_at_its_end_only_when_all_is_read(tmp_path: Path, name: str) -
         assert positions[-1] < 1 == file.position
 
 
-def test_numbers_that_cannot_be(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
+def test_impossible_numbers_are_refused(smi: Path, models: ModelChoice, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         predict_files([smi], tmp_path / "o.csv", models, workers=-1)
     with pytest.raises(ValueError, match="part_records must be at least 1, got 0"):

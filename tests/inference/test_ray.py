@@ -61,7 +61,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_labels_are_those_of_one_machine(tmp_path: Path) -> None:
+def test_labels_equal_those_of_one_machine(tmp_path: Path) -> None:
     smiles = ["CCCO", "C1", "O", "[Na]"]
     config, method = CONFORMERS, XTBConfig()
     embedded = embed_smiles([SmilesRow(row, s) for row, s in enumerate(smiles, start=1)], config)
@@ -116,7 +116,7 @@ def kill_a_task(killed: list[int]) -> None:
                     killed.append(process.pid)
 
 
-def test_rows_are_those_of_one_machine_though_workers_are_killed(
+def test_rows_equal_those_of_one_machine_after_workers_are_killed(
     rows: Path, models: ModelChoice, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"conformers": CONFORMERS, "temperature": 310.0, "coverage": 0.8}
@@ -166,7 +166,7 @@ def test_rows_are_those_of_one_machine_though_workers_are_killed(
                 assert row[name] == other[name], name
 
 
-def test_what_cannot_be_done_is_said_before(models: ModelChoice) -> None:
+def test_wrong_arguments_are_refused_before_anything_runs(models: ModelChoice) -> None:
     table = pyarrow.table({"smiles": ["C"], "model": ["mine"], "problem": ["none"]})
     data = ray.data.from_arrow(table)
     with pytest.raises(ValueError, match=r"would be added: model, problem\. Rename them"):

@@ -38,7 +38,7 @@ def molecules() -> list[Data]:
     return [from_smiles(smiles, mol_id=i)[0] for i, smiles in enumerate(SMILES)]
 
 
-def test_says_what_the_model_says_in_the_order_of_the_input(
+def test_predictions_equal_the_model_in_input_order(
     model: DipoleModel, molecules: list[Data]
 ) -> None:
     output: DipoleOutput = model(Batch.from_data_list(molecules, exclude_keys=["mol_block"]))

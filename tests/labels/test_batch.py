@@ -86,7 +86,7 @@ def test_relaxes_where_the_method_says_so() -> None:
     assert "did not converge in 1 steps" in few_steps.failures[0].problem
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_no_structures() -> None:
     assert label_many([], METHOD, workers=2) == Molecules([], [])
 
 

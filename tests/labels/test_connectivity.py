@@ -36,7 +36,7 @@ def test_proton_transfer_breaks_one_bond_and_forms_another() -> None:
     assert changed_bonds(Z, POS, moved) == [(0, 1), (1, 3)]
 
 
-def test_molecules_that_part_were_not_bonded() -> None:
+def test_molecules_that_separate_have_no_bond() -> None:
     moved = POS.copy()
     moved[3:] += [3.0, 0.0, 0.0]
     assert changed_bonds(Z, POS, moved) == []

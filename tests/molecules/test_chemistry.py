@@ -124,7 +124,7 @@ def test_a_block_of_another_molecule_is_refused() -> None:
         ("C1CCCCC1", False),
     ],
 )
-def test_what_can_turn(smiles: str, turns: bool) -> None:
+def test_rotatable_bonds(smiles: str, turns: bool) -> None:
     assert can_turn(smiles) is turns
 
 
@@ -241,7 +241,7 @@ def test_rotamers_of_the_hydroxyl_group_are_kept_and_repeats_are_not() -> None:
         ("C[Pt]", "Neither MMFF94s nor UFF"),
     ],
 )
-def test_refused_in_words_and_without_a_sound(
+def test_refusals_have_a_message_and_print_nothing(
     smiles: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status = rdBase.LogStatus()

@@ -51,7 +51,7 @@ CONFIGS = [
 # The model's parts
 
 
-def test_representations_are_what_they_say() -> None:
+def test_shapes_of_the_features() -> None:
     data = random_molecule(7, seed=0, dtype=F32)
     edges = radius_graph(data.pos, 5.0)
     s, v = PaiNN(hidden_channels=12)(data.z, data.pos, edges)

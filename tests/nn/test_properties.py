@@ -32,7 +32,7 @@ from tests.tolerances import TOLERANCES, assert_close, dipole_rounding
 SHIFT = torch.tensor([3.0, -5.0, 4.0], dtype=torch.float64)
 
 CROWDED = 60
-"""Atoms of a molecule in which atoms have more than 32 neighbours (test_samples_are_telling)."""
+"""Atoms of a molecule in which atoms have more than 32 neighbours."""
 
 
 @pytest.fixture(params=VARIANTS, ids=str)
@@ -81,7 +81,7 @@ def scalar(output: DipoleOutput) -> Tensor:
     return (output.dipole @ weights).sum() + output.magnitude.sum()
 
 
-def test_samples_are_telling(model: DipoleModel, variant: Variant) -> None:
+def test_samples_have_ordinary_magnitudes_and_charges(model: DipoleModel, variant: Variant) -> None:
     """The other tests compare numbers that are neither about 0 nor enormous."""
     for data in samples(variant.dtype):
         output = model(data)

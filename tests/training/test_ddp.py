@@ -37,7 +37,7 @@ class Both(NamedTuple):
     output: str
 
 
-# One training on two devices and one on one, which all tests look at: in one process.
+# All tests use the same two runs, so they run in one process.
 pytestmark = pytest.mark.xdist_group("ddp")
 
 
@@ -277,7 +277,7 @@ def test_without_torchrun_the_error_states_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["dipole", "charges", "atomwise"])
 @pytest.mark.parametrize("representation", ["painn", "schnet"])
 def test_every_weight_gets_a_gradient_from_every_batch(representation: Any, head: Any) -> None:
-    # Or DDP would have to look for those that get none in each step (find_unused_parameters).
+    # Otherwise DDP would need find_unused_parameters.
     model = toy_model(config=ModelConfig(representation, 8, 2, 5, head=head))
     only_magnitudes, lone_atoms = list(ToyDataset(3, vectors=False)), list(ToyDataset(2))
     for molecule in lone_atoms:

@@ -65,9 +65,9 @@ def run(
 
 
 @SIGNALS
-def test_what_is_being_done_is_done_to_its_end(tmp_path: Path, number: signal.Signals) -> None:
-    # What TensorBoard's writer does, many times per batch. Broken off in there it can leave the
-    # queue's lock taken, for which it waits when it is closed.
+def test_a_signal_waits_for_the_current_operation(tmp_path: Path, number: signal.Signals) -> None:
+    # TensorBoard's writer does this many times per batch. An exception there can leave the lock of
+    # the queue held, and closing the writer then waits for ever.
     events: queue.Queue[int] = queue.Queue()
 
     def told_in_the_middle(trainer: pl.Trainer) -> None:
