@@ -19,9 +19,9 @@ COVERAGE = 0.9
 """Default coverage of an error bar: the fraction of references inside."""
 
 
-def _require(condition: bool, name: str, got: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}.")
+def _require(config: object, name: str, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} must be {expected}, got {getattr(config, name)!r}.")
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,10 @@ class ModelConfig:
     data sets, if there are several."""
 
     def __post_init__(self) -> None:
-        _require(self.hidden_channels >= 2, "hidden_channels", self.hidden_channels, "at least 2")
-        _require(
-            self.num_interactions >= 1, "num_interactions", self.num_interactions, "at least 1"
-        )
-        _require(self.num_rbf >= 2, "num_rbf", self.num_rbf, "at least 2")
-        _require(
-            0 < self.cutoff < math.inf, "cutoff", self.cutoff, "a positive distance in angstrom"
-        )
+        _require(self, "hidden_channels", self.hidden_channels >= 2, "at least 2")
+        _require(self, "num_interactions", self.num_interactions >= 1, "at least 1")
+        _require(self, "num_rbf", self.num_rbf >= 2, "at least 2")
+        _require(self, "cutoff", 0 < self.cutoff < math.inf, "a positive distance in angstrom")
 
 
 @dataclass(frozen=True)
@@ -101,24 +97,15 @@ class TrainConfig:
     """Device for training."""
 
     def __post_init__(self) -> None:
-        _require(self.max_epochs >= 1, "max_epochs", self.max_epochs, "at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.lr > 0, "lr", self.lr, "positive")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or positive")
-        _require(self.huber_beta > 0, "huber_beta", self.huber_beta, "positive")
-        _require(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "in (0, 1)")
-        _require(
-            self.ema_decay is None or 0 < self.ema_decay < 1,
-            "ema_decay",
-            self.ema_decay,
-            "in (0, 1), or None",
-        )
-        _require(
-            self.gradient_clip is None or self.gradient_clip > 0,
-            "gradient_clip",
-            self.gradient_clip,
-            "positive, or None",
-        )
+        _require(self, "max_epochs", self.max_epochs >= 1, "at least 1")
+        _require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        _require(self, "lr", self.lr > 0, "positive")
+        _require(self, "weight_decay", self.weight_decay >= 0, "zero or positive")
+        _require(self, "huber_beta", self.huber_beta > 0, "positive")
+        _require(self, "plateau_factor", 0 < self.plateau_factor < 1, "in (0, 1)")
+        decay, clip = self.ema_decay, self.gradient_clip
+        _require(self, "ema_decay", decay is None or 0 < decay < 1, "in (0, 1), or None")
+        _require(self, "gradient_clip", clip is None or clip > 0, "positive, or None")
 
 
 @dataclass(frozen=True)
@@ -131,7 +118,7 @@ class ConformerConfig:
     """Seed of the embedding."""
 
     def __post_init__(self) -> None:
-        _require(self.conformers >= 1, "conformers", self.conformers, "at least 1")
+        _require(self, "conformers", self.conformers >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -146,8 +133,8 @@ class PredictConfig:
     """Coverage of the error bars, between 0 and 1."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, "temperature", self.temperature, "positive, in kelvin")
-        _require(0 < self.coverage < 1, "coverage", self.coverage, "between 0 and 1")
+        _require(self, "temperature", self.temperature > 0, "positive, in kelvin")
+        _require(self, "coverage", 0 < self.coverage < 1, "between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,28 +196,6 @@ def save_dataset(
     )
     write_card(folder / CARD_FILE, card)
     return card
-
-
-def build_if_changed(root: Path, recipe: Recipe, *, workers: int, progress: bool) -> Molecules:
-    """Make a data set unless the folder holds the one of the same inputs.
-
-    Returns:
-        The molecules and failures of a new data set; empty if there was nothing to do.
-
-    Raises:
-        FileExistsError: The folder holds a data set that was not made by this function.
-    """
-    inputs = json.dumps(recipe.inputs(), indent=2) + "\n"
-    made_from = root / INPUTS_FILE
-    if (root / CARD_FILE).exists():
-        if not made_from.exists():
-            raise FileExistsError(
-                f"{root} already holds a data set, which was made in another way and will not be "
-                f"replaced. Open it with ConformerDataset({str(root)!r}), or give another root."
-            )
-        if made_from.read_text(encoding="utf-8") == inputs:
-            return Molecules([], [])
-    return build_dataset(root, recipe, workers=workers, progress=progress, inputs=inputs)[1]
 
 
 def _require_some(molecules: Molecules, folder: Path) -> None:

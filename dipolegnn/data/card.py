@@ -92,15 +92,7 @@ def make_card(
     sha256: str,
     packages: Sequence[str] = (),
 ) -> Card:
-    """Complete a card with the values that are computed from the molecules.
-
-    Args:
-        about: The statements.
-        packed: The molecules.
-        failures: Number of lines of ``failures.csv``.
-        sha256: SHA-256 of the file of the molecules.
-        packages: Packages whose version is listed, in addition to the usual ones.
-    """
+    """Complete a card with the values that are computed, and versions of further packages."""
     stated = {f.name: getattr(about, f.name) for f in dataclasses.fields(About)}
     return Card(**stated, **_computed(packed, failures, sha256), versions=_versions(packages))
 

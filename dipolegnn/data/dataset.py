@@ -10,6 +10,7 @@ folder/
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ import torch
 
 from dipolegnn._pyg import Data, InMemoryDataset
 from dipolegnn.config import ConformerConfig
-from dipolegnn.data.build import Recipe, build_if_changed
+from dipolegnn.data.build import Recipe, build_dataset
 from dipolegnn.data.card import (
     CARD_FILE,
     FAILURES_FILE,
+    INPUTS_FILE,
     MOLECULES_FILE,
     SPLIT_FILE,
     About,
@@ -208,7 +210,18 @@ class ConformerDataset(InMemoryDataset):
         cls, root: str | Path, recipe: Recipe, workers: int, progress: bool
     ) -> ConformerDataset:
         folder = Path(root).expanduser()
-        made = build_if_changed(folder, recipe, workers=workers, progress=progress)
+        inputs = json.dumps(recipe.inputs(), indent=2) + "\n"
+        made_from = folder / INPUTS_FILE
+        if (folder / CARD_FILE).exists():
+            if not made_from.exists():
+                raise FileExistsError(
+                    f"{folder} already holds a data set, which was made in another way and will "
+                    "not be replaced. Open it with "
+                    f"ConformerDataset({str(folder)!r}), or give another root."
+                )
+            if made_from.read_text(encoding="utf-8") == inputs:
+                return cls(folder)
+        _, made = build_dataset(folder, recipe, workers=workers, progress=progress, inputs=inputs)
         if made.failures:
             warnings.warn(
                 f"{len(made.failures)} molecules failed and are not in the data set, the first "

@@ -1,7 +1,7 @@
-"""Training, validation and test parts of a data set, drawn molecule by molecule.
+"""Training, validation and test parts of a data set, by molecule.
 
-All conformers of a molecule (same ``mol_id``) go to the same part, so that a test molecule was
-never seen in another conformation. Sizes count molecules, not conformers.
+All conformers of a molecule (same ``mol_id``) belong to the same part, so that no conformer of a
+test molecule is used for training. Sizes are numbers of molecules, not of conformers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SplitKind = Literal["random", "size", "scaffold"]
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How a data set is split."""
+    """Split of a data set."""
 
     kind: SplitKind = "random"
     """At random, by size (the largest molecules for testing) or by scaffold."""
@@ -36,12 +36,12 @@ class SplitConfig:
     test: float | int = 0.1
     """Test molecules: a fraction (float) or a count (int)."""
     seed: int = 0
-    """Seed of the draw."""
+    """Seed of the random order."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which structures of a data set belong to which part.
+    """Training, validation and test structures of a data set.
 
     Args:
         train: Positions of the training structures in the data set, ascending, int64.
@@ -75,13 +75,13 @@ def random_split(
     test: float | int = 0.1,
     seed: int = 0,
 ) -> Split:
-    """Draw the molecules of each part at random.
+    """Split molecules at random.
 
     Args:
         mol_id: Number of the molecule of each structure ``[M]``.
         val: Validation molecules: a fraction (float) or a count (int).
-        test: Test molecules: a fraction (float) or a count (int). The rest trains.
-        seed: Seed of the draw.
+        test: Test molecules: a fraction (float) or a count (int). The rest is for training.
+        seed: Seed of the random order.
 
     Returns:
         The split; equal for equal arguments.
@@ -106,21 +106,20 @@ def make_split(
     """Split molecules at random, by size or by scaffold.
 
     - ``"random"``: :func:`random_split`.
-    - ``"size"``: train on the small molecules, validate on larger ones, test on the largest. The
-      validation molecules are the next in size below the test molecules, so that the choice of a
-      model is made by how well it extrapolates, as it is tested. Among equals the seed decides.
-    - ``"scaffold"``: keep molecules with the same Bemis-Murcko scaffold (rings and linkers)
-      together. Groups are drawn in random order; each goes to the test part if it still fits, else
-      to the validation part if it fits there, else to the training part. So the counts are met from
-      below, and scaffolds shared by more molecules than a part may hold are trained on. An acyclic
-      molecule, which has no scaffold, is a group of its own.
+    - ``"size"``: the largest molecules for testing, the next in size for validation, so that models
+      are selected by extrapolation as well. Molecules of equal size are in random order.
+    - ``"scaffold"``: molecules with the same Bemis-Murcko scaffold (rings and linkers) belong to
+      the same part. In random order, each group is assigned to the test part if it still fits, else
+      to the validation part if it fits there, else to the training part. Therefore parts can be
+      smaller than requested, and groups larger than a part are used for training. An acyclic
+      molecule has no scaffold and is a separate group.
 
     Args:
         molecules: The structures of a data set.
-        kind: Which of the three.
+        kind: Kind of split.
         val: Validation molecules: a fraction (float) or a count (int).
-        test: Test molecules: a fraction (float) or a count (int). The rest trains.
-        seed: Seed of the draw.
+        test: Test molecules: a fraction (float) or a count (int). The rest is for training.
+        seed: Seed of the random order.
 
     Returns:
         The split; equal for equal arguments.
@@ -207,16 +206,16 @@ def write_split(path: str | Path, split: Split, mol_id: ArrayLike | torch.Tensor
 def read_split(
     path: str | Path, mol_id: ArrayLike | torch.Tensor, *, thinned: bool = False
 ) -> Split:
-    """Read what :func:`write_split` wrote.
+    """Read a file of :func:`write_split`.
 
     Args:
         path: The CSV file.
         mol_id: Number of the molecule of each structure ``[M]`` of the data set.
-        thinned: Not all molecules of the split need to be there.
+        thinned: True if the data set may lack molecules of the split.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not a split, or not one of these molecules.
+        ValueError: The file is not a split, or one of other molecules.
     """
     part_of: dict[int, str] = {}
     with Path(path).open(encoding="utf-8", newline="") as file:
@@ -259,7 +258,7 @@ def _counts(molecules: int, val: float | int, test: float | int) -> tuple[int, i
         fraction = isinstance(size, float)
         if size < 0 or (fraction and size >= 1):
             raise ValueError(f"{name} must be a fraction in [0, 1) or a count, got {size}.")
-        # A fraction above 0 asks for a part that is not empty, however few the molecules.
+        # With a fraction above 0, the part has at least one molecule.
         counts.append(max(round(size * molecules), 1 if size else 0) if fraction else int(size))
     if sum(counts) >= molecules:
         raise ValueError(
@@ -272,7 +271,7 @@ def _counts(molecules: int, val: float | int, test: float | int) -> tuple[int, i
 def _assign(
     mol_id: ArrayLike | torch.Tensor, test: NDArray[np.int64], val: NDArray[np.int64]
 ) -> Split:
-    """The split in which these molecules test and validate, and all others train."""
+    """The split with these test and validation molecules; all others are for training."""
     ids = _array(mol_id)
     in_test, in_val = np.isin(ids, test), np.isin(ids, val)
     parts = (~(in_test | in_val), in_val, in_test)

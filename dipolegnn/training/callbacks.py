@@ -111,7 +111,6 @@ class TimeLimit(Callback):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.reached = False
         self._started = time.monotonic()
         self._epoch_started = 0.0
         self._longest = 0.0
@@ -129,9 +128,7 @@ class TimeLimit(Callback):
         self._longest = max(self._longest, time.monotonic() - self._epoch_started)
         # Clocks differ: the first process decides for all, or some would wait for processes that
         # have stopped.
-        self.reached = trainer.strategy.broadcast(self.seconds_left() < self._longest)
-        if self.reached:
-            trainer.should_stop = True
+        trainer.should_stop |= trainer.strategy.broadcast(self.seconds_left() < self._longest)
 
 
 class ShownProgress(Callback):
@@ -235,8 +232,7 @@ class PatientEarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops immediately if the resumed run had stopped."""
-        if self.stopped:
-            trainer.should_stop = True
+        trainer.should_stop |= self.stopped
 
 
 class BestCheckpoint(ModelCheckpoint):
