@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dipolegnn.ops.gpu.interpolation import (
     interpolate,
-    interpolate_slope,
     pair_geometry,
     stencil,
     weights,
@@ -59,7 +58,8 @@ def backward_positions(x, slopes, pos, rowptr, col, grad, grad_pos, per_length, 
     for e in range(tl.load(rowptr + j), tl.load(rowptr + j + 1)):
         i = tl.load(col + e)
         d, ux, uy, uz = pair_geometry(pos, i, j)
-        dw = interpolate_slope(slopes, d, per_length, rows, f, mask, F, SLOPE)
+        start, offset = stencil(d, per_length, rows, SLOPE)
+        dw = interpolate(slopes, start, offset, f, mask, F, SLOPE, True)
         xi = tl.load(x + F * i + f, mask=mask, other=0.0)
         gi = tl.load(grad + F * i + f, mask=mask, other=0.0)
         gd = tl.sum(dw * (gi * xj + gj * xi), 0) * per_length

@@ -78,25 +78,19 @@ def slope(offset, m: tl.constexpr, POINTS: tl.constexpr):
 
 
 @triton.jit
-def interpolate(table, start, offset, column, mask, WIDTH: tl.constexpr, POINTS: tl.constexpr):
-    """The filter at one distance, for a block of columns of a table with WIDTH columns."""
+def interpolate(table, start, offset, column, mask, WIDTH: tl.constexpr, POINTS: tl.constexpr,
+                DERIVATIVE: tl.constexpr = False):  # fmt: skip
+    """The filter at one distance, for a block of columns of a table with WIDTH columns.
+
+    With DERIVATIVE, the derivative of the filter by the row of the table.
+    """
     total = tl.zeros_like(tl.load(table + column, mask=mask, other=0.0))
     for m in tl.static_range(POINTS):
         row = tl.load(table + (start + m) * WIDTH + column, mask=mask, other=0.0)
-        total += weight(offset, m, POINTS) * row
-    return total
-
-
-@triton.jit
-def interpolate_slope(
-    table, d, per_length, rows, column, mask, WIDTH: tl.constexpr, POINTS: tl.constexpr
-):
-    """The derivative of the filter by the row of the table."""
-    start, offset = stencil(d, per_length, rows, POINTS)
-    total = tl.zeros_like(tl.load(table + column, mask=mask, other=0.0))
-    for m in tl.static_range(POINTS):
-        row = tl.load(table + (start + m) * WIDTH + column, mask=mask, other=0.0)
-        total += slope(offset, m, POINTS) * row
+        if DERIVATIVE:
+            total += slope(offset, m, POINTS) * row
+        else:
+            total += weight(offset, m, POINTS) * row
     return total
 
 

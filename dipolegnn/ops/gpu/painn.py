@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dipolegnn.ops.gpu.interpolation import (
     interpolate,
-    interpolate_slope,
     load3,
     pair_geometry,
     stencil,
@@ -94,13 +93,10 @@ def backward_atoms(x, v, table, pos, rowptr, col, grad_ds, grad_dv, grad_x, grad
         gvy += xc * wc * gy
         gvz += xc * wc * gz
         if POSITIONS:
-            da = interpolate_slope(slopes, d, slopes_per_length, slope_rows, f, mask, 3 * F, SLOPE)
-            db = interpolate_slope(
-                slopes, d, slopes_per_length, slope_rows, F + f, mask, 3 * F, SLOPE
-            )
-            dc = interpolate_slope(
-                slopes, d, slopes_per_length, slope_rows, 2 * F + f, mask, 3 * F, SLOPE
-            )
+            start, offset = stencil(d, slopes_per_length, slope_rows, SLOPE)
+            da = interpolate(slopes, start, offset, f, mask, 3 * F, SLOPE, True)
+            db = interpolate(slopes, start, offset, F + f, mask, 3 * F, SLOPE, True)
+            dc = interpolate(slopes, start, offset, 2 * F + f, mask, 3 * F, SLOPE, True)
             ya, yb, yc = load3(x, i, f, mask, F)
             tx, ty, tz = load3(v, i, f, mask, F)
             # Both messages of the pair: j to i along u, and i to j along -u.
