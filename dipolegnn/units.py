@@ -48,6 +48,8 @@ FIELD_UNITS: dict[str, str] = {
     "dipole_magnitude": "debye",
     "atomic_charges": "e",
     "energy": "kcal/mol",
+    "fragment": "1",
+    "fragment_charge": "e",
     "mol_id": "1",
     "smiles": "1",
     "name": "1",

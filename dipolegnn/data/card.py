@@ -166,8 +166,11 @@ def check_card(folder: str | Path) -> Card:
 def _computed(packed: PackedMolecules, failures: int, sha256: str) -> dict[str, Any]:
     """The values of the card that follow from the data."""
     units = {}
+    several = bool(packed.arrays["fragment"].any())
     for name in FIELDS:
-        if name in TEXT_FIELDS:
+        if name.startswith("fragment"):
+            present = several
+        elif name in TEXT_FIELDS:
             present = any(packed.texts[name])
         else:
             present = not np.isnan(packed.arrays[name]).all()

@@ -28,6 +28,8 @@ ATOM_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "z": (torch.int64, ()),
     "pos": (torch.float32, (3,)),
     "atomic_charges": (torch.float32, ()),
+    "fragment": (torch.int64, ()),
+    "fragment_charge": (torch.float32, ()),
 }
 """Fields with one row per atom: type, and shape of a row."""
 
@@ -45,7 +47,7 @@ TEXT_FIELDS = ("smiles", "name")
 
 FIELDS: tuple[str, ...] = (
     *("z", "pos", "charge", "dipole", "dipole_magnitude"),
-    *("atomic_charges", "energy", "mol_id", "smiles", "name"),
+    *("atomic_charges", "energy", "fragment", "fragment_charge", "mol_id", "smiles", "name"),
 )
 
 # A mol block can be made again from the SMILES or the file, and is ten times as large as the rest.
@@ -80,6 +82,8 @@ def write_molecules(path: str | Path, molecules: Sequence[Data]) -> None:
     entries |= packed.arrays
     # Smaller before compression, so faster to read; atomic numbers fit in a byte.
     entries["z"] = entries["z"].astype(np.uint8)
+    if not entries["fragment"].any():  # as in the files of version 0.1, which had no fragments
+        del entries["fragment"], entries["fragment_charge"]
     for field, texts in packed.texts.items():
         entries[field] = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -156,6 +160,10 @@ def read_packed(path: str | Path) -> PackedMolecules:
             f"{path} has format version {version}, and this dipolegnn reads up to "
             f"{FORMAT_VERSION}: update dipolegnn."
         )
+    if "n" in entries and "charge" in entries and "fragment" not in entries:
+        n, charge = entries["n"].astype(np.int64), entries["charge"]
+        entries["fragment"] = np.zeros(int(n.sum()))
+        entries["fragment_charge"] = charge.repeat(n) if len(charge) == len(n) else charge
     missing = [name for name in ("format_version", "n", *FIELDS) if name not in entries]
     if missing:
         raise ValueError(

@@ -201,12 +201,24 @@ def conformer_data(
         mol.GetConformer(conformer).GetPositions(),
         charge=Chem.GetFormalCharge(mol),
         energy=energy,
+        fragments=_fragments(mol),
         mol_id=mol_id,
         smiles=smiles,
         name=name,
     )
     data.mol_block = Chem.MolToV3KMolBlock(mol, confId=conformer)
     return data
+
+
+def _fragments(mol: Chem.Mol) -> tuple[list[int], list[int]]:
+    """Number of the fragment of each atom, and the sum of its formal charges."""
+    fragment = [0] * mol.GetNumAtoms()
+    charges = [0] * mol.GetNumAtoms()
+    for number, atoms in enumerate(Chem.GetMolFrags(mol)):
+        total = sum(mol.GetAtomWithIdx(atom).GetFormalCharge() for atom in atoms)
+        for atom in atoms:
+            fragment[atom], charges[atom] = number, total
+    return fragment, charges
 
 
 def to_rdkit(data: Data) -> Chem.Mol:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from dipolegnn._pyg import Data
+from dipolegnn.molecules.fragments import find_fragments, fragment_charges
 
 MIN_DISTANCE = 0.4
 """Smallest accepted distance in angstrom; the shortest bond, H-H, has 0.74."""
@@ -35,7 +36,7 @@ MAGNITUDE_TOLERANCE = 0.05
 class Failure(NamedTuple):
     """One line of the failures table.
 
-    Args:
+    Attributes:
         source: Name of the file, or ``""``.
         row: Row, record or frame in the source, from 1.
         molecule: Name or SMILES.
@@ -161,6 +162,7 @@ def make_data(
     dipole_magnitude: float | None = None,
     atomic_charges: ArrayLike | torch.Tensor | None = None,
     energy: float | None = None,
+    fragments: tuple[ArrayLike | torch.Tensor, ArrayLike | torch.Tensor] | None = None,
     mol_id: int = 0,
     smiles: str = "",
     name: str = "",
@@ -176,17 +178,21 @@ def make_data(
         dipole_magnitude: Its length in debye, for when only that is known.
         atomic_charges: Partial charges ``[N]`` in e; ``None`` or NaN where they are unknown.
         energy: Energy in kcal/mol; only differences between conformers of a molecule count.
+        fragments: Number of the fragment of each atom ``[N]``, from 0, and the total charge of the
+            fragment of each atom ``[N]`` in e. A fragment is a part without bonds to the others;
+            None: found from distances and the total charge.
         mol_id: Number of the molecule; its conformers share it.
         smiles: SMILES, ``""`` if unknown.
         name: Name; the SMILES stands in where it is ``""``.
 
     Returns:
-        ``Data`` with ``z, pos, charge, dipole, dipole_magnitude, atomic_charges, energy, mol_id,
-        smiles, name``; labels that are not known are NaN.
+        ``Data`` with ``z, pos, charge, dipole, dipole_magnitude, atomic_charges, energy, fragment,
+        fragment_charge, mol_id, smiles, name``; labels that are not known are NaN.
 
     Raises:
         MoleculeError: Wrong shapes, numbers that are not finite, unknown elements, atoms on top of
-            each other, an odd number of electrons, contradicting labels.
+            each other, an odd number of electrons, contradicting labels, or fragments whose charges
+            are not determined.
 
     Example:
         >>> hydrogen_fluoride = make_data([9, 1], [[0, 0, 0], [0, 0, 0.917]], dipole=[0, 0, 1.82])
@@ -201,6 +207,7 @@ def make_data(
         partial = _per_atom(atomic_charges, len(numbers))
         if energy is not None and math.isinf(energy):
             raise MoleculeError(f"The energy is {energy}", remedy="Leave it out if it is unknown")
+        fragment, fragment_charge = _fragments(fragments, numbers, positions, round(charge))
     except MoleculeError as error:
         raise error.located(molecule=name or smiles) from None
     return Data(
@@ -211,6 +218,8 @@ def make_data(
         dipole_magnitude=torch.tensor([magnitude], dtype=torch.float32),
         atomic_charges=torch.from_numpy(partial.astype(np.float32)),  # [N]
         energy=torch.tensor([math.nan if energy is None else energy], dtype=torch.float32),
+        fragment=torch.from_numpy(fragment),  # [N]
+        fragment_charge=torch.from_numpy(fragment_charge.astype(np.float32)),  # [N]
         mol_id=torch.tensor([mol_id], dtype=torch.int64),
         smiles=smiles,
         name=name or smiles,
@@ -238,6 +247,7 @@ def relabelled(
         dipole_magnitude=dipole_magnitude,
         atomic_charges=atomic_charges,
         energy=energy,
+        fragments=(data.fragment, data.fragment_charge) if "fragment" in data else None,
         mol_id=int(data.mol_id.item()),
         smiles=data.smiles,
         name=data.name,
@@ -380,6 +390,56 @@ def _dipole_labels(
             remedy="Check the units (1 e*angstrom = 4.8032 D), or give one of the two",
         )
     return vector, norm
+
+
+def _fragments(
+    given: tuple[ArrayLike | torch.Tensor, ArrayLike | torch.Tensor] | None,
+    numbers: NDArray[np.int64],
+    positions: NDArray[np.float32],
+    charge: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Fragment of each atom ``[N]`` and its charge ``[N]``."""
+    if given is not None:
+        number, charges = (_array(values, "fragments") for values in given)
+        fragment = number.astype(np.int64)
+        if number.shape != numbers.shape or charges.shape != numbers.shape:
+            raise MoleculeError(
+                f"Expected the fragment and its charge for each of {len(numbers)} atoms, got "
+                f"{list(number.shape)} and {list(charges.shape)}",
+                remedy="Give one number and one charge per atom",
+            )
+        if (fragment != number).any() or fragment.min() < 0 or fragment.max() >= len(numbers):
+            raise MoleculeError(
+                f"The numbers of the fragments are {sorted(set(number.tolist()))[:9]}",
+                remedy="Number the fragments from 0",
+            )
+        found, first = np.unique(fragment, return_index=True)
+        if (charges != charges[first][np.searchsorted(found, fragment)]).any() or (
+            charges[first].sum() != charge
+        ):
+            raise MoleculeError(
+                f"The fragments have the charges {charges[first].tolist()} and the molecule "
+                f"{charge:+d} e",
+                remedy="Give all atoms of a fragment its charge; their sum is the total charge",
+            )
+        return fragment, charges
+    fragment = find_fragments(numbers, positions.astype(np.float64))
+    of_fragment = fragment_charges(numbers, positions.astype(np.float64), fragment, charge)
+    if of_fragment is None:
+        sizes = np.bincount(fragment)
+        parts = ", ".join(
+            f"{size} atom{'s'[: size > 1]} from {chemical_symbols[numbers[first]]}{first + 1}"
+            for size, first in zip(
+                sizes.tolist(), np.unique(fragment, return_index=True)[1].tolist(), strict=True
+            )
+        )
+        raise MoleculeError(
+            f"Its {len(sizes)} parts without bonds to each other ({parts}) share the total charge "
+            f"{charge:+d} e in an unknown way",
+            remedy="Give the structure with bonds and formal charges (.sdf), give the parts one by "
+            "one, or check the geometry for stretched bonds",
+        )
+    return fragment, np.array(of_fragment, dtype=np.float64)[fragment]
 
 
 def _per_atom(values: ArrayLike | torch.Tensor | None, atoms: int) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -192,8 +193,9 @@ def test_an_sdf_leaves_out_only_structures_without_bonds(
     models: ModelChoice, tmp_path: Path
 ) -> None:
     path = tmp_path / "three.xyz"
-    apart = "2\napart\nH 0 0 0\nH 9 0 0\n"
-    path.write_text(f"2\nHF\nH 0 0 0\nF 0 0 0.92\n{apart}2\nH2\nH 0 0 0\nH 0 0 0.74\n")
+    octahedron = "".join(f"F {x} {y} {z}\n" for x, y, z in 1.6 * np.vstack([np.eye(3), -np.eye(3)]))
+    anion = f"7\nPF6- charge=-1\nP 0 0 0\n{octahedron}"  # RDKit does not find its bonds
+    path.write_text(f"2\nHF\nH 0 0 0\nF 0 0 0.92\n{anion}2\nH2\nH 0 0 0\nH 0 0 0.74\n")
     result = predict_files([path], tmp_path / "out.sdf", models, part_records=2, workers=0)
     assert (result.molecules, result.failures) == (2, 1)
     assert [data.name for data in read_file(tmp_path / "out.sdf").data] == ["HF", "H2"]
@@ -202,7 +204,7 @@ def test_an_sdf_leaves_out_only_structures_without_bonds(
     assert (failure.source, failure.row, failure.molecule, failure.stage) == (
         "three.xyz",
         2,
-        "apart",
+        "PF6-",
         "write",
     )
     assert "or write .xyz or .extxyz" in failure.remedy

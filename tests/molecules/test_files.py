@@ -401,7 +401,13 @@ def test_equal_molecules_give_equal_bytes_and_a_failed_write_writes_nothing(tmp_
     for name in ("a.xyz.gz", "b.xyz.gz"):
         write_file(tmp_path / name, water)
     assert (tmp_path / "a.xyz.gz").read_bytes() == (tmp_path / "b.xyz.gz").read_bytes()
-    apart = make_data([9, 9, 9, 9], [[i * 5.0, 0.0, 0.0] for i in range(4)], charge=-2, name="F4")
+    apart = make_data(
+        [9, 9, 9, 9],
+        [[i * 5.0, 0.0, 0.0] for i in range(4)],
+        charge=-2,
+        fragments=([0, 1, 2, 3], [-1, -1, -1, 1]),
+        name="F4",
+    )
     with pytest.raises(MoleculeError, match="molecule 'F4': No bonds fit"):
         write_file(tmp_path / "c.sdf", [*water, apart])
     assert not (tmp_path / "c.sdf").exists()

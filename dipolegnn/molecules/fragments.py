@@ -1,0 +1,109 @@
+"""Fragments of a structure: parts without bonds to each other, and their charges.
+
+The charge of a fragment is not in a structure file without bonds. It follows from the total charge
+and from the rule that every fragment has an even number of electrons, or else from the bonds that
+RDKit finds for each possible charge, of which those without charged carbon atoms are preferred.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import NDArray
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDetermineBonds
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+BOND_TOLERANCE = 0.45
+"""Atoms are bonded if their distance exceeds the sum of their covalent radii by no more than this,
+in angstrom: the rule of Open Babel (O'Boyle et al., J. Cheminf. 3, 33, 2011)."""
+
+_CATIONS = frozenset({1, 3, 11, 19, 37, 55})
+_ANIONS = frozenset({9, 17, 35, 53})
+"""Atomic numbers of single atoms whose charge is +1 (group 1) or -1 (group 17)."""
+
+
+def find_fragments(numbers: NDArray[np.int64], pos: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number of the fragment of each atom ``[N]``, in the order of the first atoms.
+
+    Args:
+        numbers: Atomic numbers ``[N]``.
+        pos: Positions ``[N, 3]`` in angstrom.
+    """
+    radii = covalent_radii[numbers]
+    pairs = cKDTree(pos).query_pairs(2 * radii.max() + BOND_TOLERANCE, output_type="ndarray")
+    i, j = pairs.T
+    bonded = np.linalg.norm(pos[i] - pos[j], axis=1) < radii[i] + radii[j] + BOND_TOLERANCE
+    edges = coo_array((bonded[bonded], (i[bonded], j[bonded])), shape=(len(numbers),) * 2)
+    labels: NDArray[np.int64] = connected_components(edges, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def fragment_charges(
+    numbers: NDArray[np.int64],
+    pos: NDArray[np.float64],
+    fragment: NDArray[np.int64],
+    charge: int,
+) -> list[int] | None:
+    """Charge of each fragment in e; None if there are several possibilities.
+
+    Fragments with an even number of protons are neutral, the others have a charge of +1 or -1.
+
+    Args:
+        numbers: Atomic numbers ``[N]``.
+        pos: Positions ``[N, 3]`` in angstrom.
+        fragment: Number of the fragment of each atom ``[N]``.
+        charge: Total charge in e.
+    """
+    odd = np.bincount(fragment, weights=numbers).astype(int) % 2
+    if len(odd) == 1:
+        return [charge]
+    ions = np.flatnonzero(odd)
+    positive, rest = divmod(len(ions) + charge, 2)
+    if rest or not 0 <= positive <= len(ions):
+        return None
+    if 0 < positive < len(ions):
+        signs = {k: _sign(numbers[fragment == k], pos[fragment == k]) for k in ions.tolist()}
+    else:
+        signs = dict.fromkeys(ions.tolist(), 0)
+    missing = positive - sum(sign > 0 for sign in signs.values())
+    open_ones = [k for k, sign in signs.items() if sign == 0]
+    if missing not in (0, len(open_ones)):
+        return None
+    signs |= dict.fromkeys(open_ones, 1 if missing else -1)
+    return [signs.get(k, 0) for k in range(len(odd))] if sum(signs.values()) == charge else None
+
+
+def _sign(numbers: NDArray[np.int64], pos: NDArray[np.float64]) -> int:
+    """Sign of the charge of an ion with charge +1 or -1; 0 if both are possible."""
+    if len(numbers) == 1:
+        return int(numbers[0] in _CATIONS) - int(numbers[0] in _ANIONS)
+    charged = {sign: _charged_carbons(numbers, pos, sign) for sign in (1, -1)}
+    possible = {sign: count for sign, count in charged.items() if count is not None}
+    best = [sign for sign, count in possible.items() if count == min(possible.values())]
+    return best[0] if len(best) == 1 else 0
+
+
+def _charged_carbons(
+    numbers: NDArray[np.int64], pos: NDArray[np.float64], charge: int
+) -> int | None:
+    """Number of carbon atoms with a formal charge in the bonds that RDKit finds for a charge.
+
+    None if there are no such bonds, or only with unpaired electrons.
+    """
+    block = f"{len(numbers)}\n\n" + "".join(
+        f"{chemical_symbols[z]} {x:.6f} {y:.6f} {w:.6f}\n"
+        for z, (x, y, w) in zip(numbers.tolist(), pos.tolist(), strict=True)
+    )
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromXYZBlock(block)
+        try:
+            rdDetermineBonds.DetermineBonds(mol, charge=charge)
+        except (ValueError, RuntimeError):
+            return None
+    atoms = list(mol.GetAtoms())
+    if any(atom.GetNumRadicalElectrons() for atom in atoms):
+        return None
+    return sum(atom.GetAtomicNum() == 6 and atom.GetFormalCharge() != 0 for atom in atoms)
