@@ -20,47 +20,64 @@ BOND_TOLERANCE = 0.45
 """Atoms are bonded if their distance exceeds the sum of their covalent radii by no more than this,
 in angstrom: the rule of Open Babel (O'Boyle et al., J. Cheminf. 3, 33, 2011)."""
 
+STRETCHED = 1.3
+"""The same for bonds that may be stretched, if the charges of the parts are not determined."""
+
 _CATIONS = frozenset({1, 3, 11, 19, 37, 55})
 _ANIONS = frozenset({9, 17, 35, 53})
 """Atomic numbers of single atoms whose charge is +1 (group 1) or -1 (group 17)."""
 
 
-def find_fragments(numbers: NDArray[np.int64], pos: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of the fragment of each atom ``[N]``, in the order of the first atoms.
+def fragments_of(
+    numbers: NDArray[np.int64], pos: NDArray[np.float64], charge: int
+) -> tuple[NDArray[np.int64], list[int] | None]:
+    """Finds the fragments of a structure and their charges.
+
+    Parts whose charges are not determined become one fragment if they are so close that the bond
+    between them may be stretched.
 
     Args:
         numbers: Atomic numbers ``[N]``.
         pos: Positions ``[N, 3]`` in angstrom.
+        charge: Total charge in e.
+
+    Returns:
+        Number of the fragment of each atom ``[N]``, in the order of the first atoms, and the charge
+        of each fragment in e; None if there are several possibilities.
     """
+    for tolerance in (BOND_TOLERANCE, STRETCHED):
+        fragment = _connected(numbers, pos, tolerance)
+        charges = _charges(numbers, pos, fragment, charge)
+        if charges is not None:
+            break
+    return fragment, charges
+
+
+def _connected(
+    numbers: NDArray[np.int64], pos: NDArray[np.float64], tolerance: float
+) -> NDArray[np.int64]:
     radii = covalent_radii[numbers]
-    pairs = cKDTree(pos).query_pairs(2 * radii.max() + BOND_TOLERANCE, output_type="ndarray")
+    pairs = cKDTree(pos).query_pairs(2 * radii.max() + tolerance, output_type="ndarray")
     i, j = pairs.T
-    bonded = np.linalg.norm(pos[i] - pos[j], axis=1) < radii[i] + radii[j] + BOND_TOLERANCE
+    bonded = np.linalg.norm(pos[i] - pos[j], axis=1) < radii[i] + radii[j] + tolerance
     edges = coo_array((bonded[bonded], (i[bonded], j[bonded])), shape=(len(numbers),) * 2)
     labels: NDArray[np.int64] = connected_components(edges, directed=False)[1].astype(np.int64)
     return labels
 
 
-def fragment_charges(
+def _charges(
     numbers: NDArray[np.int64],
     pos: NDArray[np.float64],
     fragment: NDArray[np.int64],
     charge: int,
 ) -> list[int] | None:
-    """Charge of each fragment in e; None if there are several possibilities.
-
-    Fragments with an even number of protons are neutral, the others have a charge of +1 or -1.
-
-    Args:
-        numbers: Atomic numbers ``[N]``.
-        pos: Positions ``[N, 3]`` in angstrom.
-        fragment: Number of the fragment of each atom ``[N]``.
-        charge: Total charge in e.
-    """
+    """Charge of each fragment: 0 if its number of protons is even, else +1 or -1."""
     odd = np.bincount(fragment, weights=numbers).astype(int) % 2
     if len(odd) == 1:
         return [charge]
     ions = np.flatnonzero(odd)
+    if (np.bincount(fragment)[fragment[numbers == 1]] == 1).any():
+        return None  # no bare protons: the bond of a hydrogen atom is broken
     positive, rest = divmod(len(ions) + charge, 2)
     if rest or not 0 <= positive <= len(ions):
         return None

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from dipolegnn._pyg import Data
-from dipolegnn.molecules.fragments import find_fragments, fragment_charges
+from dipolegnn.molecules.fragments import fragments_of
 
 MIN_DISTANCE = 0.4
 """Smallest accepted distance in angstrom; the shortest bond, H-H, has 0.74."""
@@ -423,8 +423,7 @@ def _fragments(
                 remedy="Give all atoms of a fragment its charge; their sum is the total charge",
             )
         return fragment, charges
-    fragment = find_fragments(numbers, positions.astype(np.float64))
-    of_fragment = fragment_charges(numbers, positions.astype(np.float64), fragment, charge)
+    fragment, of_fragment = fragments_of(numbers, positions.astype(np.float64), charge)
     if of_fragment is None:
         sizes = np.bincount(fragment)
         parts = ", ".join(

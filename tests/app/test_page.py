@@ -197,7 +197,7 @@ def test_a_bad_smiles_is_explained(page: Page) -> None:
 def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "mine.xyz"
     formaldehyde = text_of(from_smiles("C=O", name="formaldehyde"), ".xyz")
-    path.write_text(f"{formaldehyde}3\nno bonds\nC 0 0 0\nH 0 0 3\nH 3 0 0\n", encoding="utf-8")
+    path.write_text(f"{formaldehyde}3\nno bonds\nC 0 0 0\nH 0 0 2.2\nH 2.2 0 0\n", encoding="utf-8")
     page.set_input_files("#upload input[type=file]", str(path))
     shown(page, "model painn-qm9;")
 

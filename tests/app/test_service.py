@@ -54,7 +54,7 @@ def test_a_file_and_conformers() -> None:
 
 
 def test_an_sdf_leaves_out_only_structures_without_bonds() -> None:
-    apart = "3\nlone\nC 0 0 0\nH 0 0 3\nH 3 0 0\n"
+    apart = "3\nlone\nC 0 0 0\nH 0 0 2.2\nH 2.2 0 0\n"
     water = "3\nwater\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
     response = respond(request(name="a.xyz", text=water + apart))
     assert response.refusal == ""

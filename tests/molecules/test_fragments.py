@@ -73,6 +73,16 @@ def test_one_fragment_has_the_total_charge() -> None:
     assert data.fragment_charge.tolist() == [2.0] * len(data.z)
 
 
+def test_a_stretched_bond_does_not_make_two_fragments() -> None:
+    for z, length in (([1, 17], 2.4), ([1, 9], 1.5), ([6, 1], 2.0)):
+        data = make_data(z, [[0, 0, 0], [0, 0, length]], charge=sum(z) % 2)
+        assert not data.fragment.any()
+    water = make_data([8, 1, 1], [[0, 0, 0], [1.6, 0, 0], [-0.5, 1.5, 0]])
+    assert not water.fragment.any()
+    with pytest.raises(MoleculeError, match="unknown way"):
+        make_data([1, 1], [[0, 0, 0], [0, 0, 4]])
+
+
 @pytest.mark.parametrize("charge", [2, -2])
 def test_an_unknown_share_of_the_charge_is_an_error(charge: int) -> None:
     message = r"2 parts without bonds to each other \(3 atoms from O1, 4 atoms from N4\) share"
