@@ -23,6 +23,11 @@ if not torch.cuda.is_available():
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs groups of tests that share a process first: at the end, other processes would idle."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The folder with pyproject.toml."""

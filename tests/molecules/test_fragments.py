@@ -75,9 +75,9 @@ def test_one_fragment_has_the_total_charge() -> None:
 
 def test_a_stretched_bond_does_not_make_two_fragments() -> None:
     for z, length in (([1, 17], 2.4), ([1, 9], 1.5), ([6, 1], 2.0)):
-        data = make_data(z, [[0, 0, 0], [0, 0, length]], charge=sum(z) % 2)
+        data = make_data(z, np.diag([0, 0, length])[1:], charge=sum(z) % 2)
         assert not data.fragment.any()
-    water = make_data([8, 1, 1], [[0, 0, 0], [1.6, 0, 0], [-0.5, 1.5, 0]])
+    water = make_data([8, 1, 1], [[0.0, 0, 0], [1.6, 0, 0], [-0.5, 1.5, 0]])
     assert not water.fragment.any()
     with pytest.raises(MoleculeError, match="unknown way"):
         make_data([1, 1], [[0, 0, 0], [0, 0, 4]])
