@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dipolegnn.nn.graph import radius_graph
     from dipolegnn.training.fit import fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ASEConfig",

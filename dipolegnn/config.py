@@ -48,8 +48,8 @@ class ModelConfig:
     charge_weights: bool = False
     """Restore the total charge by learned weights instead of evenly (heads with charges)."""
     levels: tuple[str, ...] = ()
-    """Levels of theory that the model distinguishes, the default first. In training: those of the
-    data sets, if there are several."""
+    """Levels of theory that the model distinguishes, the default first; named as on the cards of the
+    data sets."""
 
     def __post_init__(self) -> None:
         _require(self, "hidden_channels", self.hidden_channels >= 2, "at least 2")
