@@ -48,8 +48,8 @@ class ModelConfig:
     charge_weights: bool = False
     """Restore the total charge by learned weights instead of evenly (heads with charges)."""
     levels: tuple[str, ...] = ()
-    """Levels of theory that the model distinguishes, the default first; named as on the cards of the
-    data sets."""
+    """Levels of theory that the model distinguishes, the default first, named as on the cards of
+    the data sets."""
 
     def __post_init__(self) -> None:
         _require(self, "hidden_channels", self.hidden_channels >= 2, "at least 2")
@@ -74,6 +74,9 @@ class TrainConfig:
     """Loss on the vector where a molecule has one, else on the magnitude."""
     huber_beta: float = 0.1
     """Error at which the Huber loss changes from quadratic to linear, in debye."""
+    charge_loss: float = 0.0
+    """Weight of the mean squared error of the atomic charges, in D/e², for labels with charges of a
+    population analysis; 0: the charges are fitted to the dipole alone."""
     scheduler: Literal["plateau", "cosine", "onecycle"] = "onecycle"
     """Learning-rate schedule: plateau follows the validation loss, the others are fixed."""
     plateau_factor: float = 0.5
@@ -102,6 +105,7 @@ class TrainConfig:
         _require(self, "lr", self.lr > 0, "positive")
         _require(self, "weight_decay", self.weight_decay >= 0, "zero or positive")
         _require(self, "huber_beta", self.huber_beta > 0, "positive")
+        _require(self, "charge_loss", 0 <= self.charge_loss < math.inf, "0 or more")
         _require(self, "plateau_factor", 0 < self.plateau_factor < 1, "in (0, 1)")
         decay, clip = self.ema_decay, self.gradient_clip
         _require(self, "ema_decay", decay is None or 0 < decay < 1, "in (0, 1), or None")

@@ -139,8 +139,9 @@ class Train(Debug):
     Exit status: 0 trained; 2 error; 130 interrupted (Ctrl-C), --resume continues.
     """
 
-    data: _Folder
-    """Folder of a data set (made by `dipolegnn build`)."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
+    """Folders of data sets (made by `dipolegnn build`). If their levels of theory differ, the model
+    distinguishes them; the level of the first data set is the default in predictions."""
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     resume: _Flag = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from dipolegnn.cli.program import INTERRUPTED, USAGE_ERROR, Train
 from dipolegnn.config import ModelConfig, TrainConfig
-from dipolegnn.data import ConformerDataset
+from dipolegnn.data import ConformerDataset, JoinedDataset
 from dipolegnn.evaluation import describe_metrics
 from dipolegnn.models import load_model
 from dipolegnn.nn import DipoleModel, build_model
-from dipolegnn.nn.model import describe
+from dipolegnn.nn.model import describe, with_levels
 from dipolegnn.nn.model import options as options_of
 from dipolegnn.training import (
     FirstProcessFailed,
@@ -31,15 +31,21 @@ _Config = TypeVar("_Config", ModelConfig, TrainConfig)
 
 def run(options: Train) -> int:
     """Trains a model and prints its metrics and path."""
-    dataset = ConformerDataset(options.data)
+    if not options.data:
+        raise ValueError("--data needs the folder of at least one data set.")
+    start = None if options.start is None else _started(options.start, options.model)
+    levels = options.model.levels if start is None else start.representation.levels
+    dataset: ConformerDataset | JoinedDataset = ConformerDataset(options.data[0])
+    if len(options.data) > 1 or levels:
+        dataset = JoinedDataset([ConformerDataset(folder) for folder in options.data])
     split = dataset.split()
     recipe = options.training
     torch.manual_seed(recipe.seed)
-    start = None if options.start is None else _started(options.start, options.model)
-    model = build_model(options.model) if start is None else start
+    model = _model(options.model, start, dataset)
     if not options.quiet and is_first_process():
         parameters = sum(weight.numel() for weight in model.parameters())
-        print(f"{options.data}: {split} structures; the model has {parameters:,} parameters.")
+        folders = ", ".join(str(folder) for folder in options.data)
+        print(f"{folders}: {split} structures; the model has {parameters:,} parameters.")
     try:
         result = fit(
             model,
@@ -68,6 +74,22 @@ def run(options: Train) -> int:
     print(f"model: {result.model_path}")
     print(f"history: {RunFolder(options.output).history}")
     return 0
+
+
+def _model(
+    config: ModelConfig, start: DipoleModel | None, dataset: ConformerDataset | JoinedDataset
+) -> DipoleModel:
+    """The model to train, with the levels of theory of the data sets if there are several."""
+    levels = dataset.levels if isinstance(dataset, JoinedDataset) else []
+    if start is None:
+        if len(levels) > 1 and not config.levels:
+            config = replace(config, levels=tuple(levels))
+        new: DipoleModel = build_model(config)
+        return new
+    if not levels:
+        return start
+    first = start.card.get("data", "level_of_theory") or levels[0]
+    return with_levels(start, levels, first) if {*levels} - {first} else start
 
 
 def _started(path: Path, wanted: ModelConfig) -> DipoleModel:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dipolegnn.data.build import save_dataset
 from dipolegnn.data.card import About, Card, Counts, check_card, read_card, write_card
 from dipolegnn.data.dataset import ConformerDataset
+from dipolegnn.data.joined import JoinedDataset
 from dipolegnn.data.splits import (
     Split,
     SplitConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "ConformerDataset",
     "Counts",
     "DipoleDataModule",
+    "JoinedDataset",
     "Split",
     "SplitConfig",
     "check_card",

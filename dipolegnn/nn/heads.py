@@ -47,8 +47,9 @@ class BaseDipoleHead(Head[DipoleOutput]):
 
     The loss is a function of an error e: the length of the error vector, :math:`|\mu - \mu_0|`, for
     a molecule with a dipole vector, and the error of the magnitude, :math:`|\mu| - |\mu_0|`, for a
-    molecule with only a magnitude. Labels are ``dipole [B, 3]`` and ``dipole_magnitude [B]`` in
-    debye, NaN where unknown.
+    molecule with only a magnitude. ``TrainConfig.charge_loss`` adds the error of the atomic charges
+    (labels ``atomic_charges [N]`` in e). Labels are ``dipole [B, 3]`` and ``dipole_magnitude [B]``
+    in debye, NaN where unknown.
     """
 
     outputs: ClassVar[Mapping[str, OutputField]] = {
@@ -96,7 +97,28 @@ class BaseDipoleHead(Head[DipoleOutput]):
             labelled = labelled | has_vector
         kind = "dipole vector or magnitude" if "vector" in targets else "dipole magnitude"
         require_label(labelled, batch, kind)
-        return loss_of_error(squared, config).where(labelled, 0.0), labelled
+        losses = loss_of_error(squared, config)
+        if config.charge_loss:
+            losses = losses + config.charge_loss * self._charge_error(output, batch)
+        return losses.where(labelled, 0.0), labelled
+
+    def _charge_error(self, output: DipoleOutput, batch: Data) -> Tensor:
+        """Mean squared error of the atomic charges ``[B]`` in e², 0 for molecules without labels.
+
+        Raises:
+            ValueError: If the head predicts no charges.
+        """
+        if "charges" not in self.outputs:
+            raise ValueError(
+                f"{type(self).__name__} predicts no atomic charges; set charge_loss to 0."
+            )
+        reference = label(batch, "atomic_charges", "[N]")
+        known = reference.isfinite()
+        squared = (output.charges - reference.where(known, 0.0)).square().where(known, 0.0)
+        ptr = batch.get("ptr")
+        if ptr is None:
+            ptr = torch.tensor([0, squared.size(0)], device=squared.device)
+        return segment(squared, ptr, reduce="mean")
 
 
 class DipoleHead(BaseDipoleHead):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
-from typing import Any, Generic, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from ase.data import atomic_masses
@@ -284,6 +285,44 @@ class DipoleModel(PropertyModel[DipoleOutput]):
         per_atom = slope.unsqueeze(2) * inputs.unsqueeze(1)  # [N, O, H + 1]
         sensitivity = segment(per_atom.flatten(1), geometry.ptr)
         return DipoleOutput(*(values.detach() for values in output)), sensitivity
+
+
+Model = TypeVar("Model", bound=PropertyModel[Any])
+
+
+def with_levels(model: Model, levels: Sequence[str], first: str = "") -> Model:
+    """Returns a copy of a model with further levels of theory.
+
+    The predictions for the levels of the model are unchanged; a new level starts as its first.
+
+    Args:
+        model: The model.
+        levels: Levels of theory; those that the model already has are ignored.
+        first: Name of the level of a model without levels.
+
+    Raises:
+        ValueError: If the representation does not support levels.
+    """
+    known = list(model.representation.levels) or [first]
+    names = list(dict.fromkeys([*known, *levels]))
+    kind = type(model.representation)
+    if "levels" not in kind.settings():
+        raise ValueError(
+            f"{kind.__name__} does not support several levels of theory; use PaiNN or SchNet."
+        )
+    representation = kind.from_config({**model.representation.config, "levels": names})
+    extended = deepcopy(model)
+    extended.representation = representation.to(next(model.parameters()))
+    state = model.representation.state_dict()
+    rows = extended.representation.get_parameter(_LEVELS).detach().clone()
+    old = state.get(_LEVELS, rows[:1])
+    rows[: len(old)] = old
+    rows[len(old) :] = old[0]
+    extended.representation.load_state_dict({**state, _LEVELS: rows})
+    return extended
+
+
+_LEVELS = "level_embedding.weight"
 
 
 def describe(config: ModelConfig) -> ModelDescription:

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from ase.data import atomic_numbers
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from dipolegnn._pyg import InMemoryDataset
 from dipolegnn.calibrate import TooFewMolecules, calibrate_on
 from dipolegnn.config import JSON, TrainConfig
-from dipolegnn.data import ConformerDataset, DipoleDataModule, Split
+from dipolegnn.data import ConformerDataset, DipoleDataModule, JoinedDataset, Split
 from dipolegnn.models import save_model
 from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.nn import DipoleModel, ModelCard, PropertyModel
@@ -251,15 +252,17 @@ def _threads(wanted: int | None) -> Iterator[None]:
 def _describe(dataset: InMemoryDataset, split: Split) -> dict[str, JSON]:
     """Description of data set and split in the model file."""
     described: dict[str, JSON] = {}
-    if isinstance(dataset, ConformerDataset) and dataset.card is not None:
-        card = dataset.card
+    if isinstance(dataset, JoinedDataset):
+        cards = [_of_card(one) for one in dataset.datasets]
+        elements: set[str] = {element for card in cards for element in card["elements"]}
         described = {
-            "name": card.name,
-            "level_of_theory": card.level_of_theory,
-            "geometry": card.geometry,
-            "elements": list(card.elements),
-            "sha256": card.sha256,
+            "name": " + ".join(card["name"] for card in cards),
+            "level_of_theory": ", ".join(dataset.levels),
+            "elements": [*sorted(elements, key=atomic_numbers.__getitem__)],
+            "joined": [*cards],
         }
+    elif isinstance(dataset, ConformerDataset):
+        described = _of_card(dataset)
     parts = {"train": split.train, "val": split.val, "test": split.test}
     digest = hashlib.sha256()
     for part in parts.values():
@@ -268,6 +271,19 @@ def _describe(dataset: InMemoryDataset, split: Split) -> dict[str, JSON]:
         **described,
         "structures": {name: len(part) for name, part in parts.items()},
         "split_sha256": digest.hexdigest(),
+    }
+
+
+def _of_card(dataset: ConformerDataset) -> dict[str, Any]:
+    card = dataset.card
+    if card is None:
+        return {}
+    return {
+        "name": card.name,
+        "level_of_theory": card.level_of_theory,
+        "geometry": card.geometry,
+        "elements": list(card.elements),
+        "sha256": card.sha256,
     }
 
 

@@ -103,9 +103,11 @@ class RunFolder:
     def _check_same(
         self, earlier: Mapping[str, JSON], config: Mapping[str, JSON], may_be_longer: bool
     ) -> None:
-        # Old runs, with one device only, do not contain the number of devices.
-        before = {"devices": 1, **_flatten(earlier)}
         now = _flatten(config)
+        # Options that were added after a run had begun are off (0, False, empty) in it. Old runs,
+        # with one device only, do not contain the number of devices.
+        added = {name: value for name, value in now.items() if not value}
+        before = {**added, "devices": 1, **_flatten(earlier)}
         # Device and threads may change; max_epochs only if the schedule does not depend on it.
         free = {"threads", "train.accelerator"}
         if may_be_longer:

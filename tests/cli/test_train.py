@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from dipolegnn._pyg import Data
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig, TrainConfig
+from dipolegnn.data import About, ConformerDataset, save_dataset
 from dipolegnn.models import load_model
+from dipolegnn.molecules import Molecules
 from dipolegnn.nn.model import describe
 from dipolegnn.training import RunFolder, read_history
 from tests.cli.helpers import SMALL, assert_message, build
+from tests.tolerances import assert_close
 
 
 def test_train_takes_its_defaults_from_a_file_and_flags_override(
@@ -43,6 +47,47 @@ def test_train_resumes_with_the_settings_of_the_run(
 
     assert main([*words, "--resume", "--lr", "0.5"]) == 2
     assert_message(capsys, "lr was 0.001 and is 0.5")
+
+
+def test_train_on_two_levels_of_theory_and_add_a_third(built: Path, tmp_path: Path) -> None:
+    first = ConformerDataset(built)
+    assert first.card is not None
+    other = {}
+    for level in ("another level", "a third level"):
+        other[level] = tmp_path / level
+        about = About(name=level, level_of_theory=level)
+        save_dataset(other[level], Molecules(list(first), []), about, split=first.split())
+    words = ["--max-epochs", "1", "--batch-size", "4", "--quiet"]
+    run, added = tmp_path / "run", tmp_path / "added"
+    data = ["--data", str(built), str(other["another level"])]
+    assert main(["train", *data, "--output", str(run), *words, *SMALL]) == 0
+    model = load_model(run)
+    levels = [first.card.level_of_theory, "another level"]
+    assert model.representation.levels == levels
+    assert model.card.get("data", "level_of_theory") == ", ".join(levels)
+    assert model.card.get("data", "structures", "train") == 2 * len(first.split().train)
+    water = first[0]
+    changed = model(at_level(water, levels[1])).magnitude - model(water).magnitude
+    assert abs(changed) > 0
+
+    start = ["--data", str(other["a third level"]), "--start", str(run), "--lr", "1e-9"]
+    assert main(["train", *start, "--output", str(added), *words]) == 0
+    extended = load_model(added)
+    assert extended.representation.levels == [*levels, "a third level"]
+    default = model(water).magnitude
+    for level, expected in zip(
+        extended.representation.levels,
+        (default, model(at_level(water, levels[1])).magnitude, default),
+        strict=True,
+    ):
+        found = extended(at_level(water, level)).magnitude
+        assert_close(found, expected, torch.float32)
+
+
+def at_level(data: Data, level: str) -> Data:
+    copy = data.clone()
+    copy.level = level
+    return copy
 
 
 def test_train_interrupted(

@@ -26,7 +26,7 @@ from dipolegnn.nn import (
 )
 from dipolegnn.nn.features import MAX_Z
 from dipolegnn.nn.graph import radius_graph
-from dipolegnn.nn.model import describe, options
+from dipolegnn.nn.model import describe, options, with_levels
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import make_model, randomize
 from tests.nn.structures import methane, molecule, random_molecule
@@ -301,6 +301,25 @@ def test_a_model_of_one_level_ignores_the_name() -> None:
     data = random_molecule(6, seed=0, dtype=F32)
     model = make_model("painn", "dipole", F32)
     assert torch.equal(model(at_level(data, "MP2")).dipole, model(data).dipole)
+
+
+def test_an_added_level_starts_as_the_first(two_levels: DipoleModel) -> None:
+    data = random_molecule(6, seed=0, dtype=F32)
+    before = {level: two_levels(at_level(data, level)).magnitude for level in LEVELS}
+    model = with_levels(two_levels, ["GFN2-xTB", "MP2"])
+    assert model.representation.levels == [*LEVELS, "MP2"]
+    for level in LEVELS:
+        assert torch.equal(model(at_level(data, level)).magnitude, before[level])
+    assert torch.equal(model(at_level(data, "MP2")).magnitude, before["B3LYP"])
+    assert two_levels.representation.levels == list(LEVELS)
+
+
+def test_levels_are_added_to_a_model_without_levels() -> None:
+    data = random_molecule(6, seed=0, dtype=F64)
+    single = make_model("schnet", "dipole", F64)
+    model = with_levels(single, ["MP2"], first="B3LYP")
+    for level in ("B3LYP", "MP2", ""):
+        assert torch.equal(model(at_level(data, level)).magnitude, single(data).magnitude)
 
 
 def test_levels_occur_once() -> None:

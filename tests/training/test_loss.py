@@ -9,7 +9,7 @@ from torch.nn.functional import huber_loss
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import TrainConfig
-from dipolegnn.nn import AtomwiseHead, DipoleOutput
+from dipolegnn.nn import AtomwiseHead, DipoleHead, DipoleOutput
 from tests.training.toy import dipole_loss
 
 NAN = float("nan")
@@ -115,3 +115,21 @@ def test_no_label_at_all_names_the_molecules() -> None:
     batch = labels(torch.full((2, 3), NAN), torch.full((2,), NAN))
     with pytest.raises(ValueError, match=r"vector or magnitude \(mol_id \[70, 71\]\)"):
         dipole_loss(output(torch.ones(2, 3)), batch, config("mse"))
+
+
+def test_charges_have_a_weight() -> None:
+    """Two molecules of 2 and 3 atoms, of which the second has no reference charges."""
+    batch = labels(torch.zeros(2, 3), torch.zeros(2))
+    batch.atomic_charges = torch.tensor([0.5, -0.5, NAN, NAN, NAN])
+    batch.ptr = torch.tensor([0, 2, 5])
+    charges = torch.tensor([0.1, -0.1, 0.2, 0.3, -0.5], requires_grad=True)
+    found = DipoleOutput(torch.zeros(2, 3), torch.zeros(2), charges)
+    recipe = TrainConfig(charge_loss=10.0)
+    losses, labelled = DipoleHead(8).losses(found, batch, recipe)
+    assert losses.tolist() == pytest.approx([10 * 0.4**2, 0.0])
+    assert labelled.tolist() == [True, True]
+    losses.sum().backward()
+    assert charges.grad is not None
+    assert charges.grad.tolist() == pytest.approx([-4.0, 4.0, 0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="AtomwiseHead predicts no atomic charges"):
+        AtomwiseHead(8).losses(found, batch, recipe)

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from os import getpid, kill
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -308,3 +310,19 @@ def test_a_plateau_run_can_be_made_longer(tmp_path: Path) -> None:
     run(tmp_path / "a", longer, resume=True)
     run(tmp_path / "b", longer)
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_from_before_an_option_existed_can_be_resumed(tmp_path: Path) -> None:
+    first = run(tmp_path, ONECYCLE)
+    folder = RunFolder(tmp_path)
+    config: Any = read_json(folder.config)
+    for part, option in (
+        ("train", "charge_loss"),
+        ("representation", "levels"),
+        ("head", "charge_weights"),
+    ):
+        assert not (config[part] if part == "train" else config["model"][part]).pop(option)
+    write_json(folder.config, config)
+    assert run(tmp_path, ONECYCLE, resume=True).metrics == first.metrics
+    with pytest.raises(ValueError, match=r"train.charge_loss was 0.0 and is 1.0"):
+        run(tmp_path, replace(ONECYCLE, charge_loss=1.0), resume=True)
