@@ -149,6 +149,19 @@ def test_each_library_is_imported_in_one_module(library: str) -> None:
     assert not strays, "\n".join(strays)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "module"),
+    [
+        # PyG's segment, which calls torch-scatter.
+        (r"_pyg\.segment\b|_pyg import [^\n]*\bsegment\b|\btorch_scatter\b", "nn/scatter.py"),
+        (r"\btorch_cluster\.|[\"']torch_cluster[\"']", "nn/graph.py"),
+    ],
+)
+def test_each_extension_is_used_in_one_module(pattern: str, module: str) -> None:
+    users = [path for path in SOURCES if re.search(pattern, path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(PACKAGE).as_posix() for path in users] == [module]
+
+
 def test_models_need_neither_lightning_nor_rdkit() -> None:
     below = {"nn"}
     while True:

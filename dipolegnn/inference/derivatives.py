@@ -8,7 +8,12 @@ from ase.data import atomic_masses
 from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
-from dipolegnn.inference.structures import evaluating, require_vectors, unsupported
+from dipolegnn.inference.structures import (
+    evaluating,
+    model_input,
+    require_vectors,
+    unsupported,
+)
 from dipolegnn.nn import DipoleModel
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 
@@ -51,7 +56,8 @@ def polar_tensors(model: DipoleModel, data: Data) -> NDArray[np.float64]:
     with evaluating(model), torch.enable_grad():
         pos = data.pos.detach().to(weight).requires_grad_()
         charge = 0.0 if data.get("charge") is None else float(data.charge)
-        batch = Data(z=data.z.to(weight.device), pos=pos, charge=pos.new_tensor([charge]))
+        batch = model_input(model, [data])
+        batch.pos = pos
         dipole = model(batch).dipole
         rows = [torch.autograd.grad(dipole[0, a], pos, retain_graph=a < 2)[0] for a in range(3)]
     tensors = torch.stack(rows, dim=1).double().cpu().numpy() / DEBYE_PER_E_ANGSTROM

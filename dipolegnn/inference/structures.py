@@ -453,16 +453,34 @@ def _batches(molecules: Sequence[Data], batch_atoms: int) -> Iterator[list[Data]
         yield batch
 
 
-def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Prediction]:
+def model_input(model: DipoleModel, molecules: Sequence[Data]) -> Data:
+    """Batch of the fields that a model reads, on its device and in its precision.
+
+    ``charge``, ``fragment``, ``fragment_charge`` and ``level`` of a molecule are optional.
+    """
     weight = next(model.parameters())
     sizes = torch.tensor([data.z.numel() for data in molecules])
     charges = [0.0 if data.get("charge") is None else float(data.charge) for data in molecules]
+    fragments = [
+        (data.fragment, data.fragment_charge)
+        if "fragment" in data
+        else (torch.zeros_like(data.z), torch.full(data.z.shape, charge))
+        for data, charge in zip(molecules, charges, strict=True)
+    ]
     batch = Data(
         z=torch.cat([data.z for data in molecules]),
         pos=torch.cat([data.pos for data in molecules]).to(weight.dtype),
         charge=torch.tensor(charges, dtype=weight.dtype),
+        fragment=torch.cat([fragment for fragment, _ in fragments]),
+        fragment_charge=torch.cat([charge.to(weight.dtype) for _, charge in fragments]),
         batch=torch.arange(len(molecules)).repeat_interleave(sizes),
     ).to(weight.device)
+    batch.level = [data.get("level") or "" for data in molecules]
+    return batch
+
+
+def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Prediction]:
+    batch = model_input(model, molecules)
     errors: list[ErrorBar] | list[None] = [None] * len(molecules)
     calibration = model.calibration
     if calibration is None:
@@ -472,7 +490,7 @@ def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Predic
         scales = calibration.scale(sensitivity).tolist()
         doubts = calibration.doubts(molecules, scales)
         errors = [ErrorBar(s, d, calibration) for s, d in zip(scales, doubts, strict=True)]
-    ends = np.cumsum(sizes.numpy())[:-1]
+    ends = np.cumsum([data.z.numel() for data in molecules])[:-1]
     magnitudes = _numpy(output.magnitude)
     dipoles, atomic = _numpy(output.dipole), np.split(_numpy(output.charges), ends)
     return [
