@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipolegnn.cli.train import read_settings
+from dipolegnn.cli.settings import read_settings
 from dipolegnn.config import ModelConfig, TrainConfig
 from dipolegnn.data import About, ConformerDataset, random_split, save_dataset
 from dipolegnn.molecules import Molecules, make_data

@@ -378,7 +378,7 @@ def _with_defaults(options: Train, arguments: list[str]) -> Train:
     path = earlier if options.resume and earlier.exists() else options.config
     if path is None:
         return options
-    model, training = import_module("dipolegnn.cli.train").read_settings(path)
+    model, training = import_module("dipolegnn.cli.settings").read_settings(path)
     # The arguments are parsed again; a flag whose default is True would be switched off by tyro.
     unset = replace(options, debug=False, resume=False, quiet=False)
     return _parse(Train, "train", arguments, replace(unset, model=model, training=training))
