@@ -337,7 +337,8 @@ def predict(
     Args:
         model: The model.
         molecules: Structures with ``z [N]``, ``pos [N, 3]`` in angstrom and, for ions, ``charge``
-            in e. Other fields are not used.
+            in e. ``fragment``, ``fragment_charge`` and ``level`` are used if they are there, other
+            fields are not.
         batch_atoms: Maximum number of atoms per batch; a larger molecule is a separate batch.
         device: Device of the computation; on another device than that of the model, a copy of the
             model is used. None: the device of the model.
