@@ -70,7 +70,13 @@ def test_an_interrupted_build_continues(
         formal = sum(Chem.GetFormalCharge(Chem.MolFromSmiles(x)) for x in data.smiles.split("."))
         assert data.charge.item() == formal
         assert data.atomic_charges.sum().item() == pytest.approx(formal, abs=1e-3)
-    assert len(dataset.split().train) + len(dataset.split().val) == len(dataset)
+    split = dataset.split()
+    assert len(split.train) + len(split.val) == len(dataset)
+    # A molecule that validates, and each pair with it, is not trained on.
+    (validating,) = {data.smiles for data in single if int(data.mol_id) % 50 == 1}
+    for part, position in [("train", k) for k in split.train] + [("val", k) for k in split.val]:
+        found = validating in dataset[int(position)].smiles.split(".")
+        assert found == (part == "val")
 
 
 @pytest.mark.parametrize("far", [False, True])

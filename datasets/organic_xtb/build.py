@@ -301,8 +301,10 @@ def whole(folder: Path, parts: Path, lists: Sequence[Path]) -> None:
         created_by="python datasets/organic_xtb/build.py LIST.csv.gz ... --output FOLDER",
     )
     ids = torch.cat([molecule.mol_id for molecule in data])
-    # Two percent of the molecules; all pairs are training structures.
-    validate = (ids < FIRST_PAIR) & (ids % 50 == 1)
+    # Two percent of the molecules, and the pairs with one of them.
+    single = (ids < FIRST_PAIR) & (ids % 50 == 1)
+    validating = {data[place].smiles for place in single.nonzero().flatten().tolist()}
+    validate = torch.tensor([not validating.isdisjoint(m.smiles.split(".")) for m in data])
     empty = torch.empty(0, dtype=torch.long)
     split = Split((~validate).nonzero().squeeze(1), validate.nonzero().squeeze(1), empty)
     save_dataset(folder, Molecules(data, failures), about, split=split, packages=("tblite",))

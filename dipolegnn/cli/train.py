@@ -29,9 +29,8 @@ def run(options: Train) -> int:
         raise ValueError("--data needs the folder of at least one data set.")
     start = None if options.start is None else _started(options.start, options.model)
     levels = options.model.levels if start is None else start.representation.levels
-    dataset: ConformerDataset | JoinedDataset = ConformerDataset(options.data[0])
-    if len(options.data) > 1 or levels:
-        dataset = JoinedDataset([ConformerDataset(folder) for folder in options.data])
+    datasets = [ConformerDataset(folder) for folder in options.data]
+    dataset = JoinedDataset(datasets) if len(datasets) > 1 or levels else datasets[0]
     split = dataset.split()
     recipe = options.training
     torch.manual_seed(recipe.seed)

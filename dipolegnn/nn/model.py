@@ -289,6 +289,9 @@ class DipoleModel(PropertyModel[DipoleOutput]):
 
 Model = TypeVar("Model", bound=PropertyModel[Any])
 
+_LEVELS = "level_embedding.weight"
+"""Name of the embedding of levels of theory among the weights of a representation."""
+
 
 def with_levels(model: Model, levels: Sequence[str], first: str = "") -> Model:
     """Returns a copy of a model with further levels of theory.
@@ -320,9 +323,6 @@ def with_levels(model: Model, levels: Sequence[str], first: str = "") -> Model:
     rows[len(old) :] = old[0]
     extended.representation.load_state_dict({**state, _LEVELS: rows})
     return extended
-
-
-_LEVELS = "level_embedding.weight"
 
 
 def describe(config: ModelConfig) -> ModelDescription:
