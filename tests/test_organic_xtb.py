@@ -79,6 +79,14 @@ def test_an_interrupted_build_continues(
         assert found == (part == "val")
 
 
+def test_each_molecule_of_a_pair_keeps_its_charge(build: ModuleType) -> None:
+    # From the total charge alone, it is not known which molecule is the dianion.
+    dianion, neutral = from_smiles("[O-]C(=O)C(=O)[O-]")[0], from_smiles("CO")[0]
+    made = build.pair(dianion, neutral, 0, True, np.random.default_rng(0))
+    assert made.fragment.tolist() == [0] * len(dianion.z) + [1] * len(neutral.z)
+    assert made.fragment_charge.tolist() == [-2.0] * len(dianion.z) + [0.0] * len(neutral.z)
+
+
 @pytest.mark.parametrize("far", [False, True])
 def test_pairs_touch_at_the_stated_distance(build: ModuleType, far: bool) -> None:
     radii = Chem.GetPeriodicTable().GetRvdw

@@ -240,6 +240,10 @@ def pair(first: Data, second: Data, mol_id: int, far: bool, rng: np.random.Gener
         torch.cat([first.z, second.z]),
         np.concatenate([origin, turned + shift * direction]),
         charge=float(first.charge + second.charge),
+        fragments=(
+            np.repeat([0, 1], [len(first.z), len(second.z)]),
+            torch.cat([first.charge.expand(len(first.z)), second.charge.expand(len(second.z))]),
+        ),
         mol_id=mol_id,
         smiles=f"{first.smiles}.{second.smiles}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,8 @@ class JoinedDataset(InMemoryDataset):
     """The structures of several data sets, one data set after the other.
 
     Each ``Data`` has the additional field ``level``: the level of theory on the card of its data
-    set, which a model with ``levels`` uses. ``mol_id`` is renumbered so that molecules of different
-    data sets have different numbers.
+    set (:func:`level_of`), which a model with ``levels`` uses. ``mol_id`` is renumbered so that
+    molecules of different data sets have different numbers.
 
     Args:
         datasets: The data sets, without transform; subsets are not supported.
@@ -29,7 +30,7 @@ class JoinedDataset(InMemoryDataset):
     Example:
         >>> dataset = JoinedDataset([ConformerDataset("datasets/organic")])
         >>> dataset.levels
-        ['B3LYP/def2-TZVPD (PySCF, density fitting)']
+        ['B3LYP/def2-TZVPD']
     """
 
     def __init__(self, datasets: Sequence[ConformerDataset]) -> None:
@@ -79,9 +80,13 @@ class JoinedDataset(InMemoryDataset):
 
 
 def level_of(dataset: ConformerDataset) -> str:
-    """Level of theory on the card of a data set."""
+    """Level of theory on the card of a data set, without remarks in parentheses at its end.
+
+    The remarks state the program and its settings, in which data sets of one level may differ:
+    ``GFN2-xTB (tblite)`` is the level ``GFN2-xTB``.
+    """
     assert dataset.card is not None
-    return dataset.card.level_of_theory
+    return re.sub(r"\s+\(.*\)$", "", dataset.card.level_of_theory)
 
 
 def _why_not(dataset: ConformerDataset) -> str | None:

@@ -51,6 +51,12 @@ def test_each_structure_keeps_its_part(both: JoinedDataset) -> None:
     assert split.test.tolist() == [*first.test.tolist(), *(second.test + 4).tolist()]
 
 
+def test_a_level_is_named_without_its_program(tmp_path: Path) -> None:
+    names = ("GFN2-xTB (tblite)", "B3LYP/6-31G(2df,p)", "B3LYP/6-31G(2df,p) (PySCF)", "GFN2-xTB")
+    sets = [dataset(tmp_path / str(k), name, "O", "N", "C") for k, name in enumerate(names)]
+    assert JoinedDataset(sets).levels == ["GFN2-xTB", "B3LYP/6-31G(2df,p)"]
+
+
 def test_what_cannot_be_joined_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no data sets to join"):
         JoinedDataset([])
