@@ -3,7 +3,8 @@
 First part (``--part first``): from the weights of ``painn-qm9``, on all data sets at once, each at
 its level of theory. Most structures have cheap labels (``organic_xtb``, GFN2-xTB), few have DFT
 ones (``organic`` of this project, and the sets of ``datasets/public/build.py``). Second part: from
-the weights of the first (``--start RUN``), on the DFT sets alone, at a smaller learning rate.
+the weights of the first (``--start RUN``), on the DFT sets alone, at a smaller learning rate; and
+on the same labels at force-field geometries, as levels of their own.
 
 A weak further target are the Mulliken charges of GFN2-xTB, which all sets have.
 
@@ -33,6 +34,9 @@ DFT = ("organic", "drug_conformers", "torsion_profiles", "s66x8_dimers", "qm9")
 
 REPEATS = {"organic": 3}
 """How often a small data set occurs in an epoch."""
+
+AT_FORCE_FIELD = ("organic-mmff94s", "drug_conformers-mmff94s", "qm9-mmff94s")
+"""Data sets with the same labels at geometries of a force field, for molecules from SMILES."""
 
 XTB = "organic_xtb"
 
@@ -73,17 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one part of the training."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     names = [name for name in DFT for _ in range(REPEATS.get(name, 1))]
-    if options.part == "first":
-        names.append(XTB)
+    names += [XTB] if options.part == "first" else AT_FORCE_FIELD
     dataset = JoinedDataset([ConformerDataset(options.data / name) for name in names])
     split = dataset.split()
     print(f"{split} structures; levels: {', '.join(dataset.levels)}")
     torch.manual_seed(options.seed)
     start = load_model(options.start)
-    model = start
-    if not start.representation.levels:
-        model = with_charge_weights(with_levels(start, dataset.levels, START_LEVEL))
-        model = first_level(model, dataset.levels[0])
+    model = broad(start, dataset.levels)
     recipe = TrainConfig(
         max_epochs=options.max_epochs,
         batch_size=options.batch_size,
@@ -105,24 +105,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {result.model_path}")
 
 
-def with_charge_weights(model: DipoleModel) -> DipoleModel:
-    """A copy whose head restores the total charge by learned weights, new ones."""
-    head = model.head
+def broad(start: DipoleModel, levels: Sequence[str]) -> DipoleModel:
+    """A copy of a model with these levels; from a model without levels, charge weights are added.
+
+    A new level starts as the first of the model, and the default of a new model is the first here.
+    """
+    if start.representation.levels:
+        return with_levels(start, levels)
+    extended = with_levels(start, levels, START_LEVEL)
+    old, head = extended.representation, extended.head
     assert isinstance(head, DipoleHead)
+    names = list(dict.fromkeys([*levels, *old.levels]))
+    # All levels are still equal, so that their order can change.
+    representation = type(old).from_config({**old.config, "levels": names})
+    representation.load_state_dict(old.state_dict())
     weighted = DipoleHead(head.hidden_channels, head.atomic_dipoles, charge_weights=True)
     missing, unexpected = weighted.load_state_dict(head.state_dict(), strict=False)
     assert not unexpected
     assert all(name.startswith("weight.") for name in missing)
-    return DipoleModel(model.representation, weighted)
-
-
-def first_level(model: DipoleModel, level: str) -> DipoleModel:
-    """A copy with this level as the default; the levels must still be equal."""
-    old = model.representation
-    names = [level, *(name for name in old.levels if name != level)]
-    new = type(old).from_config({**old.config, "levels": names})
-    new.load_state_dict(old.state_dict())
-    return DipoleModel(new, model.head)
+    return DipoleModel(representation, weighted)
 
 
 if __name__ == "__main__":

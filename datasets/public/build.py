@@ -11,6 +11,11 @@ GFN2-xTB, computed here, so that a model learns charges of one kind.
 A molecule of the first two is for validation if the hash of its InChIKey ends so that one of eight
 does; a dimer by the hash of its name. QM9 keeps its split; its training part is a random selection.
 None of these sets becomes part of the repository.
+
+A second data set of organic, drug_conformers and qm9, NAME-mmff94s, has the same labels at
+geometries like those of molecules from SMILES: relaxed from the original with MMFF94s (UFF where it
+lacks parameters), without the structures that become other conformers. A model trained on it
+predicts, from a structure of a force field, the dipole at the original geometry.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
+from rdkit.Chem import rdForceFieldHelpers, rdMolAlign
 from rich.console import Console
 from rich.progress import track
 
@@ -34,10 +40,24 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import XTBConfig
 from dipolegnn.data import About, ConformerDataset, Split, save_dataset
 from dipolegnn.labels import label_many
-from dipolegnn.molecules import MoleculeError, Molecules, make_data
+from dipolegnn.molecules import MoleculeError, Molecules, make_data, to_rdkit
 
 VALIDATION_ONE_OF = 8
 """One of so many molecules is for validation."""
+
+AT_FORCE_FIELD = "drug_conformers", "organic", "qm9"
+"""Data sets that are made at geometries of the force field as well."""
+
+FORCE_FIELD_LEVEL = "{level}, MMFF94s geometry"
+
+RELAXED = (1, 2, 3)
+"""Remainders of ``mol_id`` by 5 of the molecules of organic at minima of GFN2-xTB."""
+
+STEPS = 5000
+"""Steps of the minimizer at most."""
+
+SAME_CONFORMER = 0.5
+"""Largest root mean square displacement in angstrom."""
 
 TRAIN, VALIDATION = 0, 1
 """Marks of QM9's split."""
@@ -96,6 +116,64 @@ def main(arguments: Sequence[str] | None = None) -> None:
             packages=("tblite",),
         )
         print(f"{name}: {split}, {len(made.failures)} failures", file=sys.stderr)
+        if name in AT_FORCE_FIELD:
+            save_relaxed(options.output / f"{name}-mmff94s", charged, split, about)
+
+
+def save_relaxed(folder: Path, structures: Sequence[Data], split: Split, about: About) -> None:
+    """Writes the same molecules at geometries of the force field."""
+    validate = set(split.val.tolist())
+    found = Molecules([], [])
+    validating = []
+    for place, data in enumerate(track(structures, "MMFF94s", console=Console(stderr=True))):
+        if folder.name.startswith("organic") and int(data.mol_id) % 5 not in RELAXED:
+            continue
+        try:
+            found.data.append(relaxed(data))
+        except MoleculeError as error:
+            found.failures.append(error.failure("relax", row=place + 1))
+        else:
+            validating.append(place in validate)
+    level = about.level_of_theory.partition(" (")[0]
+    about = replace(
+        about,
+        name=folder.name,
+        level_of_theory=FORCE_FIELD_LEVEL.format(level=level),
+        geometry="MMFF94s or UFF, relaxed from that of the labels, which are of the original",
+        created_by="python datasets/public/build.py",
+    )
+    save_dataset(folder, found, about, split=_split(validating), packages=("tblite",))
+    print(f"{folder.name}: {_split(validating)}, {len(found.failures)} failures", file=sys.stderr)
+
+
+def relaxed(data: Data) -> Data:
+    """The structure at the nearest minimum of the force field, aligned with the given one.
+
+    Raises:
+        MoleculeError: If bonds or parameters are missing, the minimizer does not converge, or the
+            molecule may have become another conformer.
+    """
+    mol = to_rdkit(data)
+    mmff = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
+    if mmff is None and not rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
+        raise MoleculeError("Neither MMFF94s nor UFF has parameters for it", molecule=data.name)
+    start = Chem.Mol(mol)
+    if mmff is None:
+        field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol)
+    else:
+        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, mmff)
+    field.Initialize()
+    if field.Minimize(maxIts=STEPS) != 0:
+        raise MoleculeError(f"No minimum within {STEPS} steps", molecule=data.name)
+    same = [(atom, atom) for atom in range(mol.GetNumAtoms())]
+    moved = rdMolAlign.AlignMol(mol, start, atomMap=same)
+    if moved > SAME_CONFORMER:
+        raise MoleculeError(
+            f"The force field moves the atoms by {moved:.2f} angstrom (RMSD)", molecule=data.name
+        )
+    copy = data.clone()
+    copy.pos = torch.from_numpy(np.array(mol.GetConformer().GetPositions())).float()
+    return copy
 
 
 def drug_conformers(options: Options, excluded: set[str]) -> tuple[Molecules, Split, About]:
