@@ -127,7 +127,7 @@ class ConformerConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Averages over conformers, and error bars."""
+    """Averages over conformers, error bars, and level of theory."""
 
     embedding: ConformerConfig = ConformerConfig()
     """Embedding of SMILES; structures are taken as they are."""
@@ -135,6 +135,8 @@ class PredictConfig:
     """Temperature of the Boltzmann average, in kelvin."""
     coverage: float = COVERAGE
     """Coverage of the error bars, between 0 and 1."""
+    level: str | None = None
+    """Level of theory, one of those that the model distinguishes; None: the first of the model."""
 
     def __post_init__(self) -> None:
         _require(self, "temperature", self.temperature > 0, "positive, in kelvin")

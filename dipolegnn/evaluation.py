@@ -56,7 +56,11 @@ class Evaluation:
 
 
 def evaluate(
-    model: DipoleModel, molecules: Sequence[Data], *, progress: bool = False
+    model: DipoleModel,
+    molecules: Sequence[Data],
+    *,
+    level: str | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Predicts labelled structures and compares the predictions with the labels.
 
@@ -64,13 +68,14 @@ def evaluate(
         model: The model.
         molecules: Structures with ``dipole_magnitude [1]`` and ``dipole [1, 3]`` in debye, NaN
             where unknown.
+        level: Level of theory, as for :func:`dipolegnn.predict`.
         progress: Show a progress bar on standard error.
 
     Raises:
-        ValueError: If no structure has a label.
+        ValueError: If no structure has a label, or the model does not have the level.
     """
     _require_labels(molecules)
-    return score(predict(model, molecules, progress=progress))
+    return score(predict(model, molecules, level=level, progress=progress))
 
 
 def score(predictions: Sequence[Prediction]) -> Evaluation:

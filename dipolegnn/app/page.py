@@ -49,6 +49,7 @@ def make_page(service: Service) -> Dash:
 
 def _layout(service: Service) -> html.Div:
     readable = html.B(", ".join(READABLE_TEXT))
+    levels = service.levels()
     default = {"label": service.model or "automatic (by type of input)", "value": AS_STARTED}
     form = [
         html.Label("SMILES, one per line, optionally followed by a name", htmlFor="smiles"),
@@ -62,6 +63,14 @@ def _layout(service: Service) -> html.Div:
         dcc.Input(id="conformers", type="number", value=1, min=1, max=MAX_CONFORMERS, step=1),
         html.Label("Model", htmlFor="model"),
         dcc.Dropdown([default, *pretrained_names()], AS_STARTED, id="model", clearable=False),
+        html.Div(
+            [
+                html.Label("Level of theory", htmlFor="level"),
+                dcc.Dropdown(levels, id="level", placeholder=_default(levels)),
+            ],
+            id="level-choice",
+            hidden=not levels,
+        ),
         html.Button("Predict", id="predict", className="go"),
         html.P(
             f"Maximum {MAX_MOLECULES} molecules. All computation is on this machine; "
@@ -124,6 +133,11 @@ _CHECK_SIZE = """
 """
 
 
+def _default(levels: Sequence[str]) -> str:
+    """Text that stands for the default level of theory."""
+    return f"{levels[0]} (default)" if levels else ""
+
+
 def _connect(page: Dash, service: Service) -> None:
     page.clientside_callback(
         _CHECK_SIZE.replace("LIMIT", str(MAX_CHARACTERS)).replace("REFUSAL", json.dumps(TOO_MUCH)),
@@ -133,6 +147,17 @@ def _connect(page: Dash, service: Service) -> None:
         Input("upload", "contents"),
         State("upload", "filename"),
     )
+
+    @page.callback(
+        Output("level", "options"),
+        Output("level", "value"),
+        Output("level", "placeholder"),
+        Output("level-choice", "hidden"),
+        Input("model", "value"),
+    )
+    def choose_model(model: str) -> tuple[Any, ...]:
+        levels = service.levels(None if model == AS_STARTED else model)
+        return levels, None, _default(levels), not levels
 
     @page.callback(
         Output("answer", "data"),
@@ -148,6 +173,7 @@ def _connect(page: Dash, service: Service) -> None:
         State("smiles", "value"),
         State("conformers", "value"),
         State("model", "value"),
+        State("level", "value"),
     )
     def predict(
         _: int,
@@ -155,11 +181,13 @@ def _connect(page: Dash, service: Service) -> None:
         smiles: str | None,
         conformers: Any,
         model: str | None,
+        level: str | None,
     ) -> tuple[Any, ...]:
         request = Request(
             smiles=smiles or "",
             conformers=conformers if isinstance(conformers, int) else 0,
             model=None if model == AS_STARTED else model,
+            level=level,
         )
         if dash.ctx.triggered_id == "dropped" and dropped is not None:  # only the file is predicted
             try:
@@ -300,7 +328,8 @@ def _magnitude(molecule: Report, report: Report) -> list[Any]:
             f"average over {len(molecule['conformers'])} conformers, "
             f"{molecule['smallest']:.3f} to {molecule['largest']:.3f} D"
         )
-    about.append(f"model {molecule['model']}")
+    level = molecule.get("level")
+    about.append(f"model {molecule['model']}{f' at {level}' if level else ''}")
     accuracy = report["models"][molecule["model"]]["accuracy"]
     return [
         html.Span(f"|μ| = {molecule['magnitude']:.3f}{bar} D", id="value"),

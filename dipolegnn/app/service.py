@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.files import READABLE_TEXT
 from dipolegnn.inference.output import as_csv, as_json, structures_text
-from dipolegnn.inference.pipeline import predict_batches
+from dipolegnn.inference.pipeline import predict_batches, require_level
 from dipolegnn.inference.structures import Predictions
 from dipolegnn.models import ModelChoice, pretrained_names
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, count_atoms
@@ -52,6 +52,7 @@ class Request(NamedTuple):
         file_text: Content of the file.
         conformers: Conformers per molecule.
         model: The model; None: the model of the server, or the default models.
+        level: Level of theory; None: the first of the model.
     """
 
     smiles: str = ""
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     file_text: str = ""
     conformers: int = 1
     model: str | None = None
+    level: str | None = None
 
 
 class Response(NamedTuple):
@@ -97,13 +99,16 @@ def _respond(request: Request) -> Response:
         raise ValueError(
             f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}."
         )
-    config = PredictConfig(ConformerConfig(conformers=request.conformers))
-    embedded = list(embed_records(_records(request), config.embedding, workers=0))
+    config = PredictConfig(ConformerConfig(conformers=request.conformers), level=request.level)
+    records, models = _records(request), _models(request.model)
+    require_level(models, records, config)
+    embedded = list(embed_records(records, config.embedding, workers=0))
     _check_structures(embedded)
-    batches = predict_batches(embedded, _models(request.model), config)
+    batches = predict_batches(embedded, models, config)
     found = Predictions.of(outcome for batch in batches for outcome in batch.outcomes)
     report = as_json(found, config)
-    files = {".csv": as_csv(found.molecules, config.coverage), ".json": report}
+    table = as_csv(found.molecules, config.coverage, levels=bool(found.levels))
+    files = {".csv": table, ".json": report}
     files |= dict.fromkeys((".extxyz", ".sdf"), "")
     without_bonds = []
     for number, molecule in enumerate(found.molecules, start=1):
@@ -178,6 +183,12 @@ def _require_small(name: str, atoms: int) -> None:
         )
 
 
+def _require_pretrained(model: str | None) -> None:
+    """Raises a ValueError for a path, because a request could name any file."""
+    if model is not None and model not in pretrained_names():
+        raise ValueError(f"There is no model {model!r} here.")
+
+
 class Service:
     """Processes requests in a separate process, which is ended if one exceeds the time limit.
 
@@ -194,15 +205,30 @@ class Service:
 
     def ask(self, request: Request) -> Response:
         """Returns the response to a request; requests are processed one at a time."""
-        # A path is refused, because a request could name any file.
-        if request.model is not None and request.model not in pretrained_names():
-            return _refused(f"There is no model {request.model!r} here.")
+        try:
+            _require_pretrained(request.model)
+        except ValueError as error:
+            return _refused(str(error))
         if not self._busy.acquire(timeout=self.time_limit):
             return _refused("The page is busy with other requests; try again later.")
         try:
             return self._ask(request._replace(model=request.model or self.model))
         finally:
             self._busy.release()
+
+    def levels(self, model: str | None = None) -> list[str]:
+        """Levels of theory of a model, the default first; empty if it does not distinguish levels.
+
+        Args:
+            model: Name of a pretrained model; None: the model of the server, or the default models.
+
+        Raises:
+            ValueError: If there is no pretrained model of this name.
+        """
+        _require_pretrained(model)
+        models = _models(model or self.model)
+        used = [models.for_geometry(embedded) for embedded in (True, False)]
+        return list(dict.fromkeys(level for one in used for level in one.representation.levels))
 
     def close(self) -> None:
         """Ends the process."""

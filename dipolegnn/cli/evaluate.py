@@ -10,6 +10,7 @@ from pathlib import Path
 from dipolegnn._pyg import Data
 from dipolegnn.cli.program import Evaluate, Part
 from dipolegnn.data import ConformerDataset
+from dipolegnn.data.joined import level_of
 from dipolegnn.evaluation import METRIC_UNITS, describe_metrics, evaluate, write_predictions
 from dipolegnn.models import FILE_NAME, load_model, unknown_elements
 from dipolegnn.nn import DipoleModel
@@ -20,17 +21,19 @@ def run(options: Evaluate) -> int:
     """Evaluates a model, prints the metrics and writes the details."""
     model = load_model(options.model)
     dataset = ConformerDataset(options.data)
+    level, doubt = _level(model, dataset, options.level)
     structures = list(_part(dataset, options.split))
     if not structures:
         raise ValueError(
             f"The {options.split} part of {options.data} is empty; choose another with --split."
         )
     _require_known(model, structures)
-    evaluation = evaluate(model, structures, progress=True)
+    evaluation = evaluate(model, structures, level=level or None, progress=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    note = _note(model, dataset, options.split)
+    note = "; ".join(filter(None, (doubt, _note(model, dataset, options.split))))
     report = {
         "model": model.card.name,
+        **({"level": level} if level else {}),
         "data": {"folder": str(options.data), "split": options.split},
         "structures": len(evaluation.predictions),
         "labelled": len(evaluation.labelled),
@@ -53,13 +56,33 @@ def run(options: Evaluate) -> int:
     error_bars(evaluation.groups, title).savefig(options.output / "errors.png")
     print(
         f"{options.split}: {len(labelled)} of {len(evaluation.predictions)} structures have a "
-        f"reference; {describe_metrics(evaluation.metrics)}"
+        f"reference; {describe_metrics(evaluation.metrics)}{f' at {level}' if level else ''}"
     )
     if note:
         print(f"note: {note}")
     for name in ("metrics.json", "predictions.csv", "parity.png", "errors.png"):
         print(f"wrote {options.output / name}")
     return 0
+
+
+def _level(model: DipoleModel, dataset: ConformerDataset, wanted: str | None) -> tuple[str, str]:
+    """Level of theory to predict at, and a warning if it is not known to be that of the labels.
+
+    Without an option, it is the level of the data set if the model has it.
+
+    Raises:
+        ValueError: If the model does not have the level of the option.
+    """
+    reference = "" if dataset.card is None else level_of(dataset)
+    level = model.level_named(wanted)
+    if wanted is None and reference in model.representation.levels:
+        level = reference
+    if level in ("", reference):
+        return level, ""
+    return (
+        level,
+        f"the predictions are at {level}, and the labels at {reference or 'no stated level'}",
+    )
 
 
 def _title(model: DipoleModel, dataset: ConformerDataset, options: Evaluate) -> str:

@@ -65,8 +65,8 @@ def run(options: Predict) -> int:
     models = ModelChoice(options.model)
     if _can_be_streamed(options):
         return _stream(options, models)
-    if options.model is not None:
-        models.for_geometry(embedded=True)  # a missing model is an error, whatever the molecules
+    if options.model is not None:  # a missing model is an error, whatever the molecules
+        models.for_geometry(embedded=True).level_named(options.prediction.level)
     config, records = options.prediction, _records(options)
     progress = len(records) >= PROGRESS_FROM_RECORDS and sys.stderr.isatty()
     workers = options.workers or 1
@@ -118,6 +118,7 @@ def _stream(options: Predict, models: ModelChoice) -> int:
         conformers=options.prediction.embedding,
         temperature=options.prediction.temperature,
         coverage=options.prediction.coverage,
+        level=options.prediction.level,
         workers=options.workers,
         progress=True,
     )
@@ -126,9 +127,10 @@ def _stream(options: Predict, models: ModelChoice) -> int:
     if result.failures > len(result.first_failures):
         print(f"failed: {result.failures:,} in total", file=sys.stderr)
     done = result.molecules + result.failures - result.earlier
+    at_level = f" at {', '.join(result.levels)}" if result.levels else ""
     went_on = f"; {result.earlier:,} were done before" if result.earlier else ""
     print(
-        f"wrote {options.output}: {result.molecules:,} molecules, {done:,} read in "
+        f"wrote {options.output}: {result.molecules:,} molecules{at_level}, {done:,} read in "
         f"{duration(result.seconds)} ({done / result.seconds:.0f}/s){went_on}",
         file=sys.stderr,
     )

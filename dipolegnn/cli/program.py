@@ -41,7 +41,7 @@ Part = Literal["test", "val", "train", "all"]
 # Their help texts state the default, instead of "(default: None)" or "(default: False)".
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-_Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+_Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class TableOptions:
 
     smiles_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "smiles"
     """Column with the SMILES."""
-    name_column: _Column = None
+    name_column: _Name = None
     """Column with the names. Default: "name" if that column exists, else the SMILES."""
 
 
@@ -119,7 +119,7 @@ class Build(Debug):
     """Folder of the data set."""
     overwrite: _Flag = False
     """Replace the data set in DIR. Labels that are already computed are reused."""
-    magnitude_column: _Column = None
+    magnitude_column: _Name = None
     """Column of a .csv file with reference dipole magnitudes in debye (with --label none)."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Number of processes. Default: one per core."""
@@ -187,6 +187,9 @@ class Evaluate(Debug):
     """Folder for the results."""
     split: Annotated[Part, tyro.conf.arg(metavar="PART")] = "test"
     """Part of the data set: test, val, train or all."""
+    level: _Name = None
+    """Level of theory of the predictions, one of those of the model. Default: that of the data set
+    if the model has it, else the first of the model, with a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,11 @@ class DipoleCalculator(Calculator):
     Args:
         model: A model with vectors, or the name of a pretrained model.
         others: Calculator of all other properties, such as energy and forces (molecular dynamics).
+        level: Level of theory, one of ``model.representation.levels``; None: the first of them.
 
     Raises:
         FileNotFoundError: If there is no model of that name.
+        ValueError: If the model does not have the level.
 
     Example:
         >>> import numpy as np
@@ -42,10 +44,14 @@ class DipoleCalculator(Calculator):
     """
 
     def __init__(
-        self, model: DipoleModel | str = "painn-qm9", others: BaseCalculator | None = None
+        self,
+        model: DipoleModel | str = "painn-qm9",
+        others: BaseCalculator | None = None,
+        level: str | None = None,
     ) -> None:
         super().__init__()
         self.model = load_model(model) if isinstance(model, str) else model
+        self.level = self.model.level_named(level)
         self.others = others
         theirs = () if others is None else others.implemented_properties
         self.implemented_properties = list(dict.fromkeys(("dipole", "charges", *theirs)))
@@ -91,7 +97,7 @@ class DipoleCalculator(Calculator):
         if problem is not None:
             raise problem
         require_vectors(self.model)
-        (prediction,) = predict(self.model, [data])
+        (prediction,) = predict(self.model, [data], level=self.level or None)
         centre = centre_of_mass(atoms.numbers, atoms.positions)
         dipole = prediction.dipole / DEBYE_PER_E_ANGSTROM  # [3] about the centre of mass
         self.results["dipole"] = move_origin(dipole, float(data.charge), -centre)

@@ -119,8 +119,14 @@ def _as_dict(molecule: MoleculePrediction, coverage: float) -> dict[str, Any]:
         "symbols": lowest.symbols,
         "conformers": conformers,
         "model": molecule.model,
+        **_level(molecule),
         "notes": molecule.notes,
     }
+
+
+def _level(found: MoleculePrediction | Prediction) -> dict[str, str]:
+    """The level of theory as a field, if the model distinguishes levels."""
+    return {"level": found.level} if found.level else {}
 
 
 class Line(NamedTuple):
@@ -143,7 +149,13 @@ class Line(NamedTuple):
     positions_angstrom: list[float]
     atomic_charges_e: list[float] | None
     model: str
+    level: str
     notes: str
+
+    @classmethod
+    def columns(cls, levels: bool) -> list[str]:
+        """Names of the columns, including ``level`` if ``levels``."""
+        return [name for name in cls._fields if levels or name != "level"]
 
     @classmethod
     def of(cls, molecule: MoleculePrediction, coverage: float) -> Line:
@@ -168,6 +180,7 @@ class Line(NamedTuple):
             positions_angstrom=lowest.data.pos.flatten().tolist(),
             atomic_charges_e=lowest.charges.tolist() if lowest.has_vector else None,
             model=molecule.model,
+            level=molecule.level,
             notes="; ".join(molecule.notes),
         )
 
@@ -189,12 +202,23 @@ def _fixed(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def as_csv(molecules: Sequence[MoleculePrediction], coverage: float) -> str:
-    """Table with a header line and one line per molecule; see :class:`Line`."""
+def as_csv(
+    molecules: Sequence[MoleculePrediction], coverage: float, *, levels: bool = False
+) -> str:
+    """Table with a header line and one line per molecule; see :class:`Line`.
+
+    Args:
+        molecules: The predictions.
+        coverage: Coverage of the error bars.
+        levels: True to add the column ``level``.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(Line._fields)
-    writer.writerows(map(_cell, Line.of(molecule, coverage)) for molecule in molecules)
+    columns = Line.columns(levels)
+    writer.writerow(columns)
+    for molecule in molecules:
+        line = Line.of(molecule, coverage)
+        writer.writerow(_cell(getattr(line, name)) for name in columns)
     return text.getvalue()
 
 
@@ -215,8 +239,8 @@ def arrow_schema(names: Sequence[str]) -> Any:
 def structures_text(molecule: MoleculePrediction, suffix: str, coverage: float) -> str:
     """The conformers of a molecule as structures, each with its own prediction as its labels.
 
-    SDF and extended XYZ also contain ``model``, ``notes`` and, if the model has error bars,
-    ``half_width_D`` and ``coverage``.
+    SDF and extended XYZ also contain ``model``, ``notes``, if the model distinguishes levels of
+    theory ``level``, and if it has error bars ``half_width_D`` and ``coverage``.
 
     Raises:
         MoleculeError: An SDF needs bonds, and they cannot be perceived.
@@ -227,7 +251,7 @@ def structures_text(molecule: MoleculePrediction, suffix: str, coverage: float) 
     further: list[dict[str, str | float]] = []
     structures = []
     for conformer in molecule.conformers:
-        fields: dict[str, str | float] = {"model": molecule.model}
+        fields: dict[str, str | float] = {"model": molecule.model, **_level(conformer)}
         width = _half_width(conformer, coverage)
         if width is not None:
             fields |= {"half_width_D": round(width, DECIMALS_D), "coverage": coverage}
@@ -262,8 +286,9 @@ def print_tables(molecules: Sequence[MoleculePrediction], config: PredictConfig)
             console.print(_geometry(molecule.lowest))
     else:
         console.print("Geometries and charges: --json, or --output FILE.", highlight=False)
-    for model, accuracy in {m.model: m.accuracy for m in molecules}.items():
-        console.print(Text(f"{model}: {accuracy}" if accuracy else model))
+    for (model, level), accuracy in {(m.model, m.level): m.accuracy for m in molecules}.items():
+        used = f"{model} at {level}" if level else model
+        console.print(Text(f"{used}: {accuracy}" if accuracy else used))
 
 
 def _dipoles(molecules: Sequence[MoleculePrediction], config: PredictConfig) -> Table:
@@ -323,24 +348,31 @@ class OutputInUse(ValueError):
 
 
 class Format:
-    """Format of an output, determined by its suffix, one of ``STREAMED``."""
+    """Format of an output, determined by its suffix, one of ``STREAMED``.
 
-    def __init__(self, output: Path, coverage: float) -> None:
+    Args:
+        output: Path of the output.
+        coverage: Coverage of the error bars.
+        levels: True if tables have the column ``level``.
+    """
+
+    def __init__(self, output: Path, coverage: float, levels: bool) -> None:
         name = output.name.lower()
         if not name.endswith(STREAMED):
             raise ValueError(f"{output}: unknown suffix, expected one of {', '.join(STREAMED)}.")
         self.coverage = coverage
+        self.levels = levels
         self.packed = name.endswith(".gz")
         self.suffix = Path(name.removesuffix(".gz")).suffix
         if self.suffix == ".parquet":
             self._arrow, self._parquet = import_pyarrow()
-            self._schema = arrow_schema(Line._fields)
+            self._schema = arrow_schema(Line.columns(levels))
 
     def write(self, file: IO[bytes], molecules: Sequence[MoleculePrediction]) -> list[Failure]:
         """Writes predictions as a part; returns those that cannot be written."""
         failures = []
         if self.suffix == ".csv":
-            file.write(as_csv(molecules, self.coverage).encode())
+            file.write(as_csv(molecules, self.coverage, levels=self.levels).encode())
         elif self.suffix == ".parquet":
             rows = [Line.of(molecule, self.coverage)._asdict() for molecule in molecules]
             table = self._arrow.Table.from_pylist(rows, schema=self._schema)
@@ -387,7 +419,12 @@ class Counts(NamedTuple):
 
 @contextmanager
 def opened_parts(
-    output: Path, job: dict[str, Any], coverage: float, part_records: int = PART_RECORDS
+    output: Path,
+    job: dict[str, Any],
+    coverage: float,
+    part_records: int = PART_RECORDS,
+    *,
+    levels: bool = False,
 ) -> Iterator[Parts]:
     """Locks and yields the parts of an output, including those of an interrupted run.
 
@@ -396,6 +433,7 @@ def opened_parts(
         job: Everything that the predictions depend on, as JSON.
         coverage: Coverage of the error bars.
         part_records: Number of records from which on a part is written.
+        levels: True if tables have the column ``level``.
 
     Raises:
         JobMismatch: There are parts of another job.
@@ -403,7 +441,7 @@ def opened_parts(
         ImportError: A Parquet table without pyarrow.
         ValueError: Another suffix than one of ``STREAMED``.
     """
-    kind = Format(output, coverage)
+    kind = Format(output, coverage, levels)
     _folder(output).mkdir(parents=True, exist_ok=True)
     with _locked(output) as lock:
         parts = Parts(output, job, kind, lock, part_records)
@@ -551,7 +589,8 @@ def write_predictions(
         with _complete(output) as file:
             file.write(f"{as_json(found, config)}\n".encode())
         return found.failures, [output]
-    kind, beside = Format(output, config.coverage), failures_path(output)
+    kind = Format(output, config.coverage, bool(found.levels))
+    beside = failures_path(output)
     if _folder(output).exists():
         with _locked(output):
             pass

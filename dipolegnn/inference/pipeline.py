@@ -77,14 +77,14 @@ def predict_records(
     Args:
         records: The records; see :mod:`dipolegnn.molecules.records`.
         models: The model, or the choice of one for each kind of geometry.
-        config: Conformers of SMILES, temperature and coverage.
+        config: Conformers of SMILES, temperature, coverage and level of theory.
         workers: Processes that embed; 0: the calling process.
         device: Device of the computation; on another device than that of the model, a copy of the
             model is used. None: the device of the model.
 
     Raises:
         FileNotFoundError: The model does not exist.
-        ValueError: The file of the model is not a model file.
+        ValueError: The file of the model is not a model file, or the model does not have the level.
     """
     embedded = embed_records(records, config.embedding, workers=workers)
     for batch in predict_batches(embedded, models, config, device=device):
@@ -108,9 +108,10 @@ def predict_batches(
 
     @cache
     def model(smiles: bool) -> DipoleModel:
-        chosen = models.for_geometry(smiles) if isinstance(models, ModelChoice) else models
-        return on_device(chosen, device)
+        return on_device(_loaded(models, smiles, config), device)
 
+    if not isinstance(models, ModelChoice):
+        models.level_named(config.level)  # an error before the first structure is embedded
     batch: list[_Molecule] = []
     atoms = records = 0
     smiles = False  # True: the structures of the batch were embedded from SMILES
@@ -137,6 +138,7 @@ def predict_smiles(
     *,
     conformers: ConformerConfig | None = None,
     temperature: float = ROOM_TEMPERATURE_K,
+    level: str | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> Predictions:
@@ -147,14 +149,18 @@ def predict_smiles(
         smiles: The SMILES.
         conformers: Embedding in 3D; None: one conformer each.
         temperature: Temperature of the average over conformers, in kelvin.
+        level: Level of theory, one of ``model.representation.levels``; None: the first of them.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
 
     Returns:
         A prediction for each molecule, in order, except for those in the failures.
+
+    Raises:
+        ValueError: The model does not have the level.
     """
     records = [Record(row, SmilesRow(row, text)) for row, text in enumerate(smiles, start=1)]
-    config = PredictConfig(conformers or ConformerConfig(), temperature)
+    config = PredictConfig(conformers or ConformerConfig(), temperature, level=level)
     return predict_list(records, model, config, workers=workers, progress=progress)
 
 
@@ -171,16 +177,39 @@ def predict_list(
     Args:
         records: The records.
         models: The model, or the choice of one for each kind of geometry.
-        config: Conformers of SMILES, temperature and coverage.
+        config: Conformers of SMILES, temperature, coverage and level of theory.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
+
+    Raises:
+        ValueError: The model does not have the level.
     """
+    require_level(models, records, config)
     processes = workers if min(workers, len(records)) > 1 else 0
     outcomes = predict_records(records, models, config, workers=processes)
     console, count = Console(stderr=True), len(records)
     return Predictions.of(
         track(outcomes, "Predicting", total=count, console=console, disable=not progress)
     )
+
+
+def require_level(
+    models: ModelChoice | DipoleModel, records: Iterable[Record], config: PredictConfig
+) -> None:
+    """Raises a ValueError if a model that predicts the records does not have the wanted level."""
+    if config.level is not None:
+        contents = [r.content for r in records if not isinstance(r.content, Failure)]
+        for embedded in {isinstance(content, SmilesRow) for content in contents}:
+            _loaded(models, embedded, config)
+
+
+def _loaded(
+    models: ModelChoice | DipoleModel, embedded: bool, config: PredictConfig
+) -> DipoleModel:
+    """The model for structures embedded from SMILES or for given ones; it has the wanted level."""
+    model = models.for_geometry(embedded) if isinstance(models, ModelChoice) else models
+    model.level_named(config.level)
+    return model
 
 
 _Molecule = list[tuple[Record, Outcome]]
@@ -207,7 +236,8 @@ def _outcomes(
     checked = [[_checked(record, found, model, refuse) for record, found in m] for m in batch]
     structures = [data for molecule in checked for data in _structures(molecule)]
     few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
-    predictions = iter(predict(with_plain_kernels(model) if few else model, structures))
+    used = with_plain_kernels(model) if few else model
+    predictions = iter(predict(used, structures, level=config.level))
     outcomes: list[MoleculePrediction | Failure] = []
     for molecule in checked:
         outcomes += [found for _, found in molecule if isinstance(found, Failure)]
@@ -274,6 +304,7 @@ class BulkResult:
         first_failures: The first of the failures.
         earlier: Number of molecules and failures that were finished by an interrupted run.
         seconds: Time of this run in seconds.
+        levels: Levels of theory of the predictions; empty if the models do not distinguish levels.
     """
 
     molecules: int
@@ -281,6 +312,7 @@ class BulkResult:
     first_failures: list[Failure]
     earlier: int
     seconds: float
+    levels: list[str]
 
 
 def predict_files(
@@ -292,6 +324,7 @@ def predict_files(
     conformers: ConformerConfig | None = None,
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
+    level: str | None = None,
     workers: int | None = None,
     device: torch.device | str | None = None,
     part_records: int = PART_RECORDS,
@@ -316,6 +349,8 @@ def predict_files(
         conformers: Embedding of SMILES.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: Coverage of the error bars, between 0 and 1.
+        level: Level of theory; None: the first of the model. The output contains it if the model
+            distinguishes levels.
         workers: Number of processes that read and embed; 0: the calling process, which ends if a
             molecule crashes RDKit; None: one per core, or 0 for a small file.
         device: Device of the model; None: a CUDA device if available.
@@ -329,24 +364,28 @@ def predict_files(
         MoleculeError: A file lacks a column or cannot be read completely; finished work is kept.
         OutputInUse: Another run is writing the same output.
         ValueError: An unknown suffix, an output that would replace an input, ``workers`` below 0,
-            ``part_records`` below 1, or an invalid temperature or coverage.
+            ``part_records`` below 1, an invalid temperature or coverage, or a level that the model
+            does not have.
     """
     for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
-    config = PredictConfig(conformers or ConformerConfig(), temperature, coverage)
+    config = PredictConfig(conformers or ConformerConfig(), temperature, coverage, level)
     require_apart(Path(output), paths)
     start = time.monotonic()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with Records(paths, columns) as records:
+        kinds = sorted({file.embedded for file in records.files})
+        used = [_loaded(models, embedded, config) for embedded in kinds]
+        levels = list(dict.fromkeys(filter(None, (model.level_named(level) for model in used))))
         job = {
             "version": __version__,
             "files": [
                 {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
                 for path in (file.path for file in records.files)
             ],
-            "models": sorted({_digest(models, file.embedded) for file in records.files}),
+            "models": sorted({_digest(model) for model in used}),
             "columns": asdict(columns or TableColumns()),
             **asdict(config),
             "part_records": part_records,
@@ -354,7 +393,7 @@ def predict_files(
         if workers is None:
             workers = 0 if _few(paths, columns, config) else usable_cores()
         with (
-            opened_parts(Path(output), job, coverage, part_records) as parts,
+            opened_parts(Path(output), job, coverage, part_records, levels=bool(levels)) as parts,
             _threads_beside(workers),
         ):
             earlier = sum(counts.molecules + counts.failures for counts in parts.done)
@@ -373,7 +412,7 @@ def predict_files(
             first = parts.first_failures(SHOWN_FAILURES)
             total = parts.assemble()
     seconds = time.monotonic() - start
-    return BulkResult(total.molecules, total.failures, first, earlier, seconds)
+    return BulkResult(total.molecules, total.failures, first, earlier, seconds, levels)
 
 
 def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: PredictConfig) -> bool:
@@ -395,9 +434,8 @@ def _threads_beside(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _digest(models: ModelChoice, embedded: bool) -> str:
+def _digest(model: DipoleModel) -> str:
     """Name and checksum of a model."""
-    model = models.for_geometry(embedded)
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode() + weight.cpu().numpy().tobytes())

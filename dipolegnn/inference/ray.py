@@ -62,9 +62,12 @@ FAILURE_COLUMNS = ("stage", "problem", "remedy")
 """Columns with the reason of a failure; null for other molecules."""
 
 PREDICTION_COLUMNS = tuple(
-    name for name in Line._fields if name not in ("source", "row", "name", "smiles")
+    name for name in Line.columns(levels=False) if name not in ("source", "row", "name", "smiles")
 )
 """Columns of a prediction: those of :class:`~dipolegnn.inference.output.Line` that are added."""
+
+LEVEL_COLUMN = "level"
+"""Further column, if the model distinguishes levels of theory."""
 
 
 LABEL_COLUMNS = (
@@ -82,6 +85,7 @@ def predict_dataset(
     conformers: ConformerConfig | None = None,
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
+    level: str | None = None,
     actors: int | tuple[int, int] = 1,
     gpus_per_actor: float = 0.0,
     rows_per_task: int = ROWS_PER_TASK,
@@ -91,7 +95,8 @@ def predict_dataset(
     The columns, ``PREDICTION_COLUMNS``, are those of the table of
     :func:`dipolegnn.inference.predict_files`, except those that repeat the row; symbols are
     separated by spaces, positions are ``[3N]`` and charges ``[N]``. For failed molecules they are
-    null, and ``stage``, ``problem`` and ``remedy`` state the reason.
+    null, and ``stage``, ``problem`` and ``remedy`` state the reason. If the model distinguishes
+    levels of theory, there is also a column ``level``.
 
     A cluster needs at least two cores: one for a model, one for conformers.
 
@@ -102,6 +107,7 @@ def predict_dataset(
         conformers: Embedding of SMILES.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: Coverage of the error bars, between 0 and 1.
+        level: Level of theory; None: the first of the model.
         actors: Number of processes with a model, or its minimum and maximum.
         gpus_per_actor: GPUs per process; 0: one core; a fraction: processes share a GPU.
         rows_per_task: Molecules per task; a task is repeated if a machine is lost.
@@ -109,21 +115,22 @@ def predict_dataset(
     Raises:
         FileNotFoundError: The model does not exist.
         ValueError: A column is missing, or one of the new columns exists already; a number is too
-            small; or the file is not a model file.
+            small; the file is not a model file; or the model does not have the level.
     """
     least, most = actors if isinstance(actors, tuple) else (actors, actors)
     if not 1 <= least <= most:
         raise ValueError(f"actors must be at least 1, the larger number last, got {actors}.")
     if gpus_per_actor < 0:
         raise ValueError(f"gpus_per_actor must be zero or positive, got {gpus_per_actor}.")
-    models.for_geometry(embedded=True)  # loaded before it is sent to other machines
+    model = models.for_geometry(embedded=True)  # loaded before it is sent to other machines
+    levels = [LEVEL_COLUMN] if model.level_named(level) else []
     return _embedded(
-        dataset, smiles_column, conformers, rows_per_task, added=PREDICTION_COLUMNS
+        dataset, smiles_column, conformers, rows_per_task, added=(*PREDICTION_COLUMNS, *levels)
     ).map_batches(
         PredictBlock,
         fn_constructor_args=(
             models,
-            PredictConfig(conformers or ConformerConfig(), temperature, coverage),
+            PredictConfig(conformers or ConformerConfig(), temperature, coverage, level),
             "cuda" if gpus_per_actor else "cpu",
         ),
         batch_size=None,
@@ -265,9 +272,11 @@ class PredictBlock:
         self.models = models
         self.config = config
         self.device = device
+        levels = models.for_geometry(embedded=True).representation.levels
+        self.columns = (*PREDICTION_COLUMNS, *([LEVEL_COLUMN] if levels else []))
 
     def __call__(self, block: Any) -> Any:
-        """Returns the Arrow table with ``PREDICTION_COLUMNS`` and ``FAILURE_COLUMNS``."""
+        """Returns the Arrow table with the columns of predictions and ``FAILURE_COLUMNS``."""
         embedded = (
             (Record(row, SmilesRow(row, "")), conformers)
             for row, conformers in enumerate(_structures(block), start=1)
@@ -281,7 +290,7 @@ class PredictBlock:
                 if isinstance(outcome, Failure)
                 else Line.of(outcome, self.config.coverage)._asdict()
             )
-        return _with_cells(block, rows, PREDICTION_COLUMNS)
+        return _with_cells(block, rows, self.columns)
 
 
 def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:

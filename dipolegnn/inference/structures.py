@@ -72,6 +72,7 @@ class Prediction:
         charges: Atomic charges ``[N]`` in e, in the order of the atoms; NaN if the model predicts
             only magnitudes. Fitted to reproduce the dipole; not a population analysis.
         error: Error bar of the magnitude; None if the model has no error bars.
+        level: Level of theory of the prediction; empty if the model does not distinguish levels.
     """
 
     data: Data
@@ -79,6 +80,7 @@ class Prediction:
     dipole: NDArray[np.float64]
     charges: NDArray[np.float64]
     error: ErrorBar | None = None
+    level: str = ""
 
     @property
     def has_vector(self) -> bool:
@@ -166,6 +168,11 @@ class MoleculePrediction:
         """The conformer of the lowest energy."""
         return self.conformers[0]
 
+    @property
+    def level(self) -> str:
+        """Level of theory of the prediction; empty if the model does not distinguish levels."""
+        return self.lowest.level
+
     def half_width(self, coverage: float = COVERAGE) -> float | None:
         """Half the width of the interval of this coverage around ``magnitude``, in debye.
 
@@ -211,6 +218,11 @@ class Predictions(NamedTuple):
             else:
                 found.molecules.append(outcome)
         return found
+
+    @property
+    def levels(self) -> list[str]:
+        """Levels of theory of the predictions; empty if the models do not distinguish levels."""
+        return list(dict.fromkeys(molecule.level for molecule in self.molecules if molecule.level))
 
 
 def average(
@@ -302,7 +314,8 @@ def _name(prediction: Prediction) -> str:
 
 def _value(found: Prediction | MoleculePrediction) -> str:
     width = found.half_width()
-    return f"|μ| = {found.magnitude:.3f}{'' if width is None else f' ± {width:.3f}'} D"
+    level = f" at {found.level}" if found.level else ""
+    return f"|μ| = {found.magnitude:.3f}{'' if width is None else f' ± {width:.3f}'} D{level}"
 
 
 def _remarks(found: Prediction | MoleculePrediction) -> str:
@@ -319,7 +332,7 @@ def _picture(found: Prediction | MoleculePrediction, drawn: Prediction) -> str:
     drawing = text.getvalue()
     return (
         f'<div style="max-width: 380px">{drawing[drawing.index("<svg") :]}'
-        f"<p><b>{html.escape(_name(drawn))}</b>: {_value(found)}"
+        f"<p><b>{html.escape(_name(drawn))}</b>: {html.escape(_value(found))}"
         f"{html.escape(_remarks(found))}</p></div>"
     )
 
@@ -328,6 +341,7 @@ def predict(
     model: DipoleModel,
     molecules: Sequence[Data],
     *,
+    level: str | None = None,
     batch_atoms: int = BATCH_ATOMS,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -339,6 +353,8 @@ def predict(
         molecules: Structures with ``z [N]``, ``pos [N, 3]`` in angstrom and, for ions, ``charge``
             in e. ``fragment``, ``fragment_charge`` and ``level`` are used if they are there, other
             fields are not.
+        level: Level of theory, one of ``model.representation.levels``; None: ``level`` of each
+            structure, else the first of the model.
         batch_atoms: Maximum number of atoms per batch; a larger molecule is a separate batch.
         device: Device of the computation; on another device than that of the model, a copy of the
             model is used. None: the device of the model.
@@ -350,7 +366,7 @@ def predict(
     Raises:
         MoleculeError: If a structure has no atoms or coordinates, or an element beyond 100.
         TypeError: If the model predicts another property.
-        ValueError: If ``batch_atoms`` is below 1.
+        ValueError: If ``batch_atoms`` is below 1, or the model does not have the level.
 
     Example:
         >>> import torch
@@ -368,6 +384,8 @@ def predict(
         )
     if batch_atoms < 1:
         raise ValueError(f"batch_atoms must be at least 1, got {batch_atoms}.")
+    if level is not None:
+        level = model.level_named(level)
     for number, data in enumerate(molecules, start=1):
         problem = unsupported(data)
         if problem is not None:
@@ -382,7 +400,7 @@ def predict(
     ):
         task = bar.add_task("Predicting", total=len(molecules))
         for batch in _batches(molecules, batch_atoms):
-            predictions += _predict_batch(model, batch)
+            predictions += _predict_batch(model, batch, level)
             bar.advance(task, len(batch))
     return predictions
 
@@ -454,10 +472,11 @@ def _batches(molecules: Sequence[Data], batch_atoms: int) -> Iterator[list[Data]
         yield batch
 
 
-def model_input(model: DipoleModel, molecules: Sequence[Data]) -> Data:
+def model_input(model: DipoleModel, molecules: Sequence[Data], level: str | None = None) -> Data:
     """Batch of the fields that a model reads, on its device and in its precision.
 
-    ``charge``, ``fragment``, ``fragment_charge`` and ``level`` of a molecule are optional.
+    ``charge``, ``fragment``, ``fragment_charge`` and ``level`` of a molecule are optional; the
+    argument ``level`` takes precedence over that of a molecule.
     """
     weight = next(model.parameters())
     sizes = torch.tensor([data.z.numel() for data in molecules])
@@ -476,12 +495,16 @@ def model_input(model: DipoleModel, molecules: Sequence[Data]) -> Data:
         fragment_charge=torch.cat([charge.to(weight.dtype) for _, charge in fragments]),
         batch=torch.arange(len(molecules)).repeat_interleave(sizes),
     ).to(weight.device)
-    batch.level = [data.get("level") or "" for data in molecules]
+    if model.representation.levels:
+        batch.level = [model.level_named(level or data.get("level")) for data in molecules]
     return batch
 
 
-def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Prediction]:
-    batch = model_input(model, molecules)
+def _predict_batch(
+    model: DipoleModel, molecules: Sequence[Data], level: str | None
+) -> list[Prediction]:
+    batch = model_input(model, molecules, level)
+    levels = batch.get("level") or [""] * len(molecules)
     errors: list[ErrorBar] | list[None] = [None] * len(molecules)
     calibration = model.calibration
     if calibration is None:
@@ -495,9 +518,9 @@ def _predict_batch(model: DipoleModel, molecules: Sequence[Data]) -> list[Predic
     magnitudes = _numpy(output.magnitude)
     dipoles, atomic = _numpy(output.dipole), np.split(_numpy(output.charges), ends)
     return [
-        Prediction(data, float(magnitude), dipole, charge, error)
-        for data, magnitude, dipole, charge, error in zip(
-            molecules, magnitudes, dipoles, atomic, errors, strict=True
+        Prediction(data, float(magnitude), dipole, charge, error, of_level)
+        for data, magnitude, dipole, charge, error, of_level in zip(
+            molecules, magnitudes, dipoles, atomic, errors, levels, strict=True
         )
     ]
 

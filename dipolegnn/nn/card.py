@@ -56,5 +56,9 @@ class ModelCard:
             return ""
         part = "validation" if tested is None else "test"
         data, level = self.get("data", "name"), self.get("data", "level_of_theory")
+        joined = self.get("data", "joined") or []
+        if len({one["level_of_theory"] for one in joined}) > 1:
+            data = " + ".join(dict.fromkeys(one["name"] for one in joined))
+            level = f"levels of theory {level}"
         known = ", ".join(str(text) for text in (data, level) if text and text != "not stated")
         return f"mean error {error:.3f} D on {part} molecules" + (f" ({known})" if known else "")

@@ -86,6 +86,32 @@ class PropertyModel(nn.Module, Generic[Output]):
         parts: dict[str, Part] = {"representation": self.representation, "head": self.head}
         return {name: {"class": type(part).__name__, **part.config} for name, part in parts.items()}
 
+    def level_named(self, name: str | None) -> str:
+        """Returns the level of theory of this name, or the first one for None or an empty name.
+
+        The result is empty if the model does not distinguish levels.
+
+        Raises:
+            ValueError: If the model has no such level.
+        """
+        levels = self.representation.levels
+        if not name:
+            return levels[0] if levels else ""
+        if name in levels:
+            return name
+        model = f"The model {self.card.name}" if self.card.name else "The model"
+        if levels:
+            raise ValueError(
+                f"{model} has no level of theory {name!r}; it has {', '.join(levels)}. "
+                "Choose one of them, or train the model on data of the other level."
+            )
+        trained = self.card.get("data", "level_of_theory")
+        raise ValueError(
+            f"{model} has no levels of theory to choose from, got {name!r}; it predicts for the "
+            f"level of its training data{f' ({trained})' if trained else ''}. Omit the level, or "
+            "use a model that was trained on several levels."
+        )
+
     def reset_parameters(self) -> None:
         """Draws new weights and clears the card."""
         self.representation.reset_parameters()
@@ -98,8 +124,8 @@ class PropertyModel(nn.Module, Generic[Output]):
         Args:
             batch: A PyG ``Batch`` or ``Data`` with ``z [N]``, ``pos [N, 3]`` in angstrom and, for
                 ions, ``charge [B]`` in e. Optional: the fragment of each atom, ``fragment [N]``,
-                and its charge in e, ``fragment_charge [N]``; the name of each molecule's level of
-                theory in ``level``, by default the first level of the model. A
+                and its charge in e, ``fragment_charge [N]``; in ``level``, the name of the level of
+                theory of each molecule or of all, by default the first level of the model. A
                 :class:`~dipolegnn.nn.graph.RadiusGraph` in ``radius_graph`` is used if it was built
                 from these positions with the cutoff of the model; otherwise the graph is built.
 
@@ -154,21 +180,16 @@ class PropertyModel(nn.Module, Generic[Output]):
 
     def _level(self, batch: Data, ptr: Tensor) -> Tensor | None:
         """Level of theory of each atom ``[N]``; None: the first for all."""
-        named, levels = batch.get("level"), list(self.representation.levels)
-        if named is None:
+        names, levels = batch.get("level"), list(self.representation.levels)
+        if names is None:
             return None
-        names = [named] if isinstance(named, str) else named
+        if isinstance(names, str):
+            return torch.full_like(batch.z, levels.index(self.level_named(names)))
         if len(names) != ptr.numel() - 1:
             raise ValueError(
                 f"level must have one entry per molecule ({ptr.numel() - 1}), got {len(names)}."
             )
-        unknown = sorted({name for name in names if name and name not in levels})
-        if unknown:
-            raise ValueError(
-                f"The model has no level of theory {unknown[0]!r}; it has {', '.join(levels)}. "
-                "Choose one of them, or train the model on data of the other level."
-            )
-        places = torch.tensor([levels.index(name) if name else 0 for name in names])
+        places = torch.tensor([levels.index(self.level_named(name)) for name in names])
         return spread(places.to(ptr.device, non_blocking=True), ptr, batch.num_nodes or 0)
 
     def _graph(self, batch: Data, index: Tensor | None) -> RadiusGraph:

@@ -27,8 +27,10 @@ import waitress.server
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dipolegnn.cli import main
+from dipolegnn.models import save_model
 from dipolegnn.molecules import from_smiles, read_text, text_of
 from tests.cli.helpers import assert_message
+from tests.inference.test_levels import new_model
 
 CHROMIUM = next(
     (
@@ -60,7 +62,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromiu
 class Served:
     """``dipolegnn serve``: one process for all tests, started again after it was ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self.options = options
         self.process: subprocess.Popen[str] | None = None
         self.address = ""
 
@@ -68,7 +71,7 @@ class Served:
         """Start it, unless it runs."""
         if self.process is not None:
             return
-        command = [sys.executable, "-m", "dipolegnn", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "dipolegnn", "serve", "--port", "0", *self.options]
         environment = {k: v for k, v in os.environ.items() if k != "DIPOLEGNN_MODEL"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdout is not None
@@ -179,6 +182,30 @@ def test_another_model_can_be_chosen(page: Page) -> None:
     shown(page, "model painn-xtb")
     expect(page.locator("#failures")).to_be_empty()
     expect(page.locator("#conformer-table tbody td")).to_have_count(7)
+
+
+@needs_browser
+def test_a_level_of_theory_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, new_model(), {})
+    served = Served("--model", str(path))
+    served.start()
+    opened = browser.new_page()
+    opened.goto(served.address)
+    expect(opened.locator("#level-choice")).to_contain_text("DFT (default)")
+    ask(opened, "O")
+    shown(opened, "at DFT")
+    opened.click("#level")
+    opened.get_by_text("xTB", exact=True).last.click()
+    opened.click("#predict")
+    shown(opened, "at xTB")
+    opened.click("#model")  # a model without levels has no choice
+    opened.get_by_text("painn-xtb", exact=True).last.click()
+    expect(opened.locator("#level-choice")).to_be_hidden()
+    opened.click("#predict")
+    shown(opened, "model painn-xtb")
+    opened.close()
+    served.kill()
 
 
 @needs_browser

@@ -14,7 +14,9 @@ import pytest
 pytest.importorskip("dash", reason="dash is not installed (extra app)")
 
 from dipolegnn.app.service import Request, Service, respond
+from dipolegnn.models import save_model
 from dipolegnn.molecules import from_smiles, read_text, text_of
+from tests.inference.test_levels import new_model
 
 # One process that answers: all tests in one process.
 pytestmark = pytest.mark.xdist_group("page")
@@ -187,3 +189,20 @@ def test_files_as_spreadsheets_and_old_editors_write_them() -> None:
     assert water["name"] == "water"
     found = respond(request(name="a.smi", text="O water\rN ammonia\r")).report["molecules"]
     assert [molecule["name"] for molecule in found] == ["water", "ammonia"]
+
+
+def test_a_level_of_theory_can_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, new_model(), {})
+    service = Service(str(path))
+    assert service.levels() == ["DFT", "xTB"]
+    assert service.levels(MODEL) == []
+    with pytest.raises(ValueError, match="There is no model"):
+        service.levels("/etc/passwd")
+    for level, stated in ((None, "DFT"), ("xTB", "xTB")):
+        response = respond(Request("O", model=str(path), level=level))
+        assert response.report["molecules"][0]["level"] == stated
+        header, line = response.files[".csv"].splitlines()
+        assert dict(zip(header.split(","), line.split(","), strict=False))["level"] == stated
+    response = respond(Request("O\nN", model=str(path), level="MP2"))
+    assert "no level of theory 'MP2'; it has DFT, xTB" in response.refusal

@@ -92,3 +92,14 @@ def test_models_travel() -> None:
     name = models.for_geometry(embedded=True).card.name
     copy = pickle.loads(pickle.dumps(models))
     assert copy.for_geometry(embedded=True).card.name == name
+
+
+def test_the_level_of_theory_is_a_column(embed: partial[Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    config = ModelConfig(hidden_channels=16, num_interactions=1, levels=("DFT", "xTB"))
+    save_model(path, build_model(config), {})
+    for level, stated in ((None, "DFT"), ("xTB", "xTB")):
+        step = PredictBlock(ModelChoice(path), PredictConfig(level=level), "cpu")
+        assert step(embed(block())).column_names[-4:] == ["level", *FAILURE_COLUMNS]
+        failed, water = step(embed(block("C1", "O"))).to_pylist()
+        assert (failed["level"], water["level"]) == (None, stated)
