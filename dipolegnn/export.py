@@ -2,11 +2,12 @@
 
 The file contains the complete model, from atomic numbers and positions to the dipole moment: radius
 graph, network and weights. It uses only operators of PyTorch or ONNX, so that neither dipolegnn nor
-PyTorch Geometric is required to run it. It contains no error bars.
+PyTorch Geometric is required to run it. It predicts at one level of theory and contains no error
+bars.
 
-The file also describes the model as JSON: inputs, outputs, units, cutoff, elements, accuracy and
-provenance. In a ``.pt2`` file this is the extra file ``dipolegnn.json``, in an ``.onnx`` file the
-metadata entry ``dipolegnn``.
+The file also describes the model as JSON: inputs, outputs, units, cutoff, elements, accuracy, level
+of theory and provenance. In a ``.pt2`` file this is the extra file ``dipolegnn.json``, in an
+``.onnx`` file the metadata entry ``dipolegnn``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from dipolegnn.nn import DipoleModel, OutputField
 from dipolegnn.nn.graph import RadiusGraph
 
 FORMAT_VERSION = 1
-"""Version of inputs, outputs and description; incremented when one of them changes."""
+"""Version of inputs, outputs and description; incremented when one of them changes, except if an
+entry is added to the description."""
 
 DESCRIPTION = "dipolegnn"
 """Name of the description in the file."""
@@ -72,7 +74,7 @@ _INPUTS = {
 }
 
 
-def export_model(path: str | Path, model: DipoleModel) -> None:
+def export_model(path: str | Path, model: DipoleModel, level: str | None = None) -> None:
     """Exports a model as a program that runs without dipolegnn; the file is written atomically.
 
     The program maps the tensors of :class:`ProgramInput` to the fields of
@@ -82,23 +84,25 @@ def export_model(path: str | Path, model: DipoleModel) -> None:
 
     The program builds the radius graph by comparing all pairs of atoms within each molecule. It
     does not check elements: predictions for 0 and for elements that the model was not trained on
-    are meaningless.
+    are meaningless. Each molecule is one fragment: its charge is restored as a whole.
 
     Args:
         path: The file; an existing file is replaced. ``.pt2`` is for PyTorch (``torch.export``,
             without a guarantee that other versions can read it), ``.onnx`` for ONNX Runtime and
             others.
         model: The model, exported in its own precision.
+        level: Level of theory of the program, one of ``model.representation.levels``; None: the
+            first of them.
 
     Raises:
-        ValueError: If the file has another suffix, or the precision of the model is not single or,
-            for ``.pt2``, double.
+        ValueError: If the file has another suffix, the precision of the model is not single or,
+            for ``.pt2``, double, or the model does not have the level.
         ImportError: If the packages for ONNX are missing.
         ExportError: If the exported program does not reproduce the model.
     """
     path = Path(path)
     # A copy: the given model is not changed.
-    program = _Program(copy.deepcopy(model).cpu().eval())
+    program = _Program(copy.deepcopy(model).cpu().eval(), model.level_named(level))
     _check(path, program.dtype)
     about = json.dumps(_description(program))
     if path.suffix == ".pt2":
@@ -141,10 +145,11 @@ def _check(path: Path, dtype: torch.dtype) -> None:
 
 
 class _Program(nn.Module):
-    """The model as a function of tensors."""
+    """The model, at one level of theory, as a function of tensors."""
 
-    def __init__(self, model: DipoleModel) -> None:
+    def __init__(self, model: DipoleModel, level: str) -> None:
         super().__init__()
+        self.level = level
         model.kernels = "plain"
         model.calibration = None
         self.model = model
@@ -163,7 +168,8 @@ class _Program(nn.Module):
     ) -> dict[str, Tensor]:
         ptr = torch.cat([num_atoms.new_zeros(1), num_atoms.cumsum(0)])  # [B + 1]
         graph = RadiusGraph.traced(pos, self.model.representation.cutoff, ptr)
-        output = self.model(Data(z=z, pos=pos, charge=charge, ptr=ptr, radius_graph=graph))
+        batch = Data(z=z, pos=pos, charge=charge, ptr=ptr, radius_graph=graph, level=self.level)
+        output = self.model(batch)
         return {name: getattr(output, name) for name in self.outputs}
 
 
@@ -296,6 +302,7 @@ def _description(program: _Program) -> dict[str, JSON]:
         "cutoff": model.representation.cutoff,
         "elements": None if model.card.elements is None else [*sorted(model.card.elements)],
         "accuracy": model.card.accuracy or None,
+        "level": program.level or None,
         "origin": "centre of mass (standard atomic weights); it matters for ions only",
         "model": {**model.config},
         "provenance": {**model.card.provenance},

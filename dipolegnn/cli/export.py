@@ -10,8 +10,9 @@ from dipolegnn.models import load_model
 def run(options: Export) -> int:
     """Exports a model and prints the path."""
     model = load_model(options.model)
-    export_model(options.output, model)
+    export_model(options.output, model, options.level)
     if model.card.accuracy:
         print(f"{model.card.name}: {model.card.accuracy}")
-    print(f"wrote {options.output}")
+    level = model.level_named(options.level)
+    print(f"wrote {options.output}{f' at {level}' if level else ''}")
     return 0

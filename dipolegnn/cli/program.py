@@ -244,7 +244,8 @@ class Export(Debug):
     FILE.pt2 is for PyTorch (torch.export), FILE.onnx for ONNX Runtime and others (extra onnx). The
     inputs are z [N], pos [N, 3] in angstrom, num_atoms [B] and charge [B] in e, for any numbers of
     atoms N and molecules B; the outputs are dipole [B, 3] and magnitude [B] in debye and charges
-    [N] in e. The program has no error bars and does not check elements.
+    [N] in e. The program predicts at one level of theory, has no error bars, does not check
+    elements, and treats each molecule as one fragment.
 
     Exit status: 0 written; 2 error.
     """
@@ -253,6 +254,8 @@ class Export(Debug):
     """Name of a pretrained model, a model file, or the folder of a run."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """Output file: .pt2 or .onnx."""
+    level: _Name = None
+    """Level of theory of the program, one of those of the model. Default: the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
