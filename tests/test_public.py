@@ -120,9 +120,9 @@ LEVELS = {
     "torsion_profiles": "B3LYP/def2-TZVPD (with D3BJ and a second polarization function, TZVPPD)",
     "s66x8_dimers": "wB97X/6-31G*",
     "qm9": "B3LYP/6-31G(2df,p)",
-    "organic-mmff94s": "B3LYP/def2-TZVPD, MMFF94s geometry",
-    "drug_conformers-mmff94s": "B3LYP/def2-TZVP, MMFF94s geometry",
-    "qm9-mmff94s": "B3LYP/6-31G(2df,p), MMFF94s geometry",
+    "organic-mmff94s": "B3LYP/def2-TZVPD from MMFF94s geometry",
+    "drug_conformers-mmff94s": "B3LYP/def2-TZVP from MMFF94s geometry",
+    "qm9-mmff94s": "B3LYP/6-31G(2df,p) from MMFF94s geometry",
 }
 
 

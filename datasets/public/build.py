@@ -48,7 +48,7 @@ VALIDATION_ONE_OF = 8
 AT_FORCE_FIELD = "drug_conformers", "organic", "qm9"
 """Data sets that are made at geometries of the force field as well."""
 
-FORCE_FIELD_LEVEL = "{level}, MMFF94s geometry"
+FORCE_FIELD_LEVEL = "{level} from MMFF94s geometry"
 
 RELAXED = (1, 2, 3)
 """Remainders of ``mol_id`` by 5 of the molecules of organic at minima of GFN2-xTB."""

@@ -228,7 +228,7 @@ class Service:
         _require_pretrained(model)
         models = _models(model or self.model)
         used = [models.for_geometry(embedded) for embedded in (True, False)]
-        return list(dict.fromkeys(level for one in used for level in one.representation.levels))
+        return list(dict.fromkeys(level for one in used for level in one.levels))
 
     def close(self) -> None:
         """Ends the process."""

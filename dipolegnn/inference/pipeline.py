@@ -116,20 +116,25 @@ def predict_batches(
     atoms = records = 0
     smiles = False  # True: the structures of the batch were embedded from SMILES
     refuse = isinstance(models, ModelChoice)
+
+    def outcomes() -> list[MoleculePrediction | Failure]:
+        used = model(smiles) if atoms else None
+        return _outcomes(batch, used, config, refuse=refuse, embedded=smiles)
+
     for _, members in groupby(embedded, lambda pair: _number(pair[0])):
         molecule = list(members)
         size = sum(data.z.numel() for data in _structures(molecule))
         from_smiles = isinstance(molecule[0][0].content, SmilesRow)
         full = atoms + size > BATCH_ATOMS or records + len(molecule) > most_records
         if batch and (full or (atoms and size and from_smiles != smiles)):
-            yield Batch(records, _outcomes(batch, model(smiles) if atoms else None, config, refuse))
+            yield Batch(records, outcomes())
             batch, atoms, records = [], 0, 0
         batch.append(molecule)
         atoms += size
         records += len(molecule)
         smiles = from_smiles if size else smiles
     if batch:
-        yield Batch(records, _outcomes(batch, model(smiles) if atoms else None, config, refuse))
+        yield Batch(records, outcomes())
 
 
 def predict_smiles(
@@ -228,7 +233,12 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
 
 
 def _outcomes(
-    batch: Sequence[_Molecule], model: DipoleModel | None, config: PredictConfig, refuse: bool
+    batch: Sequence[_Molecule],
+    model: DipoleModel | None,
+    config: PredictConfig,
+    *,
+    refuse: bool,
+    embedded: bool,
 ) -> list[MoleculePrediction | Failure]:
     """Failures and predictions of a batch, in order; ``model`` may be None without structures."""
     if model is None:
@@ -237,7 +247,8 @@ def _outcomes(
     structures = [data for molecule in checked for data in _structures(molecule)]
     few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
     used = with_plain_kernels(model) if few else model
-    predictions = iter(predict(used, structures, level=config.level))
+    level = model.level_named(config.level, embedded) or None
+    predictions = iter(predict(used, structures, level=level))
     outcomes: list[MoleculePrediction | Failure] = []
     for molecule in checked:
         outcomes += [found for _, found in molecule if isinstance(found, Failure)]
@@ -378,7 +389,8 @@ def predict_files(
     with Records(paths, columns) as records:
         kinds = sorted({file.embedded for file in records.files})
         used = [_loaded(models, embedded, config) for embedded in kinds]
-        levels = list(dict.fromkeys(filter(None, (model.level_named(level) for model in used))))
+        stated = (m.level_named(level, kind) for m, kind in zip(used, kinds, strict=True))
+        levels = list(dict.fromkeys(filter(None, stated)))
         job = {
             "version": __version__,
             "files": [

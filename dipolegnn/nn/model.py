@@ -26,6 +26,14 @@ ModelDescription: TypeAlias = dict[str, dict[str, JSON]]
 """Class and arguments of the parts: ``{"representation": {"class": "PaiNN"}, "head": ...}``."""
 
 
+FROM_FORCE_FIELD = " from MMFF94s geometry"
+"""End of the name of a level of theory for structures at geometries of a force field.
+
+At such a level, a model predicts the dipole moment of the relaxed molecule from a structure as
+molecules from SMILES have it.
+"""
+
+
 class PropertyModel(nn.Module, Generic[Output]):
     """A representation and a head that predict a property of each molecule of a batch.
 
@@ -86,23 +94,35 @@ class PropertyModel(nn.Module, Generic[Output]):
         parts: dict[str, Part] = {"representation": self.representation, "head": self.head}
         return {name: {"class": type(part).__name__, **part.config} for name, part in parts.items()}
 
-    def level_named(self, name: str | None) -> str:
+    @property
+    def levels(self) -> list[str]:
+        """Levels of theory to choose from, the default first; empty: they are not distinguished."""
+        return [name for name in self.representation.levels if not name.endswith(FROM_FORCE_FIELD)]
+
+    def level_named(self, name: str | None, embedded: bool = False) -> str:
         """Returns the level of theory of this name, or the first one for None or an empty name.
 
         The result is empty if the model does not distinguish levels.
+
+        Args:
+            name: Name of the level.
+            embedded: True for structures that were embedded from SMILES. If the model was trained
+                on such geometries, the result is the level with :data:`FROM_FORCE_FIELD`.
 
         Raises:
             ValueError: If the model has no such level.
         """
         levels = self.representation.levels
-        if not name:
-            return levels[0] if levels else ""
+        if not name and not levels:
+            return ""
+        name = name or levels[0]
         if name in levels:
-            return name
+            of_force_field = f"{name}{FROM_FORCE_FIELD}"
+            return of_force_field if embedded and of_force_field in levels else name
         model = f"The model {self.card.name}" if self.card.name else "The model"
         if levels:
             raise ValueError(
-                f"{model} has no level of theory {name!r}; it has {', '.join(levels)}. "
+                f"{model} has no level of theory {name!r}; it has {', '.join(self.levels)}. "
                 "Choose one of them, or train the model on data of the other level."
             )
         trained = self.card.get("data", "level_of_theory")

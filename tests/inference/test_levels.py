@@ -17,6 +17,7 @@ from dipolegnn.models import DEFAULT, DEFAULT_FOR_SMILES, ModelChoice, load_mode
 from dipolegnn.molecules import SmilesRow, from_smiles, to_ase, write_file
 from dipolegnn.molecules.records import Record, chained, file_records
 from dipolegnn.nn import DipoleModel, ModelCard, build_model
+from dipolegnn.nn.model import FROM_FORCE_FIELD
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM
 from tests.nn.models import randomize
 
@@ -206,3 +207,19 @@ def test_one_name_for_a_batch(model: DipoleModel) -> None:
     batch.level = "xTB"
     found = model(batch).magnitude.tolist()
     assert found == pytest.approx(magnitudes(model, "xTB", "O", "CO"), rel=1e-5)
+
+
+def test_structures_from_smiles_are_predicted_at_the_level_of_their_geometry(smi: Path) -> None:
+    relaxed = f"DFT{FROM_FORCE_FIELD}"
+    model = new_model((*LEVELS, relaxed))
+    assert model.levels == list(LEVELS)
+    found = predict_smiles(model, ["CO", "CCO"])
+    assert [m.magnitude for m in found.molecules] == pytest.approx(
+        magnitudes(model, relaxed, "CO", "CCO"), abs=1e-5
+    )
+    assert found.levels == [relaxed]
+    # A level without one for such geometries is used as it is, and given structures are, too.
+    (other,) = predict_smiles(model, ["CO"], level="xTB").molecules
+    assert other.level == "xTB"
+    (given,) = predict(model, from_smiles("CO"))
+    assert given.magnitude == pytest.approx(magnitudes(model, "DFT", "CO")[0], abs=1e-5)
