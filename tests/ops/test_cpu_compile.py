@@ -55,3 +55,28 @@ def test_the_stamp_covers_every_file(tmp_path: Path) -> None:
     (tmp_path / "cpu" / "a.py").write_text("x = 2\n")
     stamps.add(source_stamp(tmp_path))
     assert len(stamps) == 5
+
+
+PARALLEL = """
+import numba, numpy, torch
+from dipolegnn.ops.cpu.launch import run
+
+@numba.njit(parallel=True)
+def fill(shares, out):
+    for k in numba.prange(len(shares)):
+        out[k] = k + 1
+
+out = numpy.zeros(2)
+torch.set_num_threads(1)
+assert torch.get_num_threads() == 1  # the first call initializes torch's threads
+run(fill, numpy.zeros((2, 5), dtype=numpy.int64), out)
+print(out.tolist(), torch.get_num_threads())
+"""
+
+
+def test_the_first_kernel_leaves_torch_its_number_of_threads() -> None:
+    # Numba starts its threads at the first kernel, and changes the number of OpenMP threads.
+    done = subprocess.run(
+        [sys.executable, "-c", PARALLEL], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["[1.0,", "2.0]", "1"]

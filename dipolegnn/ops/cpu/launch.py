@@ -81,6 +81,7 @@ def _by_atoms(bounds: list[int], channels: int) -> Shares:
 def run(kernel: Callable[..., None], shares: Shares, *arguments: Any) -> None:
     """Calls a kernel with a ``prange`` over the shares, with one thread per share."""
     arrays = [a.numpy() if isinstance(a, Tensor) else a for a in arguments]
+    threads_of_torch = torch.get_num_threads()
     with _ONE_AT_A_TIME:
         before = numba.get_num_threads()
         numba.set_num_threads(len(shares))
@@ -88,6 +89,10 @@ def run(kernel: Callable[..., None], shares: Shares, *arguments: Any) -> None:
             kernel(shares, *arrays)
         finally:
             numba.set_num_threads(before)
+            # When numba starts its threads, it sets the number of OpenMP threads of the calling
+            # thread, which is that of torch, to the number of cores.
+            if torch.get_num_threads() != threads_of_torch:
+                torch.set_num_threads(threads_of_torch)
 
 
 def buffers(shares: Shares, table: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
