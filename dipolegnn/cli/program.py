@@ -42,6 +42,7 @@ Part = Literal["test", "val", "train", "all"]
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 _Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+_Level = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ class Evaluate(Debug):
     """Folder for the results."""
     split: Annotated[Part, tyro.conf.arg(metavar="PART")] = "test"
     """Part of the data set: test, val, train or all."""
-    level: _Name = None
+    level: _Level = None
     """Level of theory of the predictions, one of those of the model. Default: that of the data set
     if the model has it, else the first of the model, with a warning."""
 
@@ -254,7 +255,7 @@ class Export(Debug):
     """Name of a pretrained model, a model file, or the folder of a run."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """Output file: .pt2 or .onnx."""
-    level: _Name = None
+    level: _Level = None
     """Level of theory of the program, one of those of the model. Default: the first."""
 
 
