@@ -3,8 +3,12 @@
 First part (``--part first``): from the weights of ``painn-qm9``, on all data sets at once, each at
 its level of theory. Most structures have cheap labels (``organic_xtb``, GFN2-xTB), few have DFT
 ones (``organic`` of this project, and the sets of ``datasets/public/build.py``). Second part: from
-the weights of the first (``--start RUN``), on the DFT sets alone, at a smaller learning rate; and
-on the same labels at force-field geometries, as levels of their own.
+the weights of the first (``--start RUN``), at a smaller learning rate, on the DFT sets, on the same
+labels at force-field geometries as levels of their own, and on a part of the cheap labels.
+
+``--part publish --start RUN --output FILE`` writes the model of a run with error bars that are
+calibrated on the validation parts of the DFT sets without QM9, whose molecules are easier than what
+the model is for.
 
 A weak further target are the Mulliken charges of GFN2-xTB, which all sets have.
 
@@ -21,10 +25,11 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from dipolegnn.calibrate import calibrate_on
 from dipolegnn.config import TrainConfig
-from dipolegnn.data import ConformerDataset, JoinedDataset
+from dipolegnn.data import ConformerDataset, JoinedDataset, Split
 from dipolegnn.evaluation import describe_metrics
-from dipolegnn.models import load_model
+from dipolegnn.models import load_model, save_model
 from dipolegnn.nn import DipoleHead, DipoleModel
 from dipolegnn.nn.model import with_levels
 from dipolegnn.training import fit
@@ -40,6 +45,9 @@ AT_FORCE_FIELD = ("organic-mmff94s", "drug_conformers-mmff94s", "qm9-mmff94s")
 
 XTB = "organic_xtb"
 
+XTB_SHARE = 5
+"""In the second part, one of so many structures of ``organic_xtb`` is used."""
+
 START_LEVEL = "B3LYP/6-31G(2df,p)"
 """Level of theory of ``painn-qm9``."""
 
@@ -49,18 +57,18 @@ class Options:
     """Train the broad model."""
 
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    """Folder of the run; with --part publish the model file."""
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder with the data sets organic, drug_conformers, torsion_profiles, s66x8_dimers, qm9
-    (datasets/public/build.py) and, for the first part, organic_xtb."""
-    part: Literal["first", "second"] = "first"
-    """first: all data sets; second: those with DFT labels."""
+    with their -mmff94s (datasets/public/build.py), and organic_xtb."""
+    part: Literal["first", "second", "publish"] = "first"
+    """The part of the training, or what comes after it."""
     start: Annotated[Path, tyro.conf.arg(metavar="MODEL")] = Path("painn-qm9")
     """Model to start from: a pretrained model, a model file or the folder of a run."""
     max_epochs: int = 12
     """Passes over the training structures."""
     lr: float = 1e-3
-    """Peak learning rate; 2e-4 for the second part."""
+    """Peak learning rate; 3e-4 for the second part."""
     batch_size: int = 50
     """Structures per step."""
     huber_beta: float = 0.05
@@ -77,12 +85,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one part of the training."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     names = [name for name in DFT for _ in range(REPEATS.get(name, 1))]
-    names += [XTB] if options.part == "first" else AT_FORCE_FIELD
+    if options.part != "first":
+        names += AT_FORCE_FIELD
+    names.append(XTB)
     dataset = JoinedDataset([ConformerDataset(options.data / name) for name in names])
     split = dataset.split()
+    if options.part != "first":
+        split = with_less_xtb(split, len(dataset) - len(dataset.datasets[-1]))
     print(f"{split} structures; levels: {', '.join(dataset.levels)}")
-    torch.manual_seed(options.seed)
     start = load_model(options.start)
+    if options.part == "publish":
+        publish(start, dataset, split, options.output)
+        return
+    torch.manual_seed(options.seed)
     model = broad(start, dataset.levels)
     recipe = TrainConfig(
         max_epochs=options.max_epochs,
@@ -103,6 +118,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"val: {describe_metrics(result.metrics['val'])}")
     print(f"wrote {result.model_path}")
+
+
+def publish(model: DipoleModel, dataset: JoinedDataset, split: Split, path: Path) -> None:
+    """Writes the model with error bars from the DFT sets without QM9."""
+    ends = torch.tensor([len(one) for one in dataset.datasets]).cumsum(0)
+    owner = torch.searchsorted(ends, split.val, right=True)
+    chosen = torch.tensor(
+        [
+            one.folder.name != XTB and not one.folder.name.startswith("qm9")
+            for one in dataset.datasets
+        ]
+    )
+    calibrating = split.val[chosen[owner]]
+    calibrate_on(model, dataset, Split(split.train, calibrating, split.test))
+    about = f"from {len(calibrating)} validation structures of the DFT sets without QM9"
+    save_model(path, model, {**model.card.provenance, "error_bars": about})
+    print(f"wrote {path}: error bars {about}")
+
+
+def with_less_xtb(split: Split, first: int) -> Split:
+    """The split with part of the training structures from position ``first`` on."""
+    cheap = split.train >= first
+    kept = torch.cat([split.train[~cheap], split.train[cheap][::XTB_SHARE]])
+    return Split(kept, split.val, split.test)
 
 
 def broad(start: DipoleModel, levels: Sequence[str]) -> DipoleModel:

@@ -91,7 +91,10 @@ def write_sources(folder: Path) -> None:
         **dimers,
     )
     small = joined([from_smiles(text)[0] for text in ("O", "N", "C", "CO", "C#N", "C=O")])
-    split = {"split": np.array([0, 0, 0, 0, 1, 2], dtype=np.int8), "qm9_index": np.arange(6) + 10}
+    split: dict[str, NDArray[Any]] = {
+        "split": np.array([0, 0, 0, 0, 1, 2], dtype=np.int8),
+        "qm9_index": np.arange(6) + 10,
+    }
     np.savez(folder / "qm9_dipole.npz", allow_pickle=False, **split, **small)
     excluded = Chem.MolToInchiKey(Chem.MolFromSmiles(EXCLUDED)).split("-")[0]
     (folder / "excluded.txt").write_text(hashlib.sha256(excluded.encode()).hexdigest() + "\n")
@@ -191,13 +194,23 @@ def test_the_broad_model_learns_all_levels(
         predict(start, [water])[0].magnitude, abs=0.3
     )
 
+    cheap = [
+        relabelled(from_smiles(text, mol_id=place)[0], dipole=[0.0, 0.0, 1.0])
+        for place, text in enumerate(("CO", "CN", "CS", "CF"))
+    ]
+    about = About(name="organic_xtb", level_of_theory="GFN2-xTB (tblite)")
+    split = make_split(cheap, "random", val=1, test=0)
+    save_dataset(tmp_path / "organic_xtb", Molecules(cheap, []), about, split=split)
+    for folder in public.iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+
     run = tmp_path / "run"
-    words = ["--data", public, "--output", run, "--part", "second", "--max-epochs", 1]
+    words = ["--data", tmp_path, "--output", run, "--part", "second", "--max-epochs", 1]
     organic.main([str(word) for word in words])
 
     trained = load_model(run)
     assert set(trained.representation.levels) == {
         *(level.partition(" (")[0] for level in LEVELS.values()),
-        organic.START_LEVEL,
+        *(organic.START_LEVEL, "GFN2-xTB"),
     }
     assert trained.representation.levels[0] == "B3LYP/def2-TZVPD"

@@ -15,20 +15,21 @@ import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from ase.data import chemical_symbols
-from build import LEVEL
 from rich.console import Console
 from rich.progress import track
 
 from dipolegnn._pyg import Data
+from dipolegnn.config import DFTConfig
 from dipolegnn.data import ConformerDataset
 from dipolegnn.labels import dft_calculator, label
 
-TIGHT = replace(LEVEL, density_fit=False, grid_level=5, scf_tolerance=1e-10)
+TIGHT = DFTConfig(
+    xc="b3lypg", basis="def2-tzvpd", density_fit=False, grid_level=5, scf_tolerance=1e-10
+)
 
 COLUMNS = ("mol_id", "smiles", "label_D", "tight_D", "difference_D", "seconds")
 """``difference_D`` is the length of the difference of the vectors."""
