@@ -34,10 +34,10 @@ from dipolegnn.nn import DipoleHead, DipoleModel
 from dipolegnn.nn.model import with_levels
 from dipolegnn.training import fit
 
-DFT = ("organic", "drug_conformers", "torsion_profiles", "s66x8_dimers", "qm9")
+DFT = ("organic", "smallest", "drug_conformers", "torsion_profiles", "s66x8_dimers", "qm9")
 """Data sets with DFT labels; the level of the first is the default of the model."""
 
-REPEATS = {"organic": 3}
+REPEATS = {"organic": 3, "smallest": 8}
 """How often a small data set occurs in an epoch."""
 
 AT_FORCE_FIELD = ("organic-mmff94s", "drug_conformers-mmff94s", "qm9-mmff94s")
@@ -59,8 +59,7 @@ class Options:
     output: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; with --part publish the model file."""
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder with the data sets organic, drug_conformers, torsion_profiles, s66x8_dimers, qm9
-    with their -mmff94s (datasets/public/build.py), and organic_xtb."""
+    """Folder with the data sets of datasets/public/build.py, and organic_xtb."""
     part: Literal["first", "second", "publish"] = "first"
     """The part of the training, or what comes after it."""
     start: Annotated[Path, tyro.conf.arg(metavar="MODEL")] = Path("painn-qm9")

@@ -119,6 +119,7 @@ def public(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 LEVELS = {
     "organic": "B3LYP/def2-TZVPD (PySCF)",
+    "smallest": "B3LYP/6-31G(2df,p) (PySCF, density fitting)",
     "drug_conformers": "B3LYP/def2-TZVP (Orca, with D3BJ, which does not change the dipole)",
     "torsion_profiles": "B3LYP/def2-TZVPD (with D3BJ and a second polarization function, TZVPPD)",
     "s66x8_dimers": "wB97X/6-31G*",

@@ -2,11 +2,11 @@
 
     python datasets/organic/build.py --output datasets/organic
 
-The molecules are those of `molecules.csv` (made by `select_molecules.py`), the smallest first, so
-that an unfinished data set has as many as possible. Of every
-five, one has the geometry of the force field (MMFF94s, else UFF), three are relaxed with GFN2-xTB,
-and one is relaxed and then displaced at random. Ions are included; their dipoles refer to the
-centre of mass.
+The molecules are those of `molecules.csv`, the smallest first, so that an unfinished data set has
+as many as possible. The list was made by `select_molecules.py`; its last lines, with the source
+`added`, are molecules of one or two heavy atoms that were missing. Of every five, one has the
+geometry of the force field (MMFF94s, else UFF), three are relaxed with GFN2-xTB, and one is relaxed
+and then displaced at random. Ions are included; their dipoles refer to the centre of mass.
 
 A molecule takes 1 to 100 seconds of one core. The data set is its own journal: it is written every
 few minutes, and the same command labels the molecules that it does not yet hold.
@@ -170,7 +170,7 @@ def save(folder: Path, molecules: Molecules) -> None:
     # A split that stays as it is when molecules are added, and has each kind of geometry.
     places: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for place, molecule in enumerate(data):
-        part = {0: "val", 1: "test"}.get(int(molecule.mol_id) // 5 % 10, "train")
+        part = "val" if int(molecule.mol_id) // 5 % 10 == 0 else "train"
         places[part].append(place)
     parts = (torch.tensor(places[part], dtype=torch.long) for part in ("train", "val", "test"))
     split = Split(*parts)

@@ -2,10 +2,10 @@
 
     python datasets/public/build.py --source FOLDER --output FOLDER --exclude HASHES
 
-FOLDER/drug_conformers, torsion_profiles, s66x8_dimers, qm9 and organic become data sets with cards
-and splits; ``--source`` has the ``.npz`` files of the first four (arrays of all structures, one
-after another: ``n, z, pos`` in angstrom and the labels in debye), and the last is
-``datasets/organic`` of this project. Atomic charges of all of them are Mulliken charges of
+FOLDER/drug_conformers, torsion_profiles, s66x8_dimers, qm9, organic and smallest become data sets
+with cards and splits; ``--source`` has the ``.npz`` files of the first four (arrays of all
+structures, one after another: ``n, z, pos`` in angstrom and the labels in debye), and the last two
+are data sets of this project. Atomic charges of all of them are Mulliken charges of
 GFN2-xTB, computed here, so that a model learns charges of one kind.
 
 A molecule of the first two is for validation if the hash of its InChIKey ends so that one of eight
@@ -85,10 +85,14 @@ class Options:
     """Folder of the data sets."""
     organic: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path(__file__).parents[1] / "organic"
     """The data set organic."""
+    smallest: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path(__file__).parents[1] / "smallest"
+    """The data set smallest."""
     exclude: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """SHA-256 of the first blocks of InChIKeys of molecules to leave out."""
     sets: tuple[str, ...] = field(
-        default=("organic", "drug_conformers", "torsion_profiles", "s66x8_dimers", "qm9")
+        default=(
+            *("organic", "smallest", "drug_conformers", "torsion_profiles", "s66x8_dimers", "qm9"),
+        )
     )
     """The data sets to make."""
     qm9: int = 20_000
@@ -280,10 +284,22 @@ def qm9(options: Options, excluded: set[str]) -> tuple[Molecules, Split, About]:
 def organic(options: Options, excluded: set[str]) -> tuple[Molecules, Split, About]:
     """The project's own molecules and ions, vectors."""
     dataset = ConformerDataset(options.organic)
-    assert dataset.card is not None
+    return _own(dataset, options.limit, set(dataset.split().val.tolist()), excluded)
+
+
+def smallest(options: Options, excluded: set[str]) -> tuple[Molecules, Split, About]:
+    """The smallest molecules, which QM9 lacks; vectors, for training only."""
+    return _own(ConformerDataset(options.smallest), options.limit, set(), excluded)
+
+
+def _own(
+    dataset: ConformerDataset, limit: int | None, validate: set[int], excluded: set[str]
+) -> tuple[Molecules, Split, About]:
+    """Structures of a data set of this project, without the excluded molecules."""
     card = dataset.card
-    rows = list(range(len(dataset)))[: options.limit]
-    validate = set(dataset.split().val.tolist())
+    assert card is not None
+    rows = [row for row in range(len(dataset)) if _digest(dataset[row].smiles) not in excluded]
+    rows = rows[:limit]
     about = About(
         name="",
         description=card.description,
@@ -299,6 +315,7 @@ def organic(options: Options, excluded: set[str]) -> tuple[Molecules, Split, Abo
 
 SETS: dict[str, Callable[[Options, set[str]], tuple[Molecules, Split, About]]] = {
     "organic": organic,
+    "smallest": smallest,
     "drug_conformers": drug_conformers,
     "torsion_profiles": torsion_profiles,
     "s66x8_dimers": s66x8_dimers,
@@ -326,7 +343,7 @@ def _by_molecule(arrays: Arrays, excluded: set[str], limit: int | None) -> tuple
     """Structures without the excluded molecules, and a split by molecule."""
     with rdBase.BlockLogs():
         blocks = {name: _first_block(name) for name in dict.fromkeys(arrays.molecule)}
-    digests = {name: hashlib.sha256(blocks[name].encode()).hexdigest() for name in blocks}
+    digests = {name: _digest(name) for name in blocks}
     numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks.values()))}
     rows = [row for row, name in enumerate(arrays.molecule) if digests[name] not in excluded]
     made = _structures(arrays, rows[:limit], [numbers[blocks[name]] for name in arrays.molecule])
@@ -334,6 +351,10 @@ def _by_molecule(arrays: Arrays, excluded: set[str], limit: int | None) -> tuple
         numbers[blocks[name]] for name in blocks if int(digests[name], 16) % VALIDATION_ONE_OF == 0
     }
     return made, _split([int(data.mol_id) in validating for data in made.data])
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(_first_block(name).encode()).hexdigest()
 
 
 def _first_block(name: str) -> str:
