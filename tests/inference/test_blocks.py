@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dipolegnn.inference.ray import (
     embed_block,
     label_block,
 )
+from dipolegnn.labels.batch import label_one
 from dipolegnn.models import ModelChoice, save_model
 from dipolegnn.nn import build_model
 
@@ -34,7 +36,8 @@ def block(*smiles: str | None) -> Any:
 
 @pytest.fixture(scope="module")
 def embed() -> partial[Any]:
-    return partial(embed_block, smiles_column="smiles", config=ConformerConfig())
+    """The same configuration for all tests: each has a process of its own, which takes seconds."""
+    return partial(embed_block, smiles_column="smiles", config=ConformerConfig(conformers=3))
 
 
 @pytest.fixture
@@ -71,17 +74,34 @@ def test_what_a_model_cannot_do_is_a_failure_too(embed: partial[Any]) -> None:
     assert (len(water["positions_angstrom"]), len(water["atomic_charges_e"])) == (9, 3)
 
 
-def test_each_conformer_is_labelled() -> None:
-    embedded = embed_block(
-        block("C1", "CCCO"), smiles_column="smiles", config=ConformerConfig(conformers=3)
-    )
+def test_each_conformer_is_labelled(embed: partial[Any]) -> None:
+    embedded = embed(block("C1", "CCCO"))
     failed, *conformers = label_block(embedded, method=XTBConfig()).to_pylist()
     assert (failed["id"], failed["conformer"], failed["stage"]) == (0, None, "read")
     assert [(row["id"], row["conformer"]) for row in conformers] == [(1, 1), (1, 2), (1, 3)]
     assert len({row["energy_kcal_per_mol"] for row in conformers}) >= 2  # or mirror images
+
+
+class SerialPool:
+    """Does the work of a worker in this process."""
+
+    def __init__(self, function: partial[Any]) -> None:
+        self.function = function
+
+    def run(self, tasks: list[Any]) -> Iterator[tuple[int, Any]]:
+        return enumerate(map(self.function, tasks))
+
+
+def test_conformers_that_cannot_be_labelled(
+    embed: partial[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dipolegnn.inference.ray._labeller",
+        lambda method: SerialPool(partial(label_one, method=method)),
+    )
     # A relaxation of no steps fails.
     hasty = XTBConfig(optimize=True, max_steps=0)
-    rows = label_block(embedded, method=hasty).to_pylist()
+    rows = label_block(embed(block("C1", "CCCO")), method=hasty).to_pylist()
     assert [row["stage"] for row in rows] == ["read", "label", "label", "label"]
     assert [row["conformer"] for row in rows] == [None, 1, 2, 3]
     assert all(row["dipole_x_D"] is None for row in rows)

@@ -52,13 +52,17 @@ def make_model(
     dtype: torch.dtype = torch.float64,
     kernels: Kernels = "fused",
     seed: int = 0,
+    num_interactions: int = 3,
 ) -> DipoleModel:
-    """A model with random weights, biases included, and dipoles of some debye."""
+    """A model with random weights, biases included, and dipoles of some debye.
+
+    ``painn-bessel`` always has two interactions.
+    """
     body: PaiNN | SchNet
     if representation == "schnet":
-        body = SchNet(HIDDEN_CHANNELS, num_interactions=3, num_rbf=10, cutoff=CUTOFF)
+        body = SchNet(HIDDEN_CHANNELS, num_interactions, num_rbf=10, cutoff=CUTOFF)
     elif representation == "painn":
-        body = PaiNN(HIDDEN_CHANNELS, num_interactions=3, num_rbf=10, cutoff=CUTOFF)
+        body = PaiNN(HIDDEN_CHANNELS, num_interactions, num_rbf=10, cutoff=CUTOFF)
     else:
         assert representation == "painn-bessel"
         body = PaiNN(HIDDEN_CHANNELS, 2, num_rbf=6, cutoff=CUTOFF, radial_basis="bessel")

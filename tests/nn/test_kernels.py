@@ -71,7 +71,8 @@ def test_under_autocast(representation: str) -> None:
 @pytest.mark.parametrize("representation", ["painn", "schnet"])
 def test_compiled(representation: str) -> None:
     """torch.compile goes through the whole model, by the plain path."""
-    model = make_model(representation, "dipole", torch.float64)
+    # Tracing takes seconds for each interaction.
+    model = make_model(representation, "dipole", torch.float64, num_interactions=2)
     model.kernels = "auto"
     compiled = torch.compile(model, backend="aot_eager")
     for atoms in (9, 12):
