@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,8 +14,7 @@ from dipolegnn.data import About, ConformerDataset, save_dataset
 from dipolegnn.models import load_model
 from dipolegnn.molecules import Molecules
 from dipolegnn.nn.model import describe
-from dipolegnn.training import RunFolder, read_history
-from tests.cli.helpers import SMALL, assert_message, build
+from tests.cli.helpers import SMALL, assert_message
 from tests.tolerances import assert_close
 
 
@@ -151,30 +147,6 @@ def test_seed_makes_the_weights(built: Path, tmp_path: Path) -> None:
         weights.append(next(model.parameters()))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-def test_train_on_two_devices(table: Path, tmp_path: Path, project_root: Path) -> None:
-    data, run = tmp_path / "data", tmp_path / "run"
-    parts = ["--val", "0.3", "--test", "0.2"]
-    build(table, data, "--label", "none", "--magnitude-column", "mu", *parts)
-    words = ["--data", str(data), "--output", str(run), "--devices", "2", "--accelerator", "cpu"]
-    done = subprocess.run(
-        [
-            *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
-            *["--nproc-per-node", "2", "-m", "dipolegnn"],
-            *["train", *words, *SMALL, "--max-epochs", "2"],
-        ],
-        env={**os.environ, "PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
-    begins = [f"{data}: ", "epoch 1/2", "epoch 2/2", "val: ", "test: ", "model: ", "history: "]
-    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
-    assert len(read_history(RunFolder(run).history)) == 2
-    assert load_model(RunFolder(run).model).card.provenance["devices"] == 2
 
 
 def test_two_devices_without_torchrun(

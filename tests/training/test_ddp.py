@@ -18,12 +18,15 @@ import pytest
 import torch
 
 from dipolegnn._pyg import Batch
+from dipolegnn.cli.program import INTERRUPTED
 from dipolegnn.config import ModelConfig
+from dipolegnn.data import About, random_split, save_dataset
 from dipolegnn.models import load_model
+from dipolegnn.molecules import Molecules, make_data
 from dipolegnn.nn import DipoleModel
 from dipolegnn.training import FitResult, RunFolder, fit, read_history
 from tests.training.toy import ToyDataset, dipole_loss, toy_model, toy_parts
-from tests.training.two_processes import IMPATIENT, ONE, TEST, TWO, VALIDATION, data
+from tests.training.two_processes import IMPATIENT, ONE, TEST, TRAIN_WORDS, TWO, VALIDATION, data
 
 SECONDS = 240
 """Longer than two processes take on a busy machine; one that waits for ever fails by then."""
@@ -37,33 +40,56 @@ class Both(NamedTuple):
     output: str
 
 
-# All tests use the same two runs, so they run in one process.
+# All tests use the same two processes, so they run in one.
 pytestmark = pytest.mark.xdist_group("ddp")
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
+def wait_for_epochs(run: RunFolder, epochs: int, processes: list[subprocess.Popen[str]]) -> None:
+    """Waits until the processes have trained this many epochs."""
+    deadline = time.monotonic() + SECONDS
+    while not (run.last.exists() and len(read_history(run.history)) >= epochs):
+        assert [process.poll() for process in processes] == [None] * len(processes)
+        assert time.monotonic() < deadline, f"the run did not get to epoch {epochs + 1}"
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Both:
-    """Two processes of ``torchrun``, which have done all that ends well."""
+    """Two processes of ``torchrun``, which at last train until torchrun gets SIGTERM."""
     folder = tmp_path_factory.mktemp("both")
+    stretched = [
+        make_data(
+            [9, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.9 + 0.01 * k]], dipole_magnitude=1.8, mol_id=k
+        )
+        for k in range(20)
+    ]
+    about, split = About(name="stretched HF"), random_split(range(20))
+    save_dataset(folder / "data", Molecules(stretched, []), about, split=split)
     worker = project_root / "tests" / "training" / "two_processes.py"
-    done = subprocess.run(
-        [*TORCHRUN, str(worker), str(folder), "everything"],
-        env=environment(project_root),
-        cwd=project_root,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with (folder / "output").open("w") as output, (folder / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *torchrun, str(worker), str(folder)],
+            env=environment(project_root),
+            cwd=project_root,
+            stdout=output,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            wait_for_epochs(RunFolder(folder / "endless"), 1, [process])
+            process.terminate()
+            process.wait(timeout=SECONDS / 4)
+        finally:
+            process.kill()
+            process.wait()
+            print((folder / "errors").read_text())  # shown if this fails
     reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    return Both(folder, reports, done.stdout)
+    return Both(folder, reports, (folder / "output").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +154,32 @@ def test_one_writes_and_prints(both: Both) -> None:
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert len(list(folder.tensorboard.glob("events.*"))) == 1
     assert json.loads(folder.config.read_text())["devices"] == 2
+    begins = ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert [line[:9] for line in printed(both)[:3]] == begins
+
+
+def printed(both: Both) -> list[str]:
+    """The lines of all runs but the one that ends by a signal."""
     lines = [line for line in both.output.splitlines() if not line.startswith("[Gloo]")]
-    assert [line[:9] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    return [line for line in lines if "Interrupted after" not in line]
+
+
+def test_the_command(both: Both) -> None:
+    assert [report["status"] for report in both.reports] == [0, 0]
+    begins = [f"{both.folder / 'data'}: ", "epoch 1/2", "epoch 2/2"]
+    begins += ["val: ", "test: ", "model: ", "history: "]
+    lines = printed(both)[3:]
+    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
+    run = RunFolder(both.folder / "command")
+    assert len(read_history(run.history)) == 2
+    assert load_model(run.model).card.provenance["devices"] == 2
+
+
+def test_a_signal_to_torchrun_stops_both(both: Both) -> None:
+    for rank, report in enumerate(both.reports):
+        assert f"process {rank}: Interrupted after" in both.output
+        with pytest.raises(ProcessLookupError):
+            os.kill(report["pid"], 0)
 
 
 def test_both_stop_at_the_same_epoch(both: Both) -> None:
@@ -173,7 +223,9 @@ def test_a_run_of_an_earlier_version_had_one_device(tmp_path: Path) -> None:
     assert result.stopped_by == "max_epochs"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_two_nodes_of_slurm(both: Both, tmp_path: Path, project_root: Path) -> None:
+    """The command on two nodes trains as on two devices of one, until Ctrl-C of srun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -186,52 +238,35 @@ def test_two_nodes_of_slurm(both: Both, tmp_path: Path, project_root: Path) -> N
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    run = RunFolder(tmp_path / "nodes")
+    words = ["--data", str(both.folder / "data"), "--output", str(run.path), *TRAIN_WORDS]
+    words += ["--num-nodes", "2", "--max-epochs", "100000"]
     tasks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.two_processes", str(tmp_path), "nodes"],
+            [sys.executable, "-m", "dipolegnn", "train", *words],
             env=environment(project_root) | job | {"SLURM_PROCID": rank, "SLURM_NODEID": rank},
             cwd=project_root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in ("0", "1")
     ]
     try:
-        assert [task.wait(timeout=SECONDS) for task in tasks] == [0, 0]
+        wait_for_epochs(run, 2, tasks)
+        for task in tasks:
+            task.send_signal(signal.SIGINT)
+        errors = [task.communicate(timeout=SECONDS / 4)[1] for task in tasks]
     finally:
         for task in tasks:
             task.kill()
             task.wait()
-    runs = [RunFolder(both.folder / "usual"), RunFolder(tmp_path / "nodes")]
-    one_node, two_nodes = (load_model(run.model).state_dict() for run in runs)
-    assert all(torch.equal(weight, two_nodes[name]) for name, weight in one_node.items())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
-def test_a_signal_to_torchrun_stops_both(
-    tmp_path: Path, project_root: Path, number: signal.Signals
-) -> None:
-    worker = project_root / "tests" / "training" / "two_processes.py"
-    process = subprocess.Popen(
-        [*TORCHRUN, str(worker), str(tmp_path), "endless"],
-        env=environment(project_root),
-        cwd=project_root,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not RunFolder(tmp_path / "endless").last.exists():
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline, "the run did not get to its second epoch"
-            time.sleep(0.05)
-        process.send_signal(number)
-        printed, _ = process.communicate(timeout=SECONDS / 4)
-    finally:
-        process.kill()
-        process.wait()
-    for rank in (0, 1):
-        assert f"process {rank}: Interrupted after" in printed
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / f"rank{rank}.json").read_text()), 0)
+    assert [task.returncode for task in tasks] == [INTERRUPTED, INTERRUPTED], errors
+    # The first reports.
+    assert ["Interrupted after" in text for text in errors] == [True, False], errors
+    one_node = read_history(RunFolder(both.folder / "command").history)
+    for row, like in zip(one_node, read_history(run.history)[:2], strict=True):
+        assert row | {"seconds": 0} == like | {"seconds": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What two processes do for test_ddp.py, started by torchrun or as if by SLURM.
+"""What two processes do for test_ddp.py, started by torchrun.
 
 Each writes what it has seen to ``rank0.json`` or ``rank1.json`` in the folder that it is given.
 """
@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from dipolegnn.cli import main
 from dipolegnn.config import TrainConfig
 from dipolegnn.data import Split
 from dipolegnn.training import TrainingInterrupted, fit
@@ -31,6 +32,12 @@ ONE = replace(TWO, batch_size=8)
 IMPATIENT = replace(
     TWO, max_epochs=30, lr=0.5, ema_decay=None, scheduler="plateau", early_stopping_patience=1
 )
+
+TRAIN_WORDS = [
+    *("--accelerator", "cpu", "--batch-size", "4", "--scheduler", "plateau", "--lr", "1e-3"),
+    *("--hidden-channels", "8", "--num-interactions", "1", "--num-rbf", "5"),
+]
+"""Options of ``dipolegnn train``; this schedule does not depend on the number of epochs."""
 
 VALIDATION = range(24, 31)
 TEST = range(31, 40)
@@ -70,7 +77,10 @@ def as_it_is(molecule: Any) -> Any:
 
 
 def everything(folder: Path, rank: int) -> dict[str, Any]:
-    """All that needs no process to end: starting two takes far longer than what they do here."""
+    """All that needs no process to end: starting two takes far longer than what they do here.
+
+    ``data`` in the folder is the data set of the command.
+    """
     seen = Seen()
     usual = fit(toy_model(), *data(), TWO, folder / "usual", test=True, devices=2, callbacks=[seen])
     single = fit(toy_model(), *data(as_it_is), TWO, folder / "loader", progress=False, devices=2)
@@ -92,7 +102,11 @@ def everything(folder: Path, rank: int) -> dict[str, Any]:
     except ValueError as error:
         alone = str(error)
     finished = fit(toy_model(), *data(), TWO, folder / "usual", devices=2, resume=True)
+    words = ["--data", str(folder / "data"), "--output", str(folder / "command"), *TRAIN_WORDS]
+    status = main(["train", *words, "--devices", "2", "--max-epochs", "2"])
     return {
+        "pid": os.getpid(),
+        "status": status,
         "seen": seen.epochs,
         "metrics": usual.metrics,
         "best_epoch": usual.best_epoch,
@@ -100,11 +114,6 @@ def everything(folder: Path, rank: int) -> dict[str, Any]:
         "refused": refused,
         "alone": alone,
     }
-
-
-def on_two_nodes(folder: Path) -> None:
-    """The usual run, each device on a node of its own."""
-    fit(toy_model(), *data(), TWO, folder / "nodes", progress=False, num_nodes=2)
 
 
 def endless(folder: Path) -> None:
@@ -118,13 +127,7 @@ def endless(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    out, task = Path(sys.argv[1]), sys.argv[2]
-    this = int(os.environ.get("LOCAL_RANK", "0"))
-    report = out / f"rank{this}.json"
-    if task == "endless":
-        report.write_text(str(os.getpid()))
-        endless(out)
-    elif task == "nodes":
-        on_two_nodes(out)
-    else:
-        report.write_text(json.dumps(everything(out, this)))
+    out = Path(sys.argv[1])
+    this = int(os.environ["RANK"])
+    (out / f"rank{this}.json").write_text(json.dumps(everything(out, this)))
+    endless(out)
