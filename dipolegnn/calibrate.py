@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dipolegnn._pyg import Data, InMemoryDataset
 from dipolegnn.data import DipoleDataModule, Split
@@ -21,7 +22,8 @@ TRAINING_MOLECULES = 10_000
 BATCH_SIZE = 100
 
 LEAST_MOLECULES = 20
-"""Smallest number of labelled molecules in a calibration set."""
+"""Smallest number of labelled molecules in a calibration set, and of a level of theory that gets a
+distribution of errors of its own."""
 
 LEAST_OF_A_SIZE = 3
 """Smallest number of training molecules with n heavy atoms for which n is in the covered range."""
@@ -60,7 +62,10 @@ def calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterabl
     """Sets ``model.calibration``, which adds error bars to predictions.
 
     One half of the calibration set is used to choose the ridge and the floor of the scale, the
-    other half for the distribution of errors relative to the scale.
+    other half for the distribution of errors relative to the scale. If the model distinguishes
+    levels of theory, each level with at least 20 labelled molecules has its own floor and its own
+    distribution; the other levels have those of all molecules together. The covariance is that of
+    the training molecules of all levels.
 
     Args:
         model: A trained model. Its weights are not changed.
@@ -107,13 +112,31 @@ def _calibrate(model: DipoleModel, training: Iterable[Data], calibration: Iterab
             f"model was not trained on, got {error.numel()}."
         )
     sensitivity = torch.cat([part[1] for part in parts])
-    whitening, floor = _fitted(moment / molecules, sensitivity[::2], error[::2])
-    scale = scale_of(sensitivity @ whitening.T, floor)
+    level = torch.cat([part[2] for part in parts])
+    levels = range(max(1, len(model.representation.levels)))
+    fitting = torch.zeros_like(level, dtype=torch.bool)
+    for k in levels:
+        fitting[(level == k).nonzero()[::2]] = True
+    whitening = _whitening(moment / molecules, sensitivity[fitting], error[fitting])
+    distances = sensitivity @ whitening.T
+    floor, scores, widest = _distribution(distances, error, fitting)
+    if model.representation.levels:
+        of_levels: list[tuple[Tensor, Tensor, Tensor]] = []
+        for k in levels:
+            own = level == k
+            enough = int(own.sum()) >= LEAST_MOLECULES
+            one = _distribution(distances[own], error[own], fitting[own]) if enough else None
+            of_levels.append(one or (floor, scores, widest))
+        longest = max(row[1].numel() for row in of_levels)
+        floor, widest = (torch.stack([row[k] for row in of_levels]) for k in (0, 2))
+        scores = torch.stack(
+            [pad(row[1], (0, longest - row[1].numel()), value=torch.inf) for row in of_levels]
+        )
     made = Calibration(
         whitening=whitening,
         floor=floor,
-        scores=error[1::2] / scale[1::2],
-        widest=scale.quantile(UNSURE),
+        scores=scores,
+        widest=widest,
         elements=elements,
         sizes=torch.tensor([min(usual), max(usual)]),
         charges=torch.tensor(sorted(charges)),
@@ -130,28 +153,47 @@ def _in_precision_of(weight: Tensor, batch: Data) -> Data:
     return converted
 
 
-def _errors(model: DipoleModel, batch: Data) -> tuple[Tensor, Tensor]:
-    """Absolute errors ``[b]`` and sensitivities ``[b, P]`` of the labelled molecules of a batch."""
+def _errors(model: DipoleModel, batch: Data) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the labelled molecules: errors ``[b]``, sensitivities ``[b, P]`` and levels ``[b]``."""
     output, sensitivity = model.with_sensitivity(batch)
     error = (output.magnitude - batch.dipole_magnitude).abs().double()
     labelled = error.isfinite()
-    return error[labelled], sensitivity.double()[labelled]
+    names = batch.get("level") or [None] * error.numel()
+    level = torch.tensor(model.level_places(names), device=error.device)
+    return error[labelled], sensitivity.double()[labelled], level[labelled]
 
 
-def _fitted(moment: Tensor, sensitivity: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """Chooses whitening and floor by the likelihood of Laplace-distributed errors."""
+def _whitening(moment: Tensor, sensitivity: Tensor, error: Tensor) -> Tensor:
+    """Chooses the whitening by the likelihood of Laplace-distributed errors."""
     unit = torch.eye(moment.size(0)).to(moment)
     diagonal = moment.diagonal().mean().clamp(min=torch.finfo(moment.dtype).tiny)
-    best, chosen = -torch.inf, (unit, moment.new_ones(()))
+    best, chosen = -torch.inf, unit
     for ridge in RIDGES:
         factor = torch.linalg.cholesky(moment + ridge * diagonal * unit)
         whitening = torch.linalg.solve_triangular(factor, unit, upper=False)
-        distances = sensitivity @ whitening.T
-        lengths = torch.linalg.vector_norm(distances, dim=1)
-        for quantile in FLOORS:
-            floor = lengths.quantile(quantile).clamp(min=1e-3 * float(lengths.mean()) + 1e-12)
-            scale = scale_of(distances, floor)
-            likelihood = -float(scale.log().mean() + (error / scale).mean().log())
-            if likelihood > best:
-                best, chosen = likelihood, (whitening, floor)
+        likelihood, _ = _floor(sensitivity @ whitening.T, error)
+        if likelihood > best:
+            best, chosen = likelihood, whitening
     return chosen
+
+
+def _floor(distances: Tensor, error: Tensor) -> tuple[float, Tensor]:
+    """Largest likelihood of Laplace-distributed errors, and the floor that gives it."""
+    lengths = torch.linalg.vector_norm(distances, dim=1)
+    best, chosen = -torch.inf, distances.new_ones(())
+    for quantile in FLOORS:
+        floor = lengths.quantile(quantile).clamp(min=1e-3 * float(lengths.mean()) + 1e-12)
+        scale = scale_of(distances, floor)
+        likelihood = -float(scale.log().mean() + (error / scale).mean().log())
+        if likelihood > best:
+            best, chosen = likelihood, floor
+    return best, chosen
+
+
+def _distribution(
+    distances: Tensor, error: Tensor, fitting: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Floor, from the molecules for ``fitting``; scores, from the others; and widest scale."""
+    _, floor = _floor(distances[fitting], error[fitting])
+    scale = scale_of(distances, floor)
+    return floor, (error / scale)[~fitting], scale.quantile(UNSURE)

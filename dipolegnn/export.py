@@ -91,8 +91,7 @@ def export_model(path: str | Path, model: DipoleModel, level: str | None = None)
             without a guarantee that other versions can read it), ``.onnx`` for ONNX Runtime and
             others.
         model: The model, exported in its own precision.
-        level: Level of theory of the program, one of ``model.representation.levels``; None: the
-            first of them.
+        level: Level of theory of the program, one of ``model.levels``; None: the first of them.
 
     Raises:
         ValueError: If the file has another suffix, the precision of the model is not single or,

@@ -16,6 +16,7 @@ from dipolegnn.inference.structures import average, predict
 from dipolegnn.models import ModelFileError, load_model, save_model
 from dipolegnn.molecules import from_smiles, make_data
 from dipolegnn.nn import Calibration, DipoleModel, build_model
+from dipolegnn.nn.model import with_levels
 
 CONFIGS = [
     ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5),
@@ -186,6 +187,80 @@ def test_damaged_error_bars(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", model, {})
     with pytest.raises(ModelFileError, match=r"error bars in .* are damaged. .* lacks scores"):
         load_model(tmp_path / "model.safetensors")
+
+
+def at_level(molecules: list[Data], level: str) -> list[Data]:
+    for data in molecules:
+        data.level = level
+    return molecules
+
+
+def some_of_levels(model: DipoleModel, counts: dict[str, int], seed: int) -> list[Data]:
+    """Molecules whose errors are ten times as large at the second level."""
+    found: list[Data] = []
+    for place, (level, count) in enumerate(counts.items()):
+        waters = at_level(some_waters(model, count, 0.05, seed + 10 * place), level)
+        for data, prediction in zip(waters, predict(model, waters), strict=True):
+            rng = np.random.default_rng(seed + len(found))
+            error = (0.1 if level == "xTB" else 0.01) * rng.laplace()
+            data.dipole_magnitude = torch.tensor([prediction.magnitude + error])
+            found.append(data)
+    # The levels alternate in no regular way.
+    return [found[k] for k in np.random.default_rng(seed).permutation(len(found))]
+
+
+def width_at(model: DipoleModel, level: str) -> float:
+    (found,) = predict(model, [water(0.96, 104)], level=level)
+    width = found.half_width(0.9)
+    assert width is not None
+    return width
+
+
+def test_each_level_of_theory_has_its_own_errors(tmp_path: Path) -> None:
+    levels = ("DFT", "xTB", "MP2", "CC")
+    model = model_of(ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5, levels=levels))
+    torch.nn.init.normal_(model.representation.get_parameter("level_embedding.weight"))
+    counts = {"DFT": 300, "xTB": 300, "MP2": 19, "CC": 20}
+    training = batches(some_of_levels(model, {"DFT": 100, "xTB": 100}, seed=1))
+    calibrate(model, training, batches(some_of_levels(model, counts, seed=2)))
+    calibration = model.calibration
+    assert calibration is not None
+    # MP2: half of all; CC: half of its own; the rest of a row is filled up.
+    assert calibration.scores.isfinite().sum(dim=1).tolist() == [150, 150, 319, 10]
+
+    for level in ("DFT", "xTB"):
+        tested = predict(model, some_of_levels(model, {level: 1000}, seed=3))
+        errors = np.array([abs(p.magnitude - float(p.data.dipole_magnitude)) for p in tested])
+        widths = np.array([p.half_width(0.9) for p in tested])
+        # Binomial spread of 1000 tests and 150 calibration molecules: 0.026.
+        assert (errors <= widths).mean() == pytest.approx(0.9, abs=0.08)
+    wide = {level: width_at(model, level) for level in levels}
+    assert wide["xTB"] == pytest.approx(10 * wide["DFT"], rel=0.5)
+    assert wide["MP2"] > 2 * wide["DFT"]  # half of the errors of all are large
+
+    save_model(tmp_path / "model.safetensors", model, {})
+    loaded = load_model(tmp_path / "model.safetensors")
+    more = with_levels(loaded, ["HF"])  # starts as the first level
+    wide["HF"] = wide["DFT"]
+    for level, width in wide.items():
+        assert width_at(more, level) == pytest.approx(width, rel=1e-12)
+
+
+def test_error_bars_that_were_calibrated_for_all_levels_together() -> None:
+    """Those of files from before levels had their own."""
+    single, several = (
+        model_of(ModelConfig(hidden_channels=8, num_interactions=1, num_rbf=5, levels=levels))
+        for levels in ((), ("DFT", "xTB"))
+    )
+    several.load_state_dict(single.state_dict(), strict=False)
+    waters = [some_waters(single, 100, 0.05, seed=seed) for seed in (1, 2)]
+    calibrate(single, batches(waters[0]), batches(waters[1]))
+    several.calibration = single.calibration
+    (before,) = predict(single, [water(1.0, 100)])
+    for level in ("DFT", "xTB"):
+        (after,) = predict(several, [water(1.0, 100)], level=level)
+        assert after.half_width(0.9) == pytest.approx(before.half_width(0.9), rel=1e-12)
+        assert after.doubts == before.doubts
 
 
 def test_too_few_molecules() -> None:

@@ -28,7 +28,7 @@ class DipoleCalculator(Calculator):
     Args:
         model: A model with vectors, or the name of a pretrained model.
         others: Calculator of all other properties, such as energy and forces (molecular dynamics).
-        level: Level of theory, one of ``model.representation.levels``; None: the first of them.
+        level: Level of theory, one of ``model.levels``; None: the first of them.
 
     Raises:
         FileNotFoundError: If there is no model of that name.

@@ -154,7 +154,7 @@ def predict_smiles(
         smiles: The SMILES.
         conformers: Embedding in 3D; None: one conformer each.
         temperature: Temperature of the average over conformers, in kelvin.
-        level: Level of theory, one of ``model.representation.levels``; None: the first of them.
+        level: Level of theory, one of ``model.levels``; None: the first of them.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
 

@@ -42,11 +42,13 @@ class ErrorBar:
         doubts: Warnings that the interval may be too small: properties of the molecule outside the
             training data, or an unusually large uncertainty.
         calibration: Calibration that converts the scale to debye.
+        level: Level of theory, an index into those of the model.
     """
 
     scale: float
     doubts: tuple[str, ...]
     calibration: Calibration
+    level: int = 0
 
     def half_width(self, coverage: float = COVERAGE) -> float:
         """Half the width of the interval of this coverage around the prediction, in debye.
@@ -57,7 +59,8 @@ class ErrorBar:
             ValueError: If ``coverage`` is not between 0 and 1.
         """
         scale = self.calibration.scores.new_tensor([self.scale])
-        return float(self.calibration.half_width(scale, coverage))
+        level = torch.tensor([self.level], device=scale.device)
+        return float(self.calibration.half_width(scale, coverage, level))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -353,7 +356,7 @@ def predict(
         molecules: Structures with ``z [N]``, ``pos [N, 3]`` in angstrom and, for ions, ``charge``
             in e. ``fragment``, ``fragment_charge`` and ``level`` are used if they are there, other
             fields are not.
-        level: Level of theory, one of ``model.representation.levels``; None: ``level`` of each
+        level: Level of theory, one of ``model.levels``; None: ``level`` of each
             structure, else the first of the model.
         batch_atoms: Maximum number of atoms per batch; a larger molecule is a separate batch.
         device: Device of the computation; on another device than that of the model, a copy of the
@@ -511,9 +514,14 @@ def _predict_batch(
         output = model(batch)
     else:
         output, sensitivity = model.with_sensitivity(batch)
-        scales = calibration.scale(sensitivity).tolist()
-        doubts = calibration.doubts(molecules, scales)
-        errors = [ErrorBar(s, d, calibration) for s, d in zip(scales, doubts, strict=True)]
+        places = model.level_places(levels)
+        rows = torch.tensor(places, device=sensitivity.device)
+        scales = calibration.scale(sensitivity, rows).tolist()
+        doubts = calibration.doubts(molecules, scales, rows)
+        errors = [
+            ErrorBar(scale, doubt, calibration, place)
+            for scale, doubt, place in zip(scales, doubts, places, strict=True)
+        ]
     ends = np.cumsum([data.z.numel() for data in molecules])[:-1]
     magnitudes = _numpy(output.magnitude)
     dipoles, atomic = _numpy(output.dipole), np.split(_numpy(output.charges), ends)

@@ -7,8 +7,9 @@ training converts the uncertainty to debye (split-conformal prediction: Papadopo
 2002; Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018). For molecules from the distribution of the
 calibration set, 90 % intervals contain 90 % of the references, whatever the quality of the
 uncertainties of single molecules. Error bars describe the error of the model relative to its level
-of theory at the given geometry. :func:`dipolegnn.fit` uses the validation molecules as calibration
-set. They also determine the best epoch, which has a negligible effect on the coverage.
+of theory at the given geometry. A model that distinguishes levels of theory has a distribution of
+errors for each of them. :func:`dipolegnn.fit` uses the validation molecules as calibration set.
+They also determine the best epoch, which has a negligible effect on the coverage.
 """
 
 from __future__ import annotations
@@ -33,12 +34,17 @@ def scale_of(distances: Tensor, floor: Tensor) -> Tensor:
 class Calibration(nn.Module):
     """Error bars of a model, saved with the model.
 
+    If the model distinguishes levels of theory, ``floor``, ``scores`` and ``widest`` have a row for
+    each of its ``L`` levels. A level that was added later has the first row.
+
     Args:
         whitening: Inverse Cholesky factor ``[P, P]`` of the covariance of the last-layer gradients
             of the training molecules.
-        floor: Smallest scale.
-        scores: Errors of calibration molecules, divided by their scales, ``[n]`` in debye.
-        widest: The quantile :data:`UNSURE` of the scales of the calibration set.
+        floor: Smallest scale; a scalar or ``[L]``.
+        scores: Errors of calibration molecules, divided by their scales, in debye; ``[n]``, or
+            ``[L, n]`` filled up with infinity.
+        widest: The quantile :data:`UNSURE` of the scales of the calibration set; a scalar or
+            ``[L]``.
         elements: True for the elements of the training molecules, by atomic number.
         sizes: Smallest and largest number of heavy atoms of the training molecules ``[2]``, without
             sizes of fewer than three molecules.
@@ -60,7 +66,7 @@ class Calibration(nn.Module):
         super().__init__()
         self.register_buffer("whitening", whitening)
         self.register_buffer("floor", floor)
-        self.register_buffer("scores", scores.sort().values)
+        self.register_buffer("scores", scores.sort(dim=-1).values)
         self.register_buffer("widest", widest)
         self.register_buffer("elements", elements)
         self.register_buffer("sizes", sizes)
@@ -79,23 +85,26 @@ class Calibration(nn.Module):
             raise ValueError(f"The calibration lacks {', '.join(missing)}.")
         return cls(*(state[name] for name in names))
 
-    def scale(self, sensitivity: Tensor) -> Tensor:
+    def scale(self, sensitivity: Tensor, levels: Tensor | None = None) -> Tensor:
         """Uncertainty of each molecule relative to other molecules.
 
         Args:
             sensitivity: Last-layer gradients ``[B, P]`` from :meth:`DipoleModel.with_sensitivity`.
+            levels: Level of theory of each molecule ``[B]``, an index into the levels of the model;
+                None: the first.
 
         Returns:
             ``[B]``, in an arbitrary unit.
         """
-        return scale_of(sensitivity @ self.whitening.T, self.floor)
+        return scale_of(sensitivity @ self.whitening.T, self._of(self.floor, levels))
 
-    def half_width(self, scale: Tensor, coverage: float) -> Tensor:
+    def half_width(self, scale: Tensor, coverage: float, levels: Tensor | None = None) -> Tensor:
         """Half width of the prediction interval.
 
         Args:
             scale: ``[B]``, from :meth:`scale`.
             coverage: Fraction of references inside the interval, between 0 and 1.
+            levels: As for :meth:`scale`.
 
         Returns:
             ``[B]`` in debye; infinite if the calibration set is too small for the coverage.
@@ -105,16 +114,27 @@ class Calibration(nn.Module):
         """
         if not 0 < coverage < 1:
             raise ValueError(f"coverage must be between 0 and 1, such as 0.9, got {coverage}.")
-        count = self.scores.numel()
-        rank = math.ceil((count + 1) * coverage)
-        return scale * (self.scores[rank - 1] if rank <= count else math.inf)
+        quantiles = []
+        for row in self.scores.view(self.floor.numel(), -1):
+            count = int(row.isfinite().sum())
+            rank = math.ceil((count + 1) * coverage)
+            quantiles.append(float(row[rank - 1]) if rank <= count else math.inf)
+        return scale * self._of(scale.new_tensor(quantiles), levels)
 
-    def doubts(self, molecules: Sequence[Data], scales: Sequence[float]) -> list[tuple[str, ...]]:
+    def _of(self, values: Tensor, levels: Tensor | None) -> Tensor:
+        """The value for the level of theory of each molecule, from one value or one per level."""
+        values = values.view(-1)
+        return values[0] if levels is None else values[levels.where(levels < len(values), 0)]
+
+    def doubts(
+        self, molecules: Sequence[Data], scales: Sequence[float], levels: Tensor | None = None
+    ) -> list[tuple[str, ...]]:
         """Warnings about molecules outside the training data.
 
         Args:
             molecules: Molecules with ``z [N]`` and, for ions, ``charge [1]`` in e.
             scales: Uncertainties of the molecules, from :meth:`scale`.
+            levels: As for :meth:`scale`.
 
         Returns:
             The warnings of each molecule.
@@ -122,9 +142,10 @@ class Calibration(nn.Module):
         # Converted once: each conversion synchronizes with the GPU.
         known = set(self.elements.nonzero().flatten().tolist())
         smallest, largest = self.sizes.tolist()
-        charges, widest = set(self.charges.tolist()), float(self.widest)
+        charges = set(self.charges.tolist())
+        largest_scales = self._of(self.widest, levels).expand(len(molecules)).tolist()
         found = []
-        for data, scale in zip(molecules, scales, strict=True):
+        for data, scale, widest in zip(molecules, scales, largest_scales, strict=True):
             numbers = data.z.tolist()
             reasons = []
             strange = sorted(set(numbers) - known)

@@ -132,6 +132,15 @@ class PropertyModel(nn.Module, Generic[Output]):
             "use a model that was trained on several levels."
         )
 
+    def level_places(self, names: Sequence[str | None]) -> list[int]:
+        """Indices of levels of theory; 0 if the model does not distinguish levels.
+
+        Raises:
+            ValueError: As :meth:`level_named`.
+        """
+        levels = list(self.representation.levels)
+        return [levels.index(self.level_named(name)) if levels else 0 for name in names]
+
     def reset_parameters(self) -> None:
         """Draws new weights and clears the card."""
         self.representation.reset_parameters()
@@ -200,16 +209,16 @@ class PropertyModel(nn.Module, Generic[Output]):
 
     def _level(self, batch: Data, ptr: Tensor) -> Tensor | None:
         """Level of theory of each atom ``[N]``; None: the first for all."""
-        names, levels = batch.get("level"), list(self.representation.levels)
+        names = batch.get("level")
         if names is None:
             return None
         if isinstance(names, str):
-            return torch.full_like(batch.z, levels.index(self.level_named(names)))
+            return torch.full_like(batch.z, self.level_places([names])[0])
         if len(names) != ptr.numel() - 1:
             raise ValueError(
                 f"level must have one entry per molecule ({ptr.numel() - 1}), got {len(names)}."
             )
-        places = torch.tensor([levels.index(self.level_named(name)) for name in names])
+        places = torch.tensor(self.level_places(names))
         return spread(places.to(ptr.device, non_blocking=True), ptr, batch.num_nodes or 0)
 
     def _graph(self, batch: Data, index: Tensor | None) -> RadiusGraph:
