@@ -39,11 +39,8 @@ FOLDER = Path(__file__).resolve().parent / "pretrained"
 FILE_NAME = "model.safetensors"
 """Name of the model file in the folder of a run."""
 
-DEFAULT = "painn-qm9"
-"""Default model for structures."""
-
-DEFAULT_FOR_SMILES = "painn-qm9-mmff94s"
-"""Default model for molecules that are embedded from SMILES."""
+DEFAULT = "painn-organic"
+"""Default model."""
 
 FORMAT_VERSION = 2
 """Version of the metadata; incremented when an older dipolegnn could misread them.
@@ -291,32 +288,32 @@ def elements_of(name: str) -> frozenset[str]:
 
 
 class ModelChoice:
-    """The model chosen by the user, or the default model for each kind of geometry.
+    """The model chosen by the user, loaded when it is needed.
 
     Args:
         named: Name of a pretrained model, a model file, or the folder of a run; None: the value of
-            the environment variable DIPOLEGNN_MODEL, or the default models.
+            the environment variable DIPOLEGNN_MODEL, or the default model.
     """
 
     def __init__(self, named: str | Path | None = None) -> None:
         self.named = named
-        self._loaded: dict[str, DipoleModel] = {}
+        self._loaded: DipoleModel | None = None
 
-    def for_geometry(self, embedded: bool) -> DipoleModel:
-        """Loads the model for structures embedded from SMILES, or for given structures.
+    @property
+    def model(self) -> DipoleModel:
+        """The model.
 
         Raises:
             FileNotFoundError: The model does not exist.
             ValueError: The file is not a model file, or its head predicts another property.
         """
         named = self.named or os.environ.get("DIPOLEGNN_MODEL")
-        wanted = str(named or (DEFAULT_FOR_SMILES if embedded else DEFAULT))
-        if wanted not in self._loaded:
-            # A default is the pretrained model, even if a file of that name exists.
+        if self._loaded is None:
+            # The default is the pretrained model, even if a file of that name exists.
             try:
-                self._loaded[wanted] = load_model(wanted) if named else _pretrained(wanted)
+                self._loaded = load_model(named) if named else _pretrained(DEFAULT)
             except FileNotFoundError as error:
                 if self.named is None:
                     raise FileNotFoundError(f"DIPOLEGNN_MODEL: {error}") from None
                 raise
-        return self._loaded[wanted]
+        return self._loaded

@@ -6,9 +6,8 @@ ones (``organic`` of this project, and the sets of ``datasets/public/build.py``)
 the weights of the first (``--start RUN``), at a smaller learning rate, on the DFT sets, on the same
 labels at force-field geometries as levels of their own, and on a part of the cheap labels.
 
-``--part publish --start RUN --output FILE`` writes the model of a run with error bars that are
-calibrated on the validation parts of the DFT sets without QM9, whose molecules are easier than what
-the model is for.
+``--part publish --start RUN --output FILE`` writes the model of a run with error bars for each
+level of theory.
 
 A weak further target are the Mulliken charges of GFN2-xTB, which all sets have.
 
@@ -17,15 +16,19 @@ The result is written to the folder RUN; ``--resume`` continues an interrupted r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import tyro
+from rich.progress import track
 
-from dipolegnn.calibrate import calibrate_on
+from dipolegnn._pyg import Batch, Data
+from dipolegnn.calibrate import TRAINING_MOLECULES, calibrate
 from dipolegnn.config import TrainConfig
 from dipolegnn.data import ConformerDataset, JoinedDataset, Split
 from dipolegnn.evaluation import describe_metrics
@@ -42,6 +45,11 @@ REPEATS = {"organic": 3, "smallest": 8}
 
 AT_FORCE_FIELD = ("organic-mmff94s", "drug_conformers-mmff94s", "qm9-mmff94s")
 """Data sets with the same labels at geometries of a force field, for molecules from SMILES."""
+
+DRUG_LIKE = ("drug_conformers", "drug_conformers-mmff94s")
+
+CONFORMERS = 2
+"""Conformers of a drug-like molecule in the calibration set at most."""
 
 XTB = "organic_xtb"
 
@@ -120,20 +128,43 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def publish(model: DipoleModel, dataset: JoinedDataset, split: Split, path: Path) -> None:
-    """Writes the model with error bars from the DFT sets without QM9."""
+    """Writes the model with error bars for each level of theory.
+
+    Of a drug-like molecule, two conformers count, because conformers have similar errors. The
+    drug-like molecules, labelled without diffuse functions, also count at the default level
+    (and at that of force-field geometries): the levels differ by less than the errors, and the
+    other validation molecules of the default level are small.
+    """
     ends = torch.tensor([len(one) for one in dataset.datasets]).cumsum(0)
-    owner = torch.searchsorted(ends, split.val, right=True)
-    chosen = torch.tensor(
-        [
-            one.folder.name != XTB and not one.folder.name.startswith("qm9")
-            for one in dataset.datasets
-        ]
-    )
-    calibrating = split.val[chosen[owner]]
-    calibrate_on(model, dataset, Split(split.train, calibrating, split.test))
-    about = f"from {len(calibrating)} validation structures of the DFT sets without QM9"
+    names = [one.folder.name for one in dataset.datasets]
+    calibrating: list[Data] = []
+    seen: Counter[int] = Counter()
+    for position in split.val.tolist():
+        place = int(torch.searchsorted(ends, position, right=True))
+        if names.index(names[place]) < place:
+            continue  # a copy
+        data = dataset[position]
+        if names[place] in DRUG_LIKE:
+            seen[int(data.mol_id)] += 1
+            if seen[int(data.mol_id)] > CONFORMERS:
+                continue
+            copy = data.clone()
+            copy.level = model.level_named(None, embedded=names[place] in AT_FORCE_FIELD)
+            calibrating.append(copy)
+        calibrating.append(data)
+    some = split.train[:: -(-len(split.train) // TRAINING_MOLECULES)].tolist()
+    training = [dataset[position] for position in some]
+    order = np.random.default_rng(0).permutation(len(calibrating)).tolist()
+    calibrate(model, batches(training), batches([calibrating[place] for place in order]))
+    about = "from the validation structures of each level of theory"
     save_model(path, model, {**model.card.provenance, "error_bars": about})
-    print(f"wrote {path}: error bars {about}")
+    print(f"wrote {path}: error bars from {len(calibrating)} structures")
+
+
+def batches(structures: Sequence[Data]) -> Iterator[Data]:
+    """Batches of a hundred."""
+    for start in track(range(0, len(structures), 100), "Error bars", transient=True):
+        yield Batch.from_data_list(list(structures[start : start + 100]))
 
 
 def with_less_xtb(split: Split, first: int) -> Split:

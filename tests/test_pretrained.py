@@ -12,6 +12,7 @@ import dipolegnn
 from dipolegnn.cli import main
 from dipolegnn.inference.structures import predict
 from dipolegnn.models import (
+    DEFAULT,
     FOLDER,
     elements_of,
     load_model,
@@ -19,6 +20,7 @@ from dipolegnn.models import (
     pretrained_names,
 )
 from dipolegnn.molecules import from_smiles, write_file
+from dipolegnn.nn.model import FROM_FORCE_FIELD
 from tests.cli.helpers import assert_message, predictions
 
 LARGEST_MB = 6
@@ -31,7 +33,7 @@ def no_other_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_each_has_a_card_and_says_where_it_comes_from() -> None:
-    assert pretrained_names() == ["painn-qm9", "painn-qm9-mmff94s", "painn-xtb"]
+    assert pretrained_names() == [*("painn-organic", "painn-qm9", "painn-qm9-mmff94s", "painn-xtb")]
     for name in pretrained_names():
         path = FOLDER / f"{name}.safetensors"
         assert path.stat().st_size <= LARGEST_MB * 2**20
@@ -43,7 +45,10 @@ def test_each_has_a_card_and_says_where_it_comes_from() -> None:
         data, result = provenance["data"], provenance["result"]
         assert isinstance(data, dict)
         assert isinstance(result, dict)
-        assert {"name", "level_of_theory", "elements", "sha256"} <= data.keys()
+        assert {"name", "level_of_theory", "elements"} <= data.keys()
+        joined = data.get("joined", [data])
+        assert isinstance(joined, list)
+        assert all(isinstance(one, dict) and one["sha256"] for one in joined)
         val = result["val"]
         assert isinstance(val, dict)
         mae = val["dipole_mae"]
@@ -55,9 +60,19 @@ def test_each_has_a_card_and_says_where_it_comes_from() -> None:
 # CCCBDB) and by GFN2-xTB.
 POLAR = [
     # (Two heavy atoms are too few for painn-qm9-mmff94s, as its error bar remarks.)
-    ("C=O", 1, 0, {"painn-qm9": 2.33, "painn-xtb": 2.49}),
-    ("CC#N", 2, 0, {"painn-qm9": 3.92, "painn-qm9-mmff94s": 3.92, "painn-xtb": 3.87}),
-    ("CC(C)=O", 3, 1, {"painn-qm9": 2.88, "painn-qm9-mmff94s": 2.88, "painn-xtb": 3.54}),
+    ("C=O", 1, 0, {"painn-organic": 2.33, "painn-qm9": 2.33, "painn-xtb": 2.49}),
+    (
+        "CC#N",
+        2,
+        0,
+        {"painn-organic": 3.92, "painn-qm9": 3.92, "painn-qm9-mmff94s": 3.92, "painn-xtb": 3.87},
+    ),
+    (
+        "CC(C)=O",
+        3,
+        1,
+        {"painn-organic": 2.88, "painn-qm9": 2.88, "painn-qm9-mmff94s": 2.88, "painn-xtb": 3.54},
+    ),
 ]
 CASES = [
     (name, smiles, negative, positive, magnitude)
@@ -102,7 +117,7 @@ def test_load_model() -> None:
     assert not model.training
     same = load_model("painn-qm9").state_dict()
     assert all(torch.equal(weight, same[key]) for key, weight in model.state_dict().items())
-    with pytest.raises(FileNotFoundError, match=r"no model painn\. .* painn-qm9, painn-qm9-m"):
+    with pytest.raises(FileNotFoundError, match=r"no model painn\. .* painn-organic, painn-qm9, "):
         dipolegnn.load_model("painn")
 
 
@@ -110,48 +125,50 @@ def test_elements() -> None:
     assert elements_of("painn-qm9") == {"H", "C", "N", "O"}
     assert elements_of("painn-xtb") == {"H", "C", "N", "O", "F", "S", "Cl"}
     assert names_for(["H", "O"]) == pretrained_names()
-    assert names_for(["H", "F"]) == ["painn-xtb"]
+    assert names_for(["H", "F"]) == ["painn-organic", "painn-xtb"]
+    assert names_for(["H", "Si"]) == ["painn-organic"]
     assert names_for(["H", "Og"]) == []
 
 
-def test_the_command_takes_the_one_for_the_geometry_and_names_it(
+def test_the_command_takes_the_default_and_names_it_with_its_level(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("painn-qm9").mkdir()  # of the user's own, and not meant
+    Path(DEFAULT).mkdir()  # of the user's own, and not meant
     write_file("one.xyz", from_smiles("C=O"))
     Path("table.csv").write_text("smiles\nC=O\n", encoding="utf-8")
     content = predictions(capsys, "C=O", "one.xyz", "table.csv", "C=O")
-    Path("painn-qm9").rmdir()
+    Path(DEFAULT).rmdir()
 
-    used = [molecule["model"] for molecule in content["molecules"]]
-    of_smiles = "painn-qm9-mmff94s"
-    assert used == [of_smiles, "painn-qm9", of_smiles, of_smiles]
-    assert list(content["models"]) == [of_smiles, "painn-qm9"]
-    assert content["models"]["painn-qm9"]["accuracy"].startswith("mean error 0.0")
+    assert {molecule["model"] for molecule in content["molecules"]} == {DEFAULT}
+    assert content["models"][DEFAULT]["accuracy"].startswith("mean error 0.")
+    of_structures = load_model(DEFAULT).levels[0]
+    of_smiles = f"{of_structures}{FROM_FORCE_FIELD}"
+    levels = [molecule["level"] for molecule in content["molecules"]]
+    assert levels == [of_smiles, of_structures, of_smiles, of_smiles]
     first, structure, second, third = (m["magnitude"] for m in content["molecules"])
     assert first == pytest.approx(second, abs=1e-6) == third
+    assert first != pytest.approx(structure, abs=1e-4)
     named = predictions(capsys, "C=O", "one.xyz", "--model", "painn-qm9")
     assert {molecule["model"] for molecule in named["molecules"]} == {"painn-qm9"}
-    assert named["molecules"][1]["magnitude"] == pytest.approx(structure, abs=1e-6)
     main(["predict", "C=O", "one.xyz", "--output", "out.csv"])
-    assert "painn-qm9: mean error" in capsys.readouterr().out
+    assert f"{DEFAULT} at {of_structures}: mean error" in capsys.readouterr().out
     with Path("out.csv").open(encoding="utf-8", newline="") as file:
-        assert [row["model"] for row in csv.DictReader(file)] == used[:2]
+        assert [row["level"] for row in csv.DictReader(file)] == levels[:2]
 
 
 def test_the_command_refuses_an_element_that_it_does_not_know(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    content = predictions(capsys, "C=O", "C[SiH3]", "CCl")
-    assert [molecule["name"] for molecule in content["molecules"]] == ["C=O"]
-    failure, other = content["failures"]
+    content = predictions(capsys, "C=O", "C[GeH3]", "C[SiH3]")
+    assert [molecule["name"] for molecule in content["molecules"]] == ["C=O", "C[SiH3]"]
+    (failure,) = content["failures"]
     assert failure["problem"] == (
-        "It contains Si, and painn-qm9-mmff94s was trained on C, H, N, O only"
+        f"It contains Ge, and {DEFAULT} was trained on B, Br, C, Cl, F, H, I, N, O, P, S, Si only"
     )
-    assert other["remedy"] == "Use the model painn-xtb"
-    assert len(predictions(capsys, "CCl", "--model", "painn-xtb")["molecules"]) == 1
     assert failure["remedy"] == "Train a model on such molecules"
-    assert failure["molecule"] == "C[SiH3]"
+    assert failure["molecule"] == "C[GeH3]"
+    (other,) = predictions(capsys, "CCl", "--model", "painn-qm9")["failures"]
+    assert other["remedy"] == f"Use the model {DEFAULT}"
 
 
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,5 +176,6 @@ def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert_message(
         capsys,
         "There is no model painn-qm8. Give a model file, the folder of a run (with its "
-        "model.safetensors), or one of painn-qm9, painn-qm9-mmff94s, painn-xtb.",
+        "model.safetensors), or one of painn-organic, painn-qm9, "
+        "painn-qm9-mmff94s, painn-xtb.",
     )

@@ -22,7 +22,7 @@ from dipolegnn.app.service import (
     Service,
 )
 from dipolegnn.files import READABLE_TEXT
-from dipolegnn.models import pretrained_names
+from dipolegnn.models import DEFAULT, pretrained_names
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
 
@@ -50,7 +50,7 @@ def make_page(service: Service) -> Dash:
 def _layout(service: Service) -> html.Div:
     readable = html.B(", ".join(READABLE_TEXT))
     levels = service.levels()
-    default = {"label": service.model or "automatic (by type of input)", "value": AS_STARTED}
+    default = {"label": service.model or f"{DEFAULT} (default)", "value": AS_STARTED}
     form = [
         html.Label("SMILES, one per line, optionally followed by a name", htmlFor="smiles"),
         dcc.Textarea(id="smiles", value=EXAMPLE, spellCheck=False, rows=6),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.files import READABLE_TEXT
 from dipolegnn.inference.output import as_csv, as_json, structures_text
-from dipolegnn.inference.pipeline import predict_batches, require_level
+from dipolegnn.inference.pipeline import predict_batches
 from dipolegnn.inference.structures import Predictions
 from dipolegnn.models import ModelChoice, pretrained_names
 from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, count_atoms
@@ -51,7 +51,7 @@ class Request(NamedTuple):
         file_name: Name of an uploaded file; empty if there is none.
         file_text: Content of the file.
         conformers: Conformers per molecule.
-        model: The model; None: the model of the server, or the default models.
+        model: The model; None: the model of the server, or the default model.
         level: Level of theory; None: the first of the model.
     """
 
@@ -101,7 +101,7 @@ def _respond(request: Request) -> Response:
         )
     config = PredictConfig(ConformerConfig(conformers=request.conformers), level=request.level)
     records, models = _records(request), _models(request.model)
-    require_level(models, records, config)
+    models.model.level_named(config.level)
     embedded = list(embed_records(records, config.embedding, workers=0))
     _check_structures(embedded)
     batches = predict_batches(embedded, models, config)
@@ -220,15 +220,13 @@ class Service:
         """Levels of theory of a model, the default first; empty if it does not distinguish levels.
 
         Args:
-            model: Name of a pretrained model; None: the model of the server, or the default models.
+            model: Name of a pretrained model; None: the model of the server, or the default model.
 
         Raises:
             ValueError: If there is no pretrained model of this name.
         """
         _require_pretrained(model)
-        models = _models(model or self.model)
-        used = [models.for_geometry(embedded) for embedded in (True, False)]
-        return list(dict.fromkeys(level for one in used for level in one.levels))
+        return _models(model or self.model).model.levels
 
     def close(self) -> None:
         """Ends the process."""

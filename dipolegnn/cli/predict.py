@@ -66,7 +66,7 @@ def run(options: Predict) -> int:
     if _can_be_streamed(options):
         return _stream(options, models)
     if options.model is not None:  # a missing model is an error, whatever the molecules
-        models.for_geometry(embedded=True).level_named(options.prediction.level)
+        models.model.level_named(options.prediction.level)
     config, records = options.prediction, _records(options)
     progress = len(records) >= PROGRESS_FROM_RECORDS and sys.stderr.isatty()
     workers = options.workers or 1

@@ -205,9 +205,8 @@ class Predict(Debug):
     origin of an ion's vector is its centre of mass (in .extxyz, as in ASE, the origin of the
     coordinates). Arguments after -- are not interpreted as options.
 
-    The default model is $DIPOLEGNN_MODEL if set, else a pretrained one: painn-qm9-mmff94s for
-    SMILES, which was trained at force-field geometries, and painn-qm9 for structures. Pretrained
-    models refuse elements that they were not trained on.
+    The default model is $DIPOLEGNN_MODEL if set, else the pretrained model painn-organic.
+    Pretrained models refuse elements that they were not trained on.
 
     Files of any size are streamed to one file with --output (all suffixes but .json); nothing is
     printed then. If such a run is killed, repeat the same command to resume.

@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 
 from dipolegnn.inference.structures import predict, require_vectors
-from dipolegnn.models import load_model, unknown_elements
+from dipolegnn.models import DEFAULT, load_model, unknown_elements
 from dipolegnn.molecules import from_ase
 from dipolegnn.nn import DipoleModel
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
@@ -45,7 +45,7 @@ class DipoleCalculator(Calculator):
 
     def __init__(
         self,
-        model: DipoleModel | str = "painn-qm9",
+        model: DipoleModel | str = DEFAULT,
         others: BaseCalculator | None = None,
         level: str | None = None,
     ) -> None:

@@ -76,7 +76,7 @@ def predict_records(
 
     Args:
         records: The records; see :mod:`dipolegnn.molecules.records`.
-        models: The model, or the choice of one for each kind of geometry.
+        models: The model, or the choice of one.
         config: Conformers of SMILES, temperature, coverage and level of theory.
         workers: Processes that embed; 0: the calling process.
         device: Device of the computation; on another device than that of the model, a copy of the
@@ -101,14 +101,15 @@ def predict_batches(
 ) -> Iterator[Batch]:
     """As :func:`predict_records`, from the output of :func:`embed_records`, batch by batch.
 
-    A batch contains complete molecules for one model, at most about ``BATCH_ATOMS`` atoms and, but
-    for a larger molecule, at most ``most_records`` records. Its content depends only on the records
-    from its first one on, so that a run resumed at the start of a batch gives the same numbers.
+    A batch contains complete molecules, all from SMILES or none, at most about ``BATCH_ATOMS``
+    atoms and, but for a larger molecule, at most ``most_records`` records. Its content depends only
+    on the records from its first one on, so that a run resumed at the start of a batch gives the
+    same numbers.
     """
 
     @cache
-    def model(smiles: bool) -> DipoleModel:
-        return on_device(_loaded(models, smiles, config), device)
+    def model() -> DipoleModel:
+        return on_device(_loaded(models, config), device)
 
     if not isinstance(models, ModelChoice):
         models.level_named(config.level)  # an error before the first structure is embedded
@@ -118,7 +119,7 @@ def predict_batches(
     refuse = isinstance(models, ModelChoice)
 
     def outcomes() -> list[MoleculePrediction | Failure]:
-        used = model(smiles) if atoms else None
+        used = model() if atoms else None
         return _outcomes(batch, used, config, refuse=refuse, embedded=smiles)
 
     for _, members in groupby(embedded, lambda pair: _number(pair[0])):
@@ -181,7 +182,7 @@ def predict_list(
 
     Args:
         records: The records.
-        models: The model, or the choice of one for each kind of geometry.
+        models: The model, or the choice of one.
         config: Conformers of SMILES, temperature, coverage and level of theory.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
@@ -189,7 +190,8 @@ def predict_list(
     Raises:
         ValueError: The model does not have the level.
     """
-    require_level(models, records, config)
+    if config.level is not None:
+        _loaded(models, config)  # an error before the first structure is embedded
     processes = workers if min(workers, len(records)) > 1 else 0
     outcomes = predict_records(records, models, config, workers=processes)
     console, count = Console(stderr=True), len(records)
@@ -198,21 +200,9 @@ def predict_list(
     )
 
 
-def require_level(
-    models: ModelChoice | DipoleModel, records: Iterable[Record], config: PredictConfig
-) -> None:
-    """Raises a ValueError if a model that predicts the records does not have the wanted level."""
-    if config.level is not None:
-        contents = [r.content for r in records if not isinstance(r.content, Failure)]
-        for embedded in {isinstance(content, SmilesRow) for content in contents}:
-            _loaded(models, embedded, config)
-
-
-def _loaded(
-    models: ModelChoice | DipoleModel, embedded: bool, config: PredictConfig
-) -> DipoleModel:
-    """The model for structures embedded from SMILES or for given ones; it has the wanted level."""
-    model = models.for_geometry(embedded) if isinstance(models, ModelChoice) else models
+def _loaded(models: ModelChoice | DipoleModel, config: PredictConfig) -> DipoleModel:
+    """The model; it has the wanted level."""
+    model = models.model if isinstance(models, ModelChoice) else models
     model.level_named(config.level)
     return model
 
@@ -388,8 +378,8 @@ def predict_files(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with Records(paths, columns) as records:
         kinds = sorted({file.embedded for file in records.files})
-        used = [_loaded(models, embedded, config) for embedded in kinds]
-        stated = (m.level_named(level, kind) for m, kind in zip(used, kinds, strict=True))
+        model = _loaded(models, config)
+        stated = (model.level_named(level, embedded) for embedded in kinds)
         levels = list(dict.fromkeys(filter(None, stated)))
         job = {
             "version": __version__,
@@ -397,7 +387,7 @@ def predict_files(
                 {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
                 for path in (file.path for file in records.files)
             ],
-            "models": sorted({_digest(model) for model in used}),
+            "models": [_digest(model)],
             "columns": asdict(columns or TableColumns()),
             **asdict(config),
             "part_records": part_records,

@@ -122,7 +122,7 @@ def predict_dataset(
         raise ValueError(f"actors must be at least 1, the larger number last, got {actors}.")
     if gpus_per_actor < 0:
         raise ValueError(f"gpus_per_actor must be zero or positive, got {gpus_per_actor}.")
-    model = models.for_geometry(embedded=True)  # loaded before it is sent to other machines
+    model = models.model  # loaded before it is sent to other machines
     levels = [LEVEL_COLUMN] if model.level_named(level) else []
     return _embedded(
         dataset, smiles_column, conformers, rows_per_task, added=(*PREDICTION_COLUMNS, *levels)
@@ -272,7 +272,7 @@ class PredictBlock:
         self.models = models
         self.config = config
         self.device = device
-        levels = models.for_geometry(embedded=True).representation.levels
+        levels = models.model.levels
         self.columns = (*PREDICTION_COLUMNS, *([LEVEL_COLUMN] if levels else []))
 
     def __call__(self, block: Any) -> Any:

@@ -9,6 +9,9 @@ from typing import Any
 
 from dipolegnn.config import JSON
 
+MANY_SETS = 3
+"""With more data sets, their number stands for their names in :attr:`ModelCard.accuracy`."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -57,8 +60,12 @@ class ModelCard:
         part = "validation" if tested is None else "test"
         data, level = self.get("data", "name"), self.get("data", "level_of_theory")
         joined = self.get("data", "joined") or []
-        if len({one["level_of_theory"] for one in joined}) > 1:
-            data = " + ".join(dict.fromkeys(one["name"] for one in joined))
-            level = f"levels of theory {level}"
+        # Without remarks, such as the program.
+        levels = {one["level_of_theory"].partition(" (")[0] for one in joined}
+        names = dict.fromkeys(one["name"] for one in joined)
+        if len(names) > MANY_SETS:
+            data, level = f"{len(names)} data sets", f"{len(levels)} levels of theory"
+        elif len(levels) > 1:
+            data, level = " + ".join(names), f"levels of theory {level}"
         known = ", ".join(str(text) for text in (data, level) if text and text != "not stated")
         return f"mean error {error:.3f} D on {part} molecules" + (f" ({known})" if known else "")

@@ -27,7 +27,7 @@ import waitress.server
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dipolegnn.cli import main
-from dipolegnn.models import save_model
+from dipolegnn.models import DEFAULT, save_model
 from dipolegnn.molecules import from_smiles, read_text, text_of
 from tests.cli.helpers import assert_message
 from tests.inference.test_levels import new_model
@@ -141,7 +141,7 @@ def test_a_smiles_becomes_a_number_and_an_arrow(page: Page, tmp_path: Path) -> N
     ask(page, "CC(C)=O acetone\nCCCO propanol")
     shown(page, "|μ| = 2.")
     assert "± " in page.inner_text("#value")
-    assert "model painn-qm9-mmff94s" in page.inner_text("#magnitude")
+    assert f"model {DEFAULT}" in page.inner_text("#magnitude")
     expect(page.locator("#atoms-table tbody tr")).to_have_count(10)
     expect(page.locator("#scene canvas").first).to_be_visible()
     meshes = "document.querySelector('#scene .js-plotly-plot').data"
@@ -174,8 +174,10 @@ def test_conformers_can_be_selected(page: Page) -> None:
 
 @needs_browser
 def test_another_model_can_be_chosen(page: Page) -> None:
+    page.click("#model")
+    page.get_by_text("painn-qm9", exact=True).last.click()
     ask(page, "CCl chloromethane")
-    expect(page.locator("#failures")).to_contain_text("Use the model painn-xtb")
+    expect(page.locator("#failures")).to_contain_text("Use the model painn-organic")
     page.click("#model")
     page.get_by_text("painn-xtb", exact=True).last.click()
     page.click("#predict")
@@ -226,7 +228,7 @@ def test_upload_and_downloads(page: Page, tmp_path: Path) -> None:
     formaldehyde = text_of(from_smiles("C=O", name="formaldehyde"), ".xyz")
     path.write_text(f"{formaldehyde}3\nno bonds\nC 0 0 0\nH 0 0 2.2\nH 2.2 0 0\n", encoding="utf-8")
     page.set_input_files("#upload input[type=file]", str(path))
-    shown(page, "model painn-qm9;")
+    shown(page, f"model {DEFAULT}")
 
     def download(button: str) -> bytes:
         with page.expect_download() as waiting:

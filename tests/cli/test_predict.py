@@ -13,7 +13,7 @@ from rdkit import Chem
 
 from dipolegnn.cli import main
 from dipolegnn.config import ModelConfig
-from dipolegnn.models import save_model
+from dipolegnn.models import DEFAULT, save_model
 from dipolegnn.molecules import from_smiles, read_failures, read_file, write_file
 from dipolegnn.nn import build_model
 from tests.cli.helpers import TABLE, assert_message, predictions
@@ -142,7 +142,7 @@ def test_structures_carry_their_error_bars(
         first, *conformers = said
         assert len(conformers) == len(propanol["conformers"]) > 1
         assert first["notes"] == "; ".join(ion["notes"]) != ""
-        assert {data["model"] for data in said} == {"painn-qm9-mmff94s"}
+        assert {data["model"] for data in said} == {DEFAULT}
         assert {data["coverage"] for data in said} == {0.68}
         assert "notes" not in conformers[0]
         # That of the average is the mean of those of the conformers.

@@ -109,9 +109,9 @@ def test_conformers_that_cannot_be_labelled(
 
 def test_models_travel() -> None:
     models = ModelChoice()
-    name = models.for_geometry(embedded=True).card.name
+    name = models.model.card.name
     copy = pickle.loads(pickle.dumps(models))
-    assert copy.for_geometry(embedded=True).card.name == name
+    assert copy.model.card.name == name
 
 
 def test_the_level_of_theory_is_a_column(embed: partial[Any], tmp_path: Path) -> None:

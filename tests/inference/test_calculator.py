@@ -194,7 +194,7 @@ def test_the_calculator_refuses() -> None:
         crystal.get_dipole_moment()
     chloromethane = molecule("CH3Cl")
     chloromethane.calc = DipoleCalculator("painn-qm9")
-    with pytest.raises(MoleculeError, match=r"It contains Cl, .*Use the model painn-xtb"):
+    with pytest.raises(MoleculeError, match=r"It contains Cl, .*Use the model painn-organic"):
         chloromethane.get_dipole_moment()
     water = molecule("H2O")
     water.calc = DipoleCalculator(small_model(head="atomwise"))

@@ -13,7 +13,7 @@ from dipolegnn.inference import predict, predict_files, predict_list, predict_sm
 from dipolegnn.inference.calculator import DipoleCalculator
 from dipolegnn.inference.output import as_json, print_tables, write_predictions
 from dipolegnn.inference.pipeline import predict_batches
-from dipolegnn.models import DEFAULT, DEFAULT_FOR_SMILES, ModelChoice, load_model, save_model
+from dipolegnn.models import DEFAULT, ModelChoice, load_model, save_model
 from dipolegnn.molecules import SmilesRow, from_smiles, to_ase, write_file
 from dipolegnn.molecules.records import Record, chained, file_records
 from dipolegnn.nn import DipoleModel, ModelCard, build_model
@@ -157,11 +157,10 @@ def test_an_unknown_level_is_one_error_before_any_work(
         next(predict_batches(iter([]), load_model(path), config))
 
 
-def test_each_default_model_that_is_used_needs_the_level(
+def test_the_default_model_needs_the_level(
     tmp_path: Path, smi: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_model(tmp_path / f"{DEFAULT_FOR_SMILES}.safetensors", new_model(), {})
-    save_model(tmp_path / f"{DEFAULT}.safetensors", new_model(levels=()), {})
+    save_model(tmp_path / f"{DEFAULT}.safetensors", new_model(), {})
     monkeypatch.setattr("dipolegnn.models.FOLDER", tmp_path)
     monkeypatch.delenv("DIPOLEGNN_MODEL", raising=False)
     xyz = tmp_path / "water.xyz"
@@ -172,20 +171,17 @@ def test_each_default_model_that_is_used_needs_the_level(
     found = predict_list([Record(1, SmilesRow(1, "O"))], ModelChoice(), config)
     assert found.levels == ["xTB"]
     assert json.loads(as_json(found, config))["molecules"][0]["level"] == "xTB"
-    refusal = rf"The model {DEFAULT} has no levels of theory to choose from, got 'xTB'"
-    for files in ([xyz], [smi, xyz]):
-        with pytest.raises(ValueError, match=refusal):
-            predict_files(files, output, ModelChoice(), level="xTB")
-        with pytest.raises(ValueError, match=refusal):
-            predict_list(
-                list(chained([file_records(file) for file in files])), ModelChoice(), config
-            )
-
-    # Without a level, the column is that of the model that has levels.
     assert predict_files([xyz, smi], output, ModelChoice()).levels == ["DFT"]
     header, *lines = output.read_text(encoding="utf-8").splitlines()
     place = header.split(",").index("level")
-    assert [line.split(",")[place] for line in lines] == ["", "DFT", "DFT"]
+    assert [line.split(",")[place] for line in lines] == ["DFT"] * 3
+
+    save_model(tmp_path / f"{DEFAULT}.safetensors", new_model(levels=()), {})
+    refusal = rf"The model {DEFAULT} has no levels of theory to choose from, got 'xTB'"
+    with pytest.raises(ValueError, match=refusal):
+        predict_files([smi, xyz], output, ModelChoice(), level="xTB")
+    with pytest.raises(ValueError, match=refusal):
+        predict_list(list(chained([file_records(xyz)])), ModelChoice(), config)
 
 
 def test_a_card_names_the_levels_of_joined_data_sets() -> None:

@@ -15,10 +15,11 @@ from dipolegnn.inference.pipeline import (
     predict_smiles,
 )
 from dipolegnn.inference.structures import MoleculePrediction
-from dipolegnn.models import ModelChoice
+from dipolegnn.models import DEFAULT, ModelChoice, load_model
 from dipolegnn.molecules import Failure, SmilesRow, from_smiles, make_data, text_of
 from dipolegnn.molecules.records import Record, chained, read_records
 from dipolegnn.nn import DipoleModel, build_model
+from dipolegnn.nn.model import FROM_FORCE_FIELD
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_the_model_is_left_as_it_was(model: DipoleModel) -> None:
     assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
 
 
-def test_each_geometry_has_its_model_and_the_order_is_that_of_the_records() -> None:
+def test_each_geometry_has_its_level_and_the_order_is_that_of_the_records() -> None:
     argon = make_data([18], [[0.0, 0, 0]], name="argon", mol_id=1)
     structures = text_of([from_smiles("O", name="water")[0], argon], ".sdf")
     sources = [smiles_records("CCO", "C1CC"), read_records(structures, "two.sdf")]
@@ -54,8 +55,10 @@ def test_each_geometry_has_its_model_and_the_order_is_that_of_the_records() -> N
 
     found = list(predict_records(records, ModelChoice(), PredictConfig()))
 
-    models = [outcome.model if isinstance(outcome, MoleculePrediction) else "" for outcome in found]
-    assert models == ["painn-qm9-mmff94s", "", "painn-qm9", "", "painn-qm9-mmff94s"]
+    levels = [outcome.level if isinstance(outcome, MoleculePrediction) else "" for outcome in found]
+    of_structures = load_model(DEFAULT).levels[0]
+    of_smiles = f"{of_structures}{FROM_FORCE_FIELD}"
+    assert levels == [of_smiles, "", of_structures, "", of_smiles]
     assert [(outcome.source, outcome.row) for outcome in found] == [
         ("", 1),
         ("", 2),
