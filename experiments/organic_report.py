@@ -221,15 +221,14 @@ def from_experiment(model: DipoleModel, path: Path, options: Options) -> list[di
         Prediction(m.lowest.data, m.magnitude, np.full(3, np.nan), m.lowest.charges, m.lowest.error)
         for m in molecules
     ]
-    xtb = by_xtb(kept, None, options.workers)
-    both = [prediction or means[0] for prediction in xtb]
-    failed = {int(data.mol_id) for data, p in zip(kept, xtb, strict=True) if p is None}
-    reference: list[Prediction | None] = [
-        None
-        if int(m.lowest.data.mol_id) in failed
-        else Prediction(m.lowest.data, m.magnitude, np.full(3, np.nan), m.lowest.charges)
-        for m in average(both)
-    ]
+    xtb = [p for p in by_xtb(kept, None, options.workers) if p is not None]
+    averages = {
+        int(m.lowest.data.mol_id): Prediction(
+            m.lowest.data, m.magnitude, np.full(3, np.nan), m.lowest.charges
+        )
+        for m in average(xtb)
+    }
+    reference = [averages.get(int(p.data.mol_id)) for p in means]
     rows = measured(path.stem, "default, from SMILES", means, reference)
     missing = len(wanted) - len(means)
     return [row | {"part": f"{row['part']} ({missing} of {len(wanted)} not answered)"}

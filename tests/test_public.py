@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -215,3 +216,42 @@ def test_the_broad_model_learns_all_levels(
         *(organic.START_LEVEL, "GFN2-xTB"),
     }
     assert trained.representation.levels[0] == "B3LYP/def2-TZVPD"
+
+
+@pytest.mark.xdist_group("public")
+def test_the_report_has_errors_of_the_model_and_of_xtb(
+    project_root: Path, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(project_root / "experiments")  # for its module common
+    report = script(project_root, "experiments", "organic_report")
+    words = ["--sets", public, "--only", "drug_conformers", "--output", tmp_path]
+    report.main([*map(str, words), "--no-experiment"])
+    whole = json.loads((tmp_path / "report.json").read_text())[0]
+    dataset = ConformerDataset(public / "drug_conformers")
+    validation = [dataset[int(place)] for place in dataset.split().val]
+    assert (whole["part"], whole["structures"]) == ("all", len(validation))
+    found = predict(load_model("painn-organic"), validation, level="B3LYP/def2-TZVP")
+    errors = [abs(p.magnitude - float(p.data.dipole_magnitude)) for p in found]
+    assert whole["MAE"] == pytest.approx(np.mean(errors), abs=1e-4)
+    labelled = [label(data, xtb_calculator(XTBConfig())) for data in validation]
+    errors = [
+        abs(float(one.dipole_magnitude) - float(data.dipole_magnitude))
+        for one, data in zip(labelled, validation, strict=True)
+    ]
+    assert whole["GFN2-xTB MAE"] == pytest.approx(np.mean(errors), abs=1e-4)
+    assert "| drug_conformers |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.xdist_group("public")
+def test_bonding_situations_that_a_data_set_lacks_are_named(
+    project_root: Path, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(project_root / "experiments")
+    coverage = script(project_root, "experiments", "element_coverage")
+    (tmp_path / "list.csv").write_text("smiles\nCF\nC[NH3+]\nCC#N\nnonsense(\n")
+    words = ["--lists", tmp_path / "list.csv", "--data", public / "organic", "--least", 1]
+    coverage.main([str(word) for word in [*words, "--output", tmp_path]])
+    rows = (tmp_path / "coverage.md").read_text().splitlines()
+    # CF and C[NH3+] are in the data set, a nitrile is not.
+    assert "| F | 1 | 1 | 1 (100.00%) |  |" in rows
+    assert "| N | 2 | 2 | 1 (50.00%) | N (1 bonds, valence 3) 1 |" in rows

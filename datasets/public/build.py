@@ -41,14 +41,13 @@ from dipolegnn.config import XTBConfig
 from dipolegnn.data import About, ConformerDataset, Split, save_dataset
 from dipolegnn.labels import label_many
 from dipolegnn.molecules import MoleculeError, Molecules, make_data, to_rdkit
+from dipolegnn.nn.model import FROM_FORCE_FIELD
 
 VALIDATION_ONE_OF = 8
 """One of so many molecules is for validation."""
 
 AT_FORCE_FIELD = "drug_conformers", "organic", "qm9"
 """Data sets that are made at geometries of the force field as well."""
-
-FORCE_FIELD_LEVEL = "{level} from MMFF94s geometry"
 
 RELAXED = (1, 2, 3)
 """Remainders of ``mol_id`` by 5 of the molecules of organic at minima of GFN2-xTB."""
@@ -142,7 +141,7 @@ def save_relaxed(folder: Path, structures: Sequence[Data], split: Split, about: 
     about = replace(
         about,
         name=folder.name,
-        level_of_theory=FORCE_FIELD_LEVEL.format(level=level),
+        level_of_theory=f"{level}{FROM_FORCE_FIELD}",
         geometry="MMFF94s or UFF, relaxed from that of the labels, which are of the original",
         created_by="python datasets/public/build.py",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dipolegnn._pyg import Batch
-from dipolegnn.config import ModelConfig, PredictConfig
+from dipolegnn.config import JSON, ModelConfig, PredictConfig
 from dipolegnn.inference import predict, predict_files, predict_list, predict_smiles
 from dipolegnn.inference.calculator import DipoleCalculator
 from dipolegnn.inference.output import as_json, print_tables, write_predictions
@@ -185,14 +185,14 @@ def test_the_default_model_needs_the_level(
 
 
 def test_a_card_names_the_levels_of_joined_data_sets() -> None:
-    cards = [
+    cards: list[JSON] = [
         {"name": "small", "level_of_theory": "DFT"},
         {"name": "small", "level_of_theory": "DFT"},
         {"name": "large", "level_of_theory": "xTB (program)"},
     ]
-    data = {"name": "small + small + large", "level_of_theory": "DFT, xTB", "joined": cards}
-    result = {"val": {"dipole_mae": 0.1}}
-    card = ModelCard(provenance={"data": data, "result": result})  # type: ignore[dict-item]
+    data: JSON = {"name": "small + small + large", "level_of_theory": "DFT, xTB", "joined": cards}
+    result: JSON = {"val": {"dipole_mae": 0.1}}
+    card = ModelCard(provenance={"data": data, "result": result})
     assert card.accuracy == (
         "mean error 0.100 D on validation molecules (small + large, levels of theory DFT, xTB)"
     )
