@@ -276,6 +276,7 @@ def _described(
         charge = f"{lowest.total_charge:+d} e"
         notes.append(f"ion ({charge}): the dipole refers to the centre of mass")
     notes += molecule.doubts
+    notes += record.remarks
     known = None if lowest.error else card.elements  # else it is among the doubts
     unknown = [] if known is None else sorted(set(lowest.symbols) - known)
     if unknown:

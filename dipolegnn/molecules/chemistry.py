@@ -107,6 +107,11 @@ def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
     return mol
 
 
+def formal_charge(mol: Chem.Mol) -> float:
+    """Total charge in e, the sum of the formal charges."""
+    return float(Chem.GetFormalCharge(mol))
+
+
 def _check_atoms(mol: Chem.Mol) -> None:
     """Refuses dummy atoms and radicals."""
     for atom in mol.GetAtoms():

@@ -6,6 +6,8 @@ it busy for too long, costs only itself.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,10 +17,11 @@ from rich.progress import track
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.molecules.chemistry import TIME_LIMIT_S, embed, parse_smiles
+from dipolegnn.molecules.chemistry import TIME_LIMIT_S, embed, formal_charge, parse_smiles
 from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
 from dipolegnn.molecules.records import Record, SmilesRow
 from dipolegnn.molecules.sdf import read_record
+from dipolegnn.molecules.stated import agreed_charge
 from dipolegnn.molecules.workers import Lost, Pool
 from dipolegnn.molecules.xyz import read_frame
 
@@ -54,8 +57,9 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
     stage = "read"
     try:
         match record.content:
-            case SmilesRow(smiles=smiles, name=name, dipole_magnitude=magnitude):
+            case SmilesRow(smiles=smiles, name=name, dipole_magnitude=magnitude, charges=charges):
                 mol = parse_smiles(smiles, name=name)
+                agreed_charge([("the SMILES", formal_charge(mol)), *charges])
                 stage = "embed"
                 found = embed(mol, smiles.strip(), config, name=name, mol_id=mol_id)
                 if magnitude is not None:
@@ -177,7 +181,10 @@ def molecules_of(
     workers: int = 1,
     progress: bool = False,
 ) -> Molecules:
-    """Returns the structures of all records; see :func:`embed_smiles`."""
+    """Returns the structures of all records; see :func:`embed_smiles`.
+
+    Values that look like a charge or a dipole and are not used give a warning.
+    """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     smiles = sum(isinstance(record.content, SmilesRow) for record in records)
@@ -196,6 +203,10 @@ def molecules_of(
         else:
             found.data.extend(outcome)
             rows.extend([record.row] * len(outcome))
+    remarks = Counter((record.source, remark) for record in records for remark in record.remarks)
+    for (source, remark), count in remarks.items():
+        where = f"{source or 'input'}, {count} record{'s' * (count > 1)}"
+        warnings.warn(f"{where}: {remark}", stacklevel=3)
     return found
 
 

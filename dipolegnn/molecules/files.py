@@ -37,6 +37,10 @@ def read_file(
     - ``.xyz``: frames; the comment line is the name, and may state ``charge=-1``.
     - ``.extxyz``: frames in ASE's conventions, labels included (see ``from_ase``).
 
+    A total charge (``charge``, ``total_charge``, ``q``, ..., in any case) may be a key of an XYZ
+    comment line, a data field or a column; it must agree with formal charges. Other values that
+    look like a charge or a dipole give a warning.
+
     SMILES are embedded. ``mol_id`` counts rows, records or frames from 0. Frames of an extended XYZ
     file or records of an SDF with the same ``mol_id`` are conformers of one molecule.
 

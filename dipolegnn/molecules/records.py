@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from dipolegnn.files import READABLE_TEXT, Lines, molecule_format
 from dipolegnn.molecules.molecule import Failure, MoleculeError
-from dipolegnn.molecules.sdf import sdf_records
+from dipolegnn.molecules.sdf import LABEL_FIELDS, sdf_records
+from dipolegnn.molecules.stated import is_charge_name, is_like_a_label, unused, whole_number
 from dipolegnn.molecules.xyz import Frame, frames
 
 PARQUET_ROWS = 1000
@@ -30,6 +31,7 @@ PARQUET_ROWS = 1000
 MOST_LINES = 100
 """Limit for a row of a .csv file; a longer row is assumed to lack a closing quotation mark."""
 
+_SDF_FIELD = re.compile(r"^>.*<([^<>]+)>.*\n(.*)$", re.MULTILINE)
 _SDF_MOL_ID = re.compile(r"^>.*<mol_id>.*\n(.*)$", re.MULTILINE)
 _XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
 
@@ -42,12 +44,16 @@ class SmilesRow(NamedTuple):
         smiles: SMILES.
         name: Name, or ``""``.
         dipole_magnitude: Reference dipole in debye, or ``None``; given to every conformer.
+        charges: Names and values of the columns that state the total charge in e.
+        remarks: Warnings about columns that look like a charge or a dipole and are not used.
     """
 
     row: int
     smiles: str
     name: str = ""
     dipole_magnitude: float | None = None
+    charges: tuple[tuple[str, float], ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,28 @@ class Record(NamedTuple):
                 return molecule
             case Frame() as frame:
                 return frame.title
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings about values that look like a charge or a dipole and are not used."""
+        match self.content:
+            case SmilesRow(remarks=remarks):
+                return remarks
+            case str(text):
+                return tuple(
+                    unused(
+                        (
+                            name
+                            for name, value in _SDF_FIELD.findall(text)
+                            if name not in LABEL_FIELDS.values()
+                            and not (is_charge_name(name) and whole_number(value) is not None)
+                        ),
+                        "data field",
+                    )
+                )
+            case Frame() as frame:
+                return tuple(frame.remarks)
+        return ()
 
 
 class RecordFile:
@@ -385,7 +413,9 @@ def csv_rows(
         return
     if error is not None:
         raise MoleculeError(f"The header line is not that of a CSV: {error}", remedy=_QUOTES)
-    places = columns.places([name.strip() for name in cells])
+    names = [name.strip() for name in cells]
+    places = columns.places(names)
+    others = [k for k, name in enumerate(names) if k not in places and is_like_a_label(name)]
     row = 0
     while (taken := _csv_cells(rest, delimiter))[0] is not None:
         cells, error = taken
@@ -396,8 +426,9 @@ def csv_rows(
             problem = MoleculeError(f"The line is not CSV: {error}", remedy=_QUOTES)
             yield problem.failure("read", molecule=cells[0], row=row, source=source)
         else:
-            found = ("" if k is None or k >= len(cells) else cells[k].strip() for k in places)
-            yield _table_row(row, *found, source=source)
+            found = ["" if k is None or k >= len(cells) else cells[k].strip() for k in places]
+            further = {names[k]: cells[k].strip() for k in others if k < len(cells)}
+            yield _table_row(row, *found, further=further, source=source)
 
 
 _QUOTES = "Check the quotation marks: each is closed, and those inside a cell are doubled"
@@ -434,15 +465,18 @@ def parquet_rows(path: Path, columns: TableColumns) -> Iterator[SmilesRow | Fail
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             wanted = [None if k is None else names[k] for k in columns.places(names)]
+            others = [n for n in names if n not in wanted and is_like_a_label(n)]
             rows = itertools.count(1)
-            for batch in file.iter_batches(PARQUET_ROWS, columns=list({*wanted} - {None})):
+            for batch in file.iter_batches(PARQUET_ROWS, columns=list({*wanted, *others} - {None})):
                 empty = [None] * batch.num_rows
                 cells = [
-                    empty if name is None else batch.column(name).to_pylist() for name in wanted
+                    empty if name is None else batch.column(name).to_pylist()
+                    for name in [*wanted, *others]
                 ]
                 for found in zip(*cells, strict=True):
-                    text = ("" if cell is None else str(cell).strip() for cell in found)
-                    yield _table_row(next(rows), *text, source=path.name)
+                    text = ["" if cell is None else str(cell).strip() for cell in found]
+                    further = dict(zip(others, text[3:], strict=True))
+                    yield _table_row(next(rows), *text[:3], further=further, source=path.name)
     except pyarrow.ArrowInvalid as error:
         raise MoleculeError(
             f"The file is no Parquet file: {error}", remedy="Copy or write it again"
@@ -450,8 +484,9 @@ def parquet_rows(path: Path, columns: TableColumns) -> Iterator[SmilesRow | Fail
 
 
 def _table_row(
-    row: int, smiles: str, name: str, magnitude: str, *, source: str
+    row: int, smiles: str, name: str, magnitude: str, *, further: dict[str, str], source: str
 ) -> SmilesRow | Failure:
+    """The row of a table; ``further``: other columns that look like a charge or a dipole."""
     try:
         value = float(magnitude or "nan")
     except ValueError:
@@ -461,7 +496,19 @@ def _table_row(
             f"The dipole magnitude is {magnitude!r}, expected a number of 0 D or more",
             remedy="Correct the cell, or leave it empty where the dipole is unknown",
         ).failure("read", molecule=name or smiles, row=row, source=source)
-    return SmilesRow(row, smiles, name, None if math.isnan(value) else value)
+    charges = {}
+    for column, cell in further.items():
+        charge = whole_number(cell) if is_charge_name(column) else None
+        if charge is not None:
+            charges[column] = float(charge)
+    return SmilesRow(
+        row,
+        smiles,
+        name,
+        None if math.isnan(value) else value,
+        tuple((f"the column {column!r}", charge) for column, charge in charges.items()),
+        tuple(unused([c for c, cell in further.items() if cell and c not in charges], "column")),
+    )
 
 
 def find_column(names: Sequence[str], wanted: str) -> int:

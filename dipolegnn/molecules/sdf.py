@@ -15,6 +15,7 @@ from rdkit import Chem
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
 from dipolegnn.molecules.molecule import MoleculeError, relabelled
+from dipolegnn.molecules.stated import agreed_charge, is_charge_name, whole_number
 
 LABEL_FIELDS = {
     "dipole": "dipole_debye",
@@ -46,7 +47,8 @@ def read_record(record: str, mol_id: int) -> Data:
         mol_id: Number of the molecule, unless the record states one.
 
     Raises:
-        MoleculeError: The record is no 3D structure with explicit hydrogens.
+        MoleculeError: The record is no 3D structure with explicit hydrogens, or a data field states
+            another total charge than the formal charges.
     """
     supplier = Chem.SDMolSupplier()
     with captured_log() as reason:
@@ -64,6 +66,12 @@ def read_record(record: str, mol_id: int) -> Data:
     stated = labels.get("mol_id", "")  # other programs may use the name for other identifiers
     number = int(stated) if stated.isascii() and stated.isdigit() else mol_id
     data = from_rdkit(mol, mol_id=number)[0]
+    charges = [("the sum of the formal charges", data.charge.item())]
+    for name, value in labels.items():
+        charge = whole_number(value) if is_charge_name(name) else None
+        if charge is not None:
+            charges.append((f"the data field {name!r}", float(charge)))
+    agreed_charge(charges)
     if not labels:
         return data
     found = {field: _numbers(labels, name) for field, name in LABEL_FIELDS.items()}

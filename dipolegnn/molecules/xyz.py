@@ -25,13 +25,30 @@ from numpy.typing import NDArray
 from dipolegnn._pyg import Data
 from dipolegnn.files import Lines
 from dipolegnn.molecules.molecule import MoleculeError, make_data
+from dipolegnn.molecules.stated import (
+    agreed_charge,
+    charges_in,
+    is_charge_name,
+    unused,
+    without_charges,
+)
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, KCAL_PER_MOL_PER_EV, centre_of_mass, move_origin
-
-_CHARGE = re.compile(r"(?<!\S)charge\s*[=:]\s*([+-]?\d+)(?!\S)", re.IGNORECASE)
-
 
 MAGNITUDE_KEY = "dipole_magnitude_debye"
 """Key in ``Atoms.info`` of a magnitude without a vector, for which ASE has no name."""
+
+_KEY = re.compile(
+    r"""(?<![^\s,;])([A-Za-z][\w.-]*)\s*[=:]\s*("(?:[^"\\]|\\.)*"|\{[^}]*\}|\[[^]]*\]|[^\s,;]+)"""
+)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_BARE = re.compile(r"(?i)(?<![^\s,;])(charge|dipole)\s+[+-]?\d")
+MAX_CHARGE_ERROR = 0.5
+"""Difference in e from which on the sum of atomic charges contradicts a total charge; they are
+rounded, and their sum therefore need not be a whole number."""
+
+_USED_KEYS = frozenset({"Properties", "name", "smiles", "dipole", MAGNITUDE_KEY})
+_USED_COLUMNS = frozenset({"charge", "charges", "initial_charges"})
+"""Keys and columns of extended XYZ that ASE and :func:`from_ase` use, besides total charges."""
 
 
 class Frame(NamedTuple):
@@ -47,15 +64,30 @@ class Frame(NamedTuple):
         stated = _text_value(self.comment, "name")
         if stated is not None or "Properties=" in self.comment:
             return stated or _text_value(self.comment, "smiles") or ""
-        return " ".join(_CHARGE.sub(" ", self.comment).split())
+        return without_charges(self.comment)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Warnings about keys that look like a charge or a dipole and are not used."""
+        if "Properties=" not in self.comment:
+            text = without_charges(self.comment)
+            return unused([*_values(text), *_BARE.findall(text)], "key")
+        values = _values(self.comment)
+        columns = values.get("Properties", "").split(":")[::3]
+        names = [name for name in columns if name not in _USED_COLUMNS]
+        for key, value in values.items():
+            single = len(value.split()) == 1
+            if key not in _USED_KEYS and not (single and is_charge_name(key)):
+                names.append(key)
+        return unused(names, "key")
 
 
 def read_frame(frame: Frame, mol_id: int, *, extended: bool = False) -> Data:
     """The molecule of a frame.
 
     Plain frames: element (symbol or atomic number) and x, y, z in angstrom; further columns are
-    left out. The comment line is the name and may state ``charge=-1``. A frame whose comment has
-    ``Properties=`` is extended XYZ, in any file.
+    left out. The comment line is the name and may state ``charge=-1``, also under another name of
+    a total charge. A frame whose comment has ``Properties=`` is extended XYZ, in any file.
 
     Args:
         frame: The frame.
@@ -119,7 +151,7 @@ def _is_atom(line: str) -> bool:
 
 
 def _read_plain(frame: Frame, mol_id: int) -> Data:
-    charge = _CHARGE.search(frame.comment)
+    charge = agreed_charge(charges_in(frame.comment))
     numbers = []
     positions = []
     for row, line in enumerate(frame.atoms, start=1):
@@ -135,7 +167,7 @@ def _read_plain(frame: Frame, mol_id: int) -> Data:
     return make_data(
         numbers,
         positions,
-        charge=int(charge[1]) if charge else 0,
+        charge=charge or 0,
         mol_id=mol_id,
         name=frame.title,
     )
@@ -174,6 +206,10 @@ def _read_extended(frame: Frame, mol_id: int) -> Data:
         value = _text_value(frame.comment, key)
         if value is not None:
             atoms.info[key] = value
+    # "charge: -1" is no key for ASE, and of two equal keys it has the last.
+    charges = charges_in(_QUOTED.sub("text", frame.comment))
+    agreed_charge(charges)
+    atoms.info = dict(charges) | atoms.info
     stated = atoms.info.get("mol_id")  # others use the key for identifiers of their own
     usable = isinstance(stated, (int, np.integer)) and stated >= 0
     return from_ase(atoms, mol_id=None if usable else mol_id)
@@ -230,13 +266,14 @@ def from_ase(
 
     Args:
         atoms: Molecule; not changed.
-        charge: Total charge in e; by default ``atoms.info["charge"]``, else the sum of the initial
-            charges.
+        charge: Total charge in e; by default that in ``atoms.info`` (``charge``, ``total_charge``,
+            ``q``, ..., in any case), else the sum of the initial charges, else 0.
         name: Name; by default ``atoms.info["name"]``.
         mol_id: Number of the molecule; by default ``atoms.info["mol_id"]``, else 0.
 
     Raises:
-        MoleculeError: A periodic structure, or anything that ``make_data`` refuses.
+        MoleculeError: A periodic structure, contradicting total charges, or anything that
+            ``make_data`` refuses.
     """
     info = atoms.info
     name = name or str(info.get("name", ""))
@@ -248,7 +285,7 @@ def from_ase(
                 remedy='If it is one molecule in a box: atoms.pbc = False (pbc="F F F")',
             )
         if charge is None:
-            charge = _number(info.get("charge", atoms.get_initial_charges().sum()), "charge")
+            charge = _total_charge(atoms)
         if mol_id is None:
             mol_id = round(_number(info.get("mol_id", 0), "mol_id"))
         dipole = _result(atoms, "dipole")
@@ -319,8 +356,41 @@ def _result(atoms: Atoms, name: str) -> NDArray[np.float64] | None:
     return None if value is None else np.asarray(value, dtype=np.float64)
 
 
+def _total_charge(atoms: Atoms) -> float:
+    """Total charge from ``info``, and from the initial and the atomic charges, which must agree."""
+    charge = agreed_charge(
+        [
+            (str(key), _number(value, str(key)))
+            for key, value in atoms.info.items()
+            if is_charge_name(str(key)) and not np.size(value) == len(atoms) > 1
+        ]
+    )
+    sums = []
+    if atoms.has("initial_charges"):
+        sums.append(("initial charges", float(atoms.get_initial_charges().sum())))
+    atomic = _result(atoms, "charges")
+    if atomic is not None and np.isfinite(atomic).all():
+        sums.append(("atomic charges", float(round(atomic.sum()))))
+    for name, total in sums:
+        if charge is None:
+            charge = total
+        elif abs(total - charge) > MAX_CHARGE_ERROR:
+            raise MoleculeError(
+                f"The total charge is {charge:+g} e and the sum of the {name} {total:+g} e",
+                remedy="Correct or remove one of the two",
+            )
+    return charge or 0.0
+
+
+def _values(comment: str) -> dict[str, str]:
+    """Keys and values in a comment line, without quotation marks and brackets."""
+    return {match[1]: match[2].strip('"{}[]') for match in _KEY.finditer(comment)}
+
+
 def _number(value: object, what: str) -> float:
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         return float(np.asarray(value, dtype=np.float64).item())
     except (TypeError, ValueError):
         raise MoleculeError(

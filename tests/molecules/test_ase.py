@@ -66,6 +66,9 @@ def test_charge_is_the_argument_else_info_else_the_sum_of_initial_charges() -> N
     atoms.set_initial_charges([-1.2, 0.2])
     assert from_ase(atoms).charge.item() == -1.0
     atoms.info["charge"] = 1
+    with pytest.raises(MoleculeError, match=r"\+1 e and the sum of the initial charges -1 e"):
+        from_ase(atoms)
+    atoms.set_initial_charges(None)
     assert from_ase(atoms).charge.item() == 1.0
 
 
