@@ -34,7 +34,8 @@ def read_file(
     - ``.csv``: a header line, then one SMILES a row; separated by comma, semicolon or tab.
     - ``.parquet``: one SMILES a row (needs the extra parquet).
     - ``.sdf``: 3D structures with explicit hydrogens, V2000 or V3000.
-    - ``.xyz``: frames; the comment line is the name, and may state ``charge=-1``.
+    - ``.xyz``: frames; the comment line is the name, and may state ``charge=-1``. Also the
+      files of QM9 as published.
     - ``.extxyz``: frames in ASE's conventions, labels included (see ``from_ase``).
 
     A total charge (``charge``, ``total_charge``, ``q``, ..., in any case) may be a key of an XYZ

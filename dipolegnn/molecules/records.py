@@ -311,8 +311,8 @@ def _legible(record: Record) -> Record:
     match record.content:
         case SmilesRow(smiles=smiles, name=name):
             text = f"{smiles}\n{name}"
-        case Frame(comment=comment, atoms=atoms):
-            text = "\n".join([comment, *atoms])
+        case Frame(comment=comment, atoms=atoms, smiles=smiles):
+            text = "\n".join([comment, *atoms, smiles])
         case str(text):
             pass
         case _:

@@ -40,6 +40,11 @@ MAGNITUDE_KEY = "dipole_magnitude_debye"
 _KEY = re.compile(
     r"""(?<![^\s,;])([A-Za-z][\w.-]*)\s*[=:]\s*("(?:[^"\\]|\\.)*"|\{[^}]*\}|\[[^]]*\]|[^\s,;]+)"""
 )
+_ISOTOPES = {"D": "H", "T": "H"}
+"""Symbols of isotopes. As for [2H] in SMILES, masses are those of the elements."""
+
+_QM9 = re.compile(r"gdb\s+(\d+)((?:\s+\S+){15})")
+_QM9_MU = 3  # of the properties A, B, C, mu, ...
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BARE = re.compile(r"(?i)(?<![^\s,;])(charge|dipole)\s+[+-]?\d")
 MAX_CHARGE_ERROR = 0.5
@@ -52,15 +57,18 @@ _USED_COLUMNS = frozenset({"charge", "charges", "initial_charges"})
 
 
 class Frame(NamedTuple):
-    """A frame of the file, with atoms or a ``problem``."""
+    """A frame of the file, with atoms or a ``problem``; ``smiles`` of a file of QM9."""
 
     comment: str
     atoms: list[str]
     problem: str
+    smiles: str = ""
 
     @property
     def title(self) -> str:
         """Name in the comment line, or ``""``."""
+        if qm9 := _QM9.fullmatch(self.comment):
+            return f"gdb {qm9[1]}"
         stated = _text_value(self.comment, "name")
         if stated is not None or "Properties=" in self.comment:
             return stated or _text_value(self.comment, "smiles") or ""
@@ -73,8 +81,8 @@ class Frame(NamedTuple):
             text = without_charges(self.comment)
             return unused([*_values(text), *_BARE.findall(text)], "key")
         values = _values(self.comment)
-        columns = values.get("Properties", "").split(":")[::3]
-        names = [name for name in columns if name not in _USED_COLUMNS]
+        columns = _columns(values.get("Properties", ""))
+        names = [name for name, *_ in columns if name not in _USED_COLUMNS]
         for key, value in values.items():
             single = len(value.split()) == 1
             if key not in _USED_KEYS and not (single and is_charge_name(key)):
@@ -87,7 +95,9 @@ def read_frame(frame: Frame, mol_id: int, *, extended: bool = False) -> Data:
 
     Plain frames: element (symbol or atomic number) and x, y, z in angstrom; further columns are
     left out. The comment line is the name and may state ``charge=-1``, also under another name of
-    a total charge. A frame whose comment has ``Properties=`` is extended XYZ, in any file.
+    a total charge. A frame whose comment has ``Properties=`` is extended XYZ, in any file. A frame
+    in the format of QM9 keeps its SMILES, the magnitude of its dipole and its Mulliken charges.
+    ``D`` and ``T`` are hydrogen.
 
     Args:
         frame: The frame.
@@ -131,6 +141,21 @@ def frames(text: Iterable[str]) -> Iterator[Frame]:
             lines.skip_until(_is_count)
             continue
         lines.skip(2 + int(count))
+        if _QM9.fullmatch(comment):  # frequencies, SMILES and InChI follow
+            tail = lines.ahead(3)
+            if len(tail) == 3 and tail[2].startswith("InChI="):
+                lines.skip(3)
+                # The second SMILES is that of the relaxed structure.
+                yield Frame(comment, atoms, "", (tail[1].split() or [""])[-1])
+                continue
+            if tail and not _is_count(tail[0]):
+                problem = (
+                    f"{count} atoms announced, but the lines behind them are not those of QM9's "
+                    "files: frequencies, SMILES, InChI"
+                )
+                yield Frame(comment, [], problem)
+                lines.skip_until(_is_count)
+                continue
         after = lines.skip_until(str.strip)
         if after and _is_atom(after[0]):
             yield Frame(comment, [], f"{count} atoms announced, but more lines follow")
@@ -145,7 +170,7 @@ def _is_count(line: str) -> bool:
 
 def _is_atom(line: str) -> bool:
     try:
-        return len([float(word) for word in line.split()[1:4]]) == 3
+        return len([_coordinate(word) for word in line.split()[1:4]]) == 3
     except ValueError:
         return False
 
@@ -158,35 +183,61 @@ def _read_plain(frame: Frame, mol_id: int) -> Data:
         symbol, *xyz = line.split()[:4]
         numbers.append(_atomic_number(symbol, row))
         try:
-            positions.append([float(word) for word in xyz])
+            positions.append([_coordinate(word) for word in xyz])
         except ValueError:
             raise MoleculeError(
                 f"Atom {row} ({symbol}) has the coordinates {' '.join(xyz)!r}",
                 remedy="Give x, y and z as numbers, in angstrom",
             ) from None
+    labels = _qm9_labels(frame)
     return make_data(
         numbers,
         positions,
         charge=charge or 0,
+        dipole_magnitude=labels[0] if labels else None,
+        atomic_charges=labels[1] if labels else None,
         mol_id=mol_id,
+        smiles=frame.smiles,
         name=frame.title,
     )
+
+
+def _coordinate(word: str) -> float:
+    """A number, which in QM9 may be Mathematica's: ``2.1*^-6``."""
+    return float(word.replace("*^", "e"))
+
+
+def _qm9_labels(frame: Frame) -> tuple[float, list[float]] | None:
+    """Magnitude in debye and Mulliken charges of a frame of QM9; None for other frames."""
+    qm9 = _QM9.fullmatch(frame.comment)
+    if qm9 is None:
+        return None
+    try:
+        magnitude = _coordinate(qm9[2].split()[_QM9_MU])
+        return magnitude, [_coordinate(line.split()[4]) for line in frame.atoms]
+    except (ValueError, IndexError):
+        raise MoleculeError(
+            "The frame starts with 'gdb', as the files of QM9, but does not have their columns",
+            remedy="Give 15 numbers after 'gdb' and the number of the molecule, and the symbol, x, "
+            "y, z and the charge of each atom; or replace the second line by a name",
+        ) from None
 
 
 def _atomic_number(symbol: str, row: int) -> int:
     if symbol.isdecimal():
         return int(symbol)
-    number = atomic_numbers.get(symbol.capitalize(), 0)
+    number = atomic_numbers.get(_ISOTOPES.get(symbol.upper(), symbol.capitalize()), 0)
     if number == 0:
         raise MoleculeError(
             f"Atom {row} is {symbol!r}, which is not an element",
-            remedy="Give the symbol of an element (H also for its isotopes), or its number",
+            remedy="Give the symbol of an element, D or T, or its number",
         )
     return int(number)
 
 
 def _read_extended(frame: Frame, mol_id: int) -> Data:
-    text = "\n".join([str(len(frame.atoms)), frame.comment, *frame.atoms, ""])
+    atom_lines = _without_isotopes(frame)
+    text = "\n".join([str(len(frame.atoms)), frame.comment, *atom_lines, ""])
     try:
         from ase.io import read  # slow to import, and of use for extended XYZ alone
 
@@ -194,7 +245,7 @@ def _read_extended(frame: Frame, mol_id: int) -> Data:
     except KeyError as error:
         raise MoleculeError(
             f"Atom of the unknown element {error}",
-            remedy="Give the symbols of elements (H also for its isotopes)",
+            remedy="Give the symbols of elements, D or T",
         ) from None
     except Exception as error:  # ASE has no one exception for what it cannot parse
         raise MoleculeError(
@@ -213,6 +264,29 @@ def _read_extended(frame: Frame, mol_id: int) -> Data:
     stated = atoms.info.get("mol_id")  # others use the key for identifiers of their own
     usable = isinstance(stated, (int, np.integer)) and stated >= 0
     return from_ase(atoms, mol_id=None if usable else mol_id)
+
+
+def _without_isotopes(frame: Frame) -> list[str]:
+    """Lines of the atoms of an extended frame, with H for D and T."""
+    places = 0
+    for name, _, width in _columns(_values(frame.comment).get("Properties", "species:S:1")):
+        if name == "species":
+            break
+        places += int(width) if width.isdecimal() else 1
+    lines = []
+    for line in frame.atoms:
+        words = line.split()
+        if places < len(words) and words[places].upper() in _ISOTOPES:
+            words[places] = "H"
+            line = " ".join(words)
+        lines.append(line)
+    return lines
+
+
+def _columns(properties: str) -> list[tuple[str, str, str]]:
+    """Name, type and width of the columns in ``Properties=``."""
+    words = properties.split(":")
+    return list(zip(words[::3], words[1::3], words[2::3], strict=False))
 
 
 def _text_value(comment: str, key: str) -> str | None:

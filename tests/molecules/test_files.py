@@ -411,3 +411,63 @@ def test_equal_molecules_give_equal_bytes_and_a_failed_write_writes_nothing(tmp_
     with pytest.raises(MoleculeError, match="molecule 'F4': No bonds fit"):
         write_file(tmp_path / "c.sdf", [*water, apart])
     assert not (tmp_path / "c.sdf").exists()
+
+
+QM9 = """\
+5
+gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t0.044749\t\
+-40.47893\t-40.476062\t-40.475117\t-40.498597\t6.469\t
+C\t-0.0126981359\t 1.0858041578\t 0.0080009958\t-0.535689
+H\t 2.1504159*^-3\t-0.0060313176\t 1.9761204*^-3\t 0.133921
+H\t 1.0117308433\t 1.4637511618\t 2.765748*^-4\t 0.133922
+H\t-0.540815069\t 1.4475266138\t-0.8766437152\t 0.133923
+H\t-0.5238136345\t 1.4379326443\t 0.9063972942\t 0.133923
+1341.307\t1341.3284\t1341.365\t1562.6731\t1562.7453\t3038.3205\t3151.6034\t3151.6788\t3151.7078
+C\tC\t
+InChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4
+"""
+
+
+def test_files_of_qm9(tmp_path: Path) -> None:
+    water = "3\nwater\nO 0 0 0\nH 0 0.76 0.59\nH 0 -0.76 0.59\n"
+    polar = QM9.replace("gdb 1\t", "gdb 2\t").replace("\t0.\t", "\t1.2*^-1\t")
+    found = read_file(write(tmp_path, "a.xyz", QM9 + polar + water + QM9))
+    assert found.failures == []
+    assert [data.name for data in found.data] == ["gdb 1", "gdb 2", "water", "gdb 1"]
+    methane, other, _, last = found.data
+    assert methane.smiles == "C"
+    assert methane.dipole_magnitude.item() == 0
+    assert other.dipole_magnitude.item() == pytest.approx(0.12)
+    assert methane.atomic_charges[:2].tolist() == pytest.approx([-0.535689, 0.133921])
+    assert methane.pos[1].tolist() == pytest.approx([2.1504159e-3, -0.0060313176, 1.9761204e-3])
+    assert torch.equal(last.pos, methane.pos)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("\t-0.535689", ""), ("\t0.\t", "\tnone\t"), ("C\t-0.0126", "C\t-0.0126*"), ("5\n", "6\n")],
+)
+def test_a_broken_file_of_qm9_is_one_failure(tmp_path: Path, old: str, new: str) -> None:
+    text = QM9.replace(old, new, 1)
+    found = read_file(write(tmp_path, "a.xyz", text + QM9))
+    assert len(found.data) == 1
+    (failure,) = found.failures
+    assert (failure.row, failure.molecule) == (1, "gdb 1")
+
+
+def test_heavy_hydrogen(tmp_path: Path) -> None:
+    water = "3\n{comment}\nO 0 0 0\nD 0 0.76 0.59\nt 0 -0.76 0.59\n"
+    columns = "3\nProperties=pos:R:3:species:S:1\n0 0 0 O\n0 0.76 0.59 D\n0 -0.76 0.59 T\n"
+    for suffix, text in (
+        (".xyz", water.format(comment="water")),
+        (".extxyz", water.format(comment="Properties=species:S:1:pos:R:3")),
+        (".extxyz", columns),
+        (".sdf", V2000.format(title="", dimension="3D", first="D")),
+    ):
+        found = read_file(write(tmp_path, f"a{suffix}", text))
+        assert found.failures == []
+        assert sorted(found.data[0].z.tolist()) == ([1, 1] if suffix == ".sdf" else [1, 1, 8])
+    # Masses are those of the elements, as for [2H] in SMILES.
+    (heavy,) = from_smiles("[2H][O-]")
+    (light,) = from_smiles("[H][O-]")
+    assert torch.equal(heavy.z.sort().values, light.z.sort().values)
