@@ -116,20 +116,22 @@ class TrainConfig:
 class ConformerConfig:
     """Embedding of SMILES in 3D: ETKDGv3, then MMFF94s (UFF where it has no parameters)."""
 
-    conformers: int = 1
-    """Conformers kept per molecule, lowest energy first."""
+    conformers: int | Literal["auto"] = 1
+    """Conformers embedded per molecule; auto: as many as the molecule needs, 1 (rigid) to 128 by
+    its rotatable bonds and flexible rings, in about half a second for a drug-like molecule."""
     conformer_seed: int = 7
     """Seed of the embedding."""
 
     def __post_init__(self) -> None:
-        _require(self, "conformers", self.conformers >= 1, "at least 1")
+        count = self.conformers
+        _require(self, "conformers", count == "auto" or count >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """Averages over conformers, error bars, and level of theory."""
 
-    embedding: ConformerConfig = ConformerConfig()
+    embedding: ConformerConfig = ConformerConfig(conformers="auto")
     """Embedding of SMILES; structures are taken as they are."""
     temperature: float = ROOM_TEMPERATURE_K
     """Temperature of the Boltzmann average, in kelvin."""

@@ -20,7 +20,7 @@ from typing import Annotated
 import ray
 import tyro
 
-from dipolegnn.config import ConformerConfig
+from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.inference.ray import ROWS_PER_TASK, predict_dataset, write_rows
 from dipolegnn.models import ModelChoice
 from dipolegnn.units import duration
@@ -39,7 +39,7 @@ class Options:
     model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
     """A pretrained model's name, a model file, the folder of a run; left out: the default."""
     conformers: Annotated[ConformerConfig, tyro.conf.arg(name="")] = field(
-        default_factory=ConformerConfig
+        default_factory=lambda: PredictConfig.embedding
     )
     actors: tuple[int, int] = (1, 1)
     """Processes with a model, at least and at most."""

@@ -59,8 +59,10 @@ def _layout(service: Service) -> html.Div:
             id="upload",
             className="upload",
         ),
-        html.Label("Conformers per molecule", htmlFor="conformers"),
-        dcc.Input(id="conformers", type="number", value=1, min=1, max=MAX_CONFORMERS, step=1),
+        html.Label("Conformers per molecule (empty: as many as it needs)", htmlFor="conformers"),
+        dcc.Input(
+            id="conformers", type="number", placeholder="auto", min=1, max=MAX_CONFORMERS, step=1
+        ),
         html.Label("Model", htmlFor="model"),
         dcc.Dropdown([default, *pretrained_names()], AS_STARTED, id="model", clearable=False),
         html.Div(
@@ -185,7 +187,7 @@ def _connect(page: Dash, service: Service) -> None:
     ) -> tuple[Any, ...]:
         request = Request(
             smiles=smiles or "",
-            conformers=conformers if isinstance(conformers, int) else 0,
+            conformers="auto" if conformers is None else conformers,
             model=None if model == AS_STARTED else model,
             level=level,
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dipolegnn.config import ConformerConfig, PredictConfig
 from dipolegnn.files import READABLE_TEXT
@@ -50,7 +50,7 @@ class Request(NamedTuple):
         smiles: SMILES, one per line, each optionally followed by a name.
         file_name: Name of an uploaded file; empty if there is none.
         file_text: Content of the file.
-        conformers: Conformers per molecule.
+        conformers: Conformers per molecule; ``"auto"``: as many as the molecule needs.
         model: The model; None: the model of the server, or the default model.
         level: Level of theory; None: the first of the model.
     """
@@ -58,7 +58,7 @@ class Request(NamedTuple):
     smiles: str = ""
     file_name: str = ""
     file_text: str = ""
-    conformers: int = 1
+    conformers: int | Literal["auto"] = "auto"
     model: str | None = None
     level: str | None = None
 
@@ -95,9 +95,10 @@ def _refused(reason: str) -> Response:
 def _respond(request: Request) -> Response:
     if len(request.smiles) + len(request.file_text) > MAX_CHARACTERS:
         raise ValueError(TOO_MUCH)
-    if not 1 <= request.conformers <= MAX_CONFORMERS:
+    if request.conformers != "auto" and not 1 <= request.conformers <= MAX_CONFORMERS:
         raise ValueError(
-            f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}."
+            f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}, or empty "
+            "for as many as the molecule needs."
         )
     config = PredictConfig(ConformerConfig(conformers=request.conformers), level=request.level)
     records, models = _records(request), _models(request.model)

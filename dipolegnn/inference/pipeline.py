@@ -54,6 +54,9 @@ BATCH_RECORDS = 1000
 FEW_CONFORMERS = 200
 """Number of conformers below which no worker processes are started."""
 
+USUAL_CONFORMERS = 20
+"""Number of conformers of a molecule that is assumed if the number is automatic."""
+
 SHOWN_FAILURES = 10
 
 
@@ -153,7 +156,7 @@ def predict_smiles(
     Args:
         model: The model.
         smiles: The SMILES.
-        conformers: Embedding in 3D; None: one conformer each.
+        conformers: Embedding in 3D; None: as many conformers as each molecule needs.
         temperature: Temperature of the average over conformers, in kelvin.
         level: Level of theory, one of ``model.levels``; None: the first of them.
         workers: Processes that embed; 1: the calling process.
@@ -166,7 +169,7 @@ def predict_smiles(
         ValueError: The model does not have the level.
     """
     records = [Record(row, SmilesRow(row, text)) for row, text in enumerate(smiles, start=1)]
-    config = PredictConfig(conformers or ConformerConfig(), temperature, level=level)
+    config = PredictConfig(conformers or PredictConfig.embedding, temperature, level=level)
     return predict_list(records, model, config, workers=workers, progress=progress)
 
 
@@ -348,7 +351,7 @@ def predict_files(
             ``.extxyz``, ``.xyz``, also ``.gz``). Failures are written to a separate file beside it.
         models: Choice of the model.
         columns: Columns of tables of SMILES.
-        conformers: Embedding of SMILES.
+        conformers: Embedding of SMILES; None: as many conformers as each molecule needs.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: Coverage of the error bars, between 0 and 1.
         level: Level of theory; None: the first of the model. The output contains it if the model
@@ -372,7 +375,7 @@ def predict_files(
     for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
-    config = PredictConfig(conformers or ConformerConfig(), temperature, coverage, level)
+    config = PredictConfig(conformers or PredictConfig.embedding, temperature, coverage, level)
     require_apart(Path(output), paths)
     start = time.monotonic()
     if device is None:
@@ -420,7 +423,8 @@ def predict_files(
 
 def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: PredictConfig) -> bool:
     """True if the prediction takes less time than the start of worker processes."""
-    limit = max(1, FEW_CONFORMERS // config.embedding.conformers)
+    each = config.embedding.conformers
+    limit = max(1, FEW_CONFORMERS // (USUAL_CONFORMERS if each == "auto" else each))
     with Records(paths, columns) as records:
         return sum(1 for _ in islice(records, limit)) < limit
 

@@ -104,7 +104,7 @@ def predict_dataset(
         dataset: Rows of SMILES.
         models: Choice of the model; it is loaded here and need not exist on the other machines.
         smiles_column: Column of the SMILES; case-insensitive.
-        conformers: Embedding of SMILES.
+        conformers: Embedding of SMILES; None: as many conformers as each molecule needs.
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: Coverage of the error bars, between 0 and 1.
         level: Level of theory; None: the first of the model.
@@ -124,13 +124,18 @@ def predict_dataset(
         raise ValueError(f"gpus_per_actor must be zero or positive, got {gpus_per_actor}.")
     model = models.model  # loaded before it is sent to other machines
     levels = [LEVEL_COLUMN] if model.level_named(level) else []
+    config = PredictConfig(conformers or PredictConfig.embedding, temperature, coverage, level)
     return _embedded(
-        dataset, smiles_column, conformers, rows_per_task, added=(*PREDICTION_COLUMNS, *levels)
+        dataset,
+        smiles_column,
+        config.embedding,
+        rows_per_task,
+        added=(*PREDICTION_COLUMNS, *levels),
     ).map_batches(
         PredictBlock,
         fn_constructor_args=(
             models,
-            PredictConfig(conformers or ConformerConfig(), temperature, coverage, level),
+            config,
             "cuda" if gpus_per_actor else "cpu",
         ),
         batch_size=None,
@@ -162,7 +167,7 @@ def label_dataset(
         dataset: Rows of SMILES.
         method: Level of theory, and whether to optimize the geometries.
         smiles_column: Column of the SMILES; case-insensitive.
-        conformers: Embedding of SMILES.
+        conformers: Embedding of SMILES; None: one conformer each.
         rows_per_task: Molecules per task; a task is repeated if a machine is lost. Use 1 for DFT,
             which takes minutes per molecule.
 
@@ -172,8 +177,9 @@ def label_dataset(
             ``rows_per_task`` is below 1.
     """
     engine_version(method)  # a missing program is one error, not a failure of each molecule
+    config = conformers or ConformerConfig()
     return _embedded(
-        dataset, smiles_column, conformers, rows_per_task, added=LABEL_COLUMNS
+        dataset, smiles_column, config, rows_per_task, added=LABEL_COLUMNS
     ).map_batches(
         partial(label_block, method=method),
         batch_size=None,
@@ -221,7 +227,7 @@ def write_rows(dataset: ray.data.Dataset, output: str) -> Counts:
 def _embedded(
     dataset: ray.data.Dataset,
     smiles_column: str,
-    conformers: ConformerConfig | None,
+    conformers: ConformerConfig,
     rows_per_task: int,
     *,
     added: Sequence[str],
@@ -239,7 +245,7 @@ def _embedded(
         )
     # Ray reads a file as one block, and a block is one task.
     return dataset.repartition(target_num_rows_per_block=rows_per_task).map_batches(
-        partial(embed_block, smiles_column=column, config=conformers or ConformerConfig()),
+        partial(embed_block, smiles_column=column, config=conformers),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from typing import Literal
 
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers, rdMolAlign
@@ -24,6 +24,7 @@ from rdkit.Geometry import Point3D
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
+from dipolegnn.molecules.conformers import conformers_needed, rotatable_bonds
 from dipolegnn.molecules.molecule import MoleculeError, make_data
 
 BOND_ORDER_ITERATIONS = 100_000
@@ -44,6 +45,10 @@ DUPLICATE_RMSD = 0.1
 
 DUPLICATE_ENERGY = 0.1
 """... if their energies also differ by less than this (kcal/mol)."""
+
+ENERGY_WINDOW = 6.0
+"""Conformers higher than this above the lowest (kcal/mol) are dropped from an automatic search; the
+weight of each at room temperature is below 1e-4, and errors of energies are 1 to 2 kcal/mol."""
 
 # Symmetry-equivalent numberings tried per comparison. More exist only in molecules with many
 # equivalent groups, where the worst case is that a duplicate is kept.
@@ -288,7 +293,7 @@ def _perceive_bonds(data: Data) -> Chem.Mol:
 def from_smiles(
     smiles: str,
     *,
-    conformers: int = 1,
+    conformers: int | Literal["auto"] = 1,
     seed: int = 7,
     name: str = "",
     row: int | None = None,
@@ -306,7 +311,9 @@ def from_smiles(
 
     Args:
         smiles: SMILES of one molecule.
-        conformers: Number of conformers to embed.
+        conformers: Number of conformers to embed; ``"auto"``: as many as the molecule needs for an
+            average (:func:`~dipolegnn.molecules.conformers.conformers_needed`), without those that
+            are more than 6 kcal/mol above the lowest.
         seed: Seed of the embedding.
         name: Name; the SMILES by default.
         row: Row in the source, for error messages.
@@ -338,7 +345,11 @@ def embed(
     """Generates the conformers of a parsed SMILES."""
     with captured_log() as reason:
         try:
-            embedded, energies = _embed(Chem.AddHs(mol), config)
+            count = conformers_needed(mol) if config.conformers == "auto" else config.conformers
+            embedded, energies = _embed(Chem.AddHs(mol), count, config.conformer_seed)
+            if config.conformers == "auto":
+                highest = min(energies.values()) + ENERGY_WINDOW
+                energies = {k: e for k, e in energies.items() if e <= highest}
             return [
                 conformer_data(
                     embedded, k, energy=energies[k], mol_id=mol_id, smiles=smiles, name=name
@@ -354,11 +365,11 @@ def embed(
             ) from None
 
 
-def _embed(mol: Chem.Mol, config: ConformerConfig) -> tuple[Chem.Mol, dict[int, float]]:
+def _embed(mol: Chem.Mol, conformers: int, seed: int) -> tuple[Chem.Mol, dict[int, float]]:
     """A copy of ``mol`` with conformers; energies of those that keep its stereochemistry."""
     for attempt in range(ATTEMPTS):
         embedded = Chem.Mol(mol)
-        energies = _stereoisomer(embedded, config.conformers, config.conformer_seed + attempt)
+        energies = _stereoisomer(embedded, conformers, seed + attempt)
         if energies:
             return embedded, energies
     raise MoleculeError(
@@ -513,15 +524,7 @@ def can_turn(smiles: str) -> bool:
         >>> can_turn("CO"), can_turn("CCO"), can_turn("CCC"), can_turn("CCCC")
         (False, True, False, True)
     """
-    return bool(parse_smiles(smiles).HasSubstructMatch(_turning_bond()))
-
-
-@cache
-def _turning_bond() -> Chem.Mol:
-    # Not an atom of a linear group (triple bond), with more than one neighbour, or with hydrogens
-    # of oxygen, sulphur or an amine.
-    end = "[!$([#6]#*);!$([CX2]);$([!D1]),$([OX2H]),$([SX2H]),$([NX3;H2;!$(N-[#6]=,:*)])]"
-    return Chem.MolFromSmarts(f"{end}-;!@{end}")
+    return bool(rotatable_bonds(parse_smiles(smiles)))
 
 
 def canonical_smiles(smiles: str) -> str:

@@ -18,6 +18,7 @@ from rich.progress import track
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules.chemistry import TIME_LIMIT_S, embed, formal_charge, parse_smiles
+from dipolegnn.molecules.conformers import MOST_CONFORMERS
 from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
 from dipolegnn.molecules.records import Record, SmilesRow
 from dipolegnn.molecules.sdf import read_record
@@ -99,11 +100,12 @@ def embed_records(
 
 def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
     """Returns the worker processes for :func:`embed_in`."""
+    most = MOST_CONFORMERS if config.conformers == "auto" else config.conformers
     return Pool(
         partial(_packed, config=config),
         workers=workers,
         # Two embeddings of two attempts each, the minimizations, and some slack.
-        time_limit=(5.0 + config.conformers) * TIME_LIMIT_S,
+        time_limit=(5.0 + most) * TIME_LIMIT_S,
         ahead=AHEAD,
     )
 

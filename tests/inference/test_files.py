@@ -74,7 +74,7 @@ def in_one_piece(
     paths: list[Path], models: ModelChoice, conformers: ConformerConfig | None = None
 ) -> Predictions:
     records = list(chained([file_records(path) for path in paths]))
-    return predict_list(records, models, PredictConfig(conformers or ConformerConfig()))
+    return predict_list(records, models, PredictConfig(conformers or PredictConfig.embedding))
 
 
 def test_a_table_is_what_the_same_molecules_give_in_one_piece(
