@@ -24,6 +24,7 @@ from torch import nn
 from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE
 from dipolegnn.molecules import Failure, MoleculeError
+from dipolegnn.molecules.fragments import broken_bonds
 from dipolegnn.nn import Calibration, DipoleModel
 from dipolegnn.nn.features import MAX_Z
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K, ROOM_TEMPERATURE_K
@@ -76,6 +77,8 @@ class Prediction:
             only magnitudes. Fitted to reproduce the dipole; not a population analysis.
         error: Error bar of the magnitude; None if the model has no error bars.
         level: Level of theory of the prediction; empty if the model does not distinguish levels.
+        broken_bond: A broken or stretched bond of the structure, in words; empty if there is none.
+            The interval is then infinite.
     """
 
     data: Data
@@ -84,6 +87,7 @@ class Prediction:
     charges: NDArray[np.float64]
     error: ErrorBar | None = None
     level: str = ""
+    broken_bond: str = ""
 
     @property
     def has_vector(self) -> bool:
@@ -120,7 +124,10 @@ class Prediction:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Warnings that the interval may be too small; see :class:`ErrorBar`."""
-        return () if self.error is None else self.error.doubts
+        doubts = () if self.error is None else self.error.doubts
+        if not self.broken_bond:
+            return doubts
+        return (f"{self.broken_bond}: do not rely on the prediction, it has no interval", *doubts)
 
     def as_labels(self) -> Data:
         """Returns a copy of the structure with the prediction as its labels."""
@@ -509,6 +516,7 @@ def _predict_batch(
     batch = model_input(model, molecules, level)
     levels = batch.get("level") or [""] * len(molecules)
     errors: list[ErrorBar] | list[None] = [None] * len(molecules)
+    broken = _broken_bonds(batch)
     calibration = model.calibration
     if calibration is None:
         output = model(batch)
@@ -518,6 +526,8 @@ def _predict_batch(
         rows = torch.tensor(places, device=sensitivity.device)
         scales = calibration.scale(sensitivity, rows).tolist()
         doubts = calibration.doubts(molecules, scales, rows)
+        for place in broken:
+            scales[place] = math.inf
         errors = [
             ErrorBar(scale, doubt, calibration, place)
             for scale, doubt, place in zip(scales, doubts, places, strict=True)
@@ -526,11 +536,19 @@ def _predict_batch(
     magnitudes = _numpy(output.magnitude)
     dipoles, atomic = _numpy(output.dipole), np.split(_numpy(output.charges), ends)
     return [
-        Prediction(data, float(magnitude), dipole, charge, error, of_level)
-        for data, magnitude, dipole, charge, error, of_level in zip(
-            molecules, magnitudes, dipoles, atomic, errors, levels, strict=True
+        Prediction(data, float(magnitude), dipole, charge, error, of_level, broken.get(place, ""))
+        for place, (data, magnitude, dipole, charge, error, of_level) in enumerate(
+            zip(molecules, magnitudes, dipoles, atomic, errors, levels, strict=True)
         )
     ]
+
+
+def _broken_bonds(batch: Data) -> dict[int, str]:
+    """Broken bonds of the structures of :func:`model_input`, by the number of the structure."""
+    whole = (batch[name].cpu().numpy() for name in ("z", "batch", "fragment"))
+    numbers, molecule, fragment = whole
+    charges = _numpy(batch.fragment_charge)
+    return broken_bonds(numbers, _numpy(batch.pos), molecule, fragment, charges)
 
 
 def _numpy(values: torch.Tensor) -> NDArray[np.float64]:

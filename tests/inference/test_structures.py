@@ -11,6 +11,7 @@ from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ConformerConfig, ModelConfig
 from dipolegnn.inference.pipeline import predict_smiles
 from dipolegnn.inference.structures import Prediction, average, boltzmann, predict
+from dipolegnn.models import load_model
 from dipolegnn.molecules import MoleculeError, from_smiles, make_data
 from dipolegnn.nn import (
     DipoleHead,
@@ -238,6 +239,19 @@ def test_smiles_to_dipoles_with_failures(model: DipoleModel) -> None:
     assert methane.magnitude == pytest.approx(0, abs=1e-4)
     (failure,) = found.failures
     assert (failure.row, failure.molecule) == (2, "C1CC")
+
+
+@pytest.mark.parametrize("name", ["painn-organic", None])
+def test_a_broken_bond_has_no_interval(name: str | None, model: DipoleModel) -> None:
+    used = model if name is None else load_model(name)
+    oxides = [make_data([6, 8], [[0.0, 0.0, 0.0], [0.0, 0.0, x]]) for x in (1.13, 30.0)]
+    near, far = predict(used, oxides)
+    assert (near.broken_bond, far.broken_bond) == ("", "the atom C1 has no bond")
+    note = "the atom C1 has no bond: do not rely on the prediction, it has no interval"
+    assert note in far.doubts
+    assert note not in near.doubts
+    assert far.half_width() == (None if name is None else math.inf)
+    assert near.half_width() != math.inf
 
 
 def test_a_model_of_another_property_is_refused(molecules: list[Data]) -> None:

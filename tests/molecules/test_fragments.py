@@ -9,9 +9,10 @@ import pytest
 import torch
 from rdkit import Chem
 
-from dipolegnn._pyg import Data
+from dipolegnn._pyg import Batch, Data
 from dipolegnn.data import read_molecules, write_molecules
 from dipolegnn.molecules import MoleculeError, from_rdkit, from_smiles, make_data
+from dipolegnn.molecules.fragments import broken_bonds
 from dipolegnn.molecules.molecule import relabelled
 
 
@@ -144,3 +145,45 @@ def test_files_without_fragments_hold_molecules_of_one(tmp_path: Path) -> None:
     read = read_molecules(tmp_path / "one.npz")
     assert read[0].fragment_charge.tolist() == [1.0] * 5
     assert read[1].fragment_charge.tolist() == [0.0] * 3
+
+
+def broken(*molecules: Data) -> dict[int, str]:
+    whole = Batch.from_data_list(list(molecules), exclude_keys=["mol_block"])
+    given = (whole.z, whole.pos.double(), whole.batch, whole.fragment, whole.fragment_charge)
+    return broken_bonds(*(values.numpy() for values in given))
+
+
+def test_broken_bonds() -> None:
+    (water,) = from_smiles("O")
+    oxide = make_data([6, 8], np.diag([0.0, 0.0, 30.0])[1:])
+    (ethane,) = from_smiles("CC")
+    torn = ethane.clone()
+    torn.pos = torn.pos + 3.0 * (torch.tensor([0, 1, 0, 0, 0, 1, 1, 1])[:, None])
+    found = broken(water, oxide, ethane, torn)
+    assert found.keys() == {1, 3}
+    assert found[1] == "the atom C1 has no bond"
+    assert "between C2 and C1" in found[3] or "between C1 and C2" in found[3]
+    assert "is broken or stretched (" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("z", "pos", "charge"),
+    [
+        ([18], [[0, 0, 0]], 0),
+        ([2, 18], [[0, 0, 0], [0, 0, 3.0]], 0),
+        ([11, 17], [[0, 0, 0], [0, 0, 40.0]], 0),
+        ([12, 17, 17], [[0, 0, 0], [0, 0, 2.2], [0, 0, -2.2]], 0),
+        ([8, 1, 1, 18], [[0, 0, 0], [0, 0.76, 0.59], [0, -0.76, 0.59], [0, 0, 30.0]], 0),
+        ([17], [[0, 0, 0]], -1),
+        ([53, 53], [[0, 0, 0], [0, 0, 2.67]], 0),
+    ],
+)
+def test_atoms_and_ions_may_be_alone(z: list[int], pos: list[list[float]], charge: int) -> None:
+    assert broken(make_data(z, pos, charge=charge)) == {}
+
+
+@pytest.mark.parametrize("folder", ["smallest", "small_molecules", "organic"])
+def test_no_bond_of_a_data_set_is_broken(folder: str) -> None:
+    path = Path(__file__).resolve().parents[2] / "datasets" / folder / "raw" / "molecules.npz"
+    found = broken(*read_molecules(path))
+    assert found == {}
