@@ -109,3 +109,19 @@ def test_pairs_touch_at_the_stated_distance(build: ModuleType, far: bool) -> Non
         else:
             contact = (distances / sums).min()
             assert build.CONTACT[0] - 1e-4 < contact < build.CONTACT[1] + 1e-4
+
+
+def test_conformers_of_flexible_molecules(build: ModuleType, tmp_path: Path) -> None:
+    listed, output = tmp_path / "list.csv", tmp_path / "out"
+    listed.write_text("smiles\nc1ccccc1\nOCCO\nNCCCO\n")
+    build.main([str(listed), "--conformers", "6", "--output", str(output)])
+    dataset = ConformerDataset(output)
+    assert dataset.card is not None
+    assert dataset.card.name == "conformers_xtb"
+    by_molecule: dict[str, list[float]] = {}
+    for data in dataset:
+        by_molecule.setdefault(data.smiles, []).append(float(data.energy))
+    assert by_molecule.keys() == {"OCCO", "NCCCO"}  # benzene is rigid
+    for energies in by_molecule.values():
+        assert 1 < len(energies) <= 6
+        assert 0.01 < max(energies) - min(energies) < 10  # kcal/mol

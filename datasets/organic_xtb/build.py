@@ -12,6 +12,9 @@ every eighth molecule of up to 14 heavy atoms the first conformer is relaxed wit
 Pairs of small molecules, at random orientation and distance, follow; ions are paired with ions of
 the opposite charge where possible.
 
+With ``--conformers N``, up to N force-field minima of each flexible molecule are labelled instead,
+without displacements and pairs: a data set for conformer energies.
+
 Molecules are shuffled and processed in parts, each of which is written to FOLDER/parts when it is
 complete; the same command continues with the next part. The data set itself is written at the end
 of each call from all parts that exist.
@@ -53,6 +56,7 @@ from dipolegnn.molecules import (
     read_failures,
     write_failures,
 )
+from dipolegnn.molecules.conformers import conformers_needed
 
 ELEMENTS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Br", "I"})
 LARGEST = 50
@@ -61,7 +65,12 @@ MOST_CHARGE = 2
 """Maximum absolute total charge in e."""
 
 PART = 1000
-"""Molecules per part."""
+"""Molecules per part; fewer if each has many conformers."""
+
+FLEXIBLE = 8
+"""A molecule is flexible if it needs at least so many conformers (``conformers_needed``)."""
+LARGEST_FLEXIBLE = 35
+"""Maximum number of heavy atoms of flexible molecules; one in five of the list is larger."""
 
 LARGEST_RELAXED = 14
 """Maximum number of heavy atoms of relaxed molecules; relaxing takes 20 single points."""
@@ -101,8 +110,12 @@ def main(arguments: list[str] | None = None) -> None:
     with rdBase.BlockLogs():  # RDKit rejects some lines of the lists
         molecules = molecules_of(options.lists, excluded)
     np.random.default_rng(0).shuffle(molecules)
+    size = PART
+    if options.conformers:
+        molecules = [molecule for molecule in track(molecules, "Flexible") if flexible(molecule)]
+        size = max(1, PART // options.conformers)
     molecules = molecules[: options.count]
-    parts = math.ceil(len(molecules) / PART)
+    parts = math.ceil(len(molecules) / size)
     deadline = time.monotonic() + 60 * options.minutes
     folder = options.output / "parts"
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         if time.monotonic() > deadline:
             break
-        rows = range(number * PART, min((number + 1) * PART, len(molecules)))
-        found = labelled(number, rows, molecules, options.workers)
+        rows = range(number * size, min((number + 1) * size, len(molecules)))
+        make = labelled_conformers if options.conformers else labelled
+        found = make(number, rows, molecules, options)
         write_failures(folder / f"{number:04}.csv", found.failures)
         write_molecules(folder / f"{number:04}.npz", found.data)  # last: the part is complete
         print(
@@ -121,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{len(found.failures)} failures",
             file=sys.stderr,
         )
-    whole(options.output, folder, options.lists)
+    whole(options.output, folder, options)
 
 
 def molecules_of(lists: Sequence[Path], excluded: set[str]) -> list[Molecule]:
@@ -154,21 +168,52 @@ def allowed(mol: Chem.Mol) -> bool:
     )
 
 
+def flexible(molecule: Molecule) -> bool:
+    """True if the molecule has several conformers and is not too large."""
+    return (
+        molecule.heavy_atoms <= LARGEST_FLEXIBLE
+        and conformers_needed(Chem.MolFromSmiles(molecule.smiles)) >= FLEXIBLE
+    )
+
+
+def embedded(
+    rows: Sequence[int], molecules: Sequence[Molecule], config: ConformerConfig, workers: int
+) -> Molecules:
+    """Conformers at minima of the force field; ``mol_id`` is the row in the shuffled list."""
+    given = [SmilesRow(row + 1, molecules[row].smiles) for row in rows]
+    found = embed_smiles(given, config, workers=workers)
+    for data in found.data:
+        data.mol_id = torch.tensor([rows[int(data.mol_id)]])
+    return found
+
+
+def labelled_conformers(
+    number: int,
+    rows: Sequence[int],
+    molecules: Sequence[Molecule],
+    options: argparse.Namespace,
+) -> Molecules:
+    """The labelled conformers of a part."""
+    config = ConformerConfig(conformers=options.conformers, conformer_seed=number)
+    conformers = embedded(rows, molecules, config, options.workers)
+    result = label_many(conformers.data, XTBConfig(), workers=options.workers)
+    return Molecules(result.data, [*conformers.failures, *result.failures])
+
+
 def labelled(
-    number: int, rows: Sequence[int], molecules: Sequence[Molecule], workers: int
+    number: int,
+    rows: Sequence[int],
+    molecules: Sequence[Molecule],
+    options: argparse.Namespace,
 ) -> Molecules:
     """The labelled structures of a part."""
     rng = np.random.default_rng((1, number))
-    conformers = embed_smiles(
-        [SmilesRow(row + 1, molecules[row].smiles) for row in rows],
-        ConformerConfig(conformers=2, conformer_seed=number),
-        workers=workers,
-    )
+    workers: int = options.workers
+    config = ConformerConfig(conformers=2, conformer_seed=number)
+    conformers = embedded(rows, molecules, config, workers)
     of_row: dict[int, list[Data]] = {}
     for data in conformers.data:
-        row = rows[int(data.mol_id)]
-        data.mol_id = torch.tensor([row])
-        of_row.setdefault(row, []).append(data)
+        of_row.setdefault(int(data.mol_id), []).append(data)
     relaxed: list[Data] = []
     single: list[Data] = []
     for row, found in of_row.items():
@@ -280,27 +325,32 @@ def charge_moved(data: Data, of_row: dict[int, list[Data]]) -> bool:
     return abs(total - Chem.GetFormalCharge(first)) > MOVED_CHARGE
 
 
-def whole(folder: Path, parts: Path, lists: Sequence[Path]) -> None:
+def whole(folder: Path, parts: Path, options: argparse.Namespace) -> None:
     """Write the data set from its parts."""
     data: list[Data] = []
     failures: list[Failure] = []
     for path in sorted(parts.glob("*.npz")):
         data.extend(read_molecules(path))
         failures.extend(read_failures(path.with_suffix(".csv")))
-    sources = ", ".join(f"{path.name} (SHA-256 {sha256_of(path)})" for path in lists)
+    sources = ", ".join(f"{path.name} (SHA-256 {sha256_of(path)})" for path in options.lists)
+    count: int = options.conformers
+    if count:
+        name, what = "conformers_xtb", f"Up to {count} conformers of flexible molecules and ions"
+        geometry = "ETKDGv3 and MMFF94s or UFF"
+    else:
+        name = "organic_xtb"
+        what = "Molecules and ions of up to 50 heavy atoms, and pairs of small ones"
+        geometry = (
+            "ETKDGv3 and MMFF94s or UFF; a second conformer displaced (normal, 0.03 to 0.1 "
+            "angstrom); some relaxed with GFN2-xTB; pairs at random orientation and distance"
+        )
     about = About(
-        name="organic_xtb",
-        description=(
-            "Molecules and ions of up to 50 heavy atoms, of H B C N O F Si P S Cl Br I, and pairs "
-            f"of small ones. SMILES: {sources}"
-        ),
+        name=name,
+        description=f"{what}, of H B C N O F Si P S Cl Br I. SMILES: {sources}",
         licence="that of the lists of SMILES",
         citation="Method: Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652 (2019)",
         level_of_theory="GFN2-xTB (tblite)",
-        geometry=(
-            "ETKDGv3 and MMFF94s or UFF; a second conformer displaced (normal, 0.03 to 0.1 "
-            "angstrom); some relaxed with GFN2-xTB; pairs at random orientation and distance"
-        ),
+        geometry=geometry,
         seed=0,
         created_by="python datasets/organic_xtb/build.py LIST.csv.gz ... --output FOLDER",
     )
@@ -323,6 +373,9 @@ def _parser() -> argparse.ArgumentParser:
         "--exclude", type=Path, action="append", default=[], help="hashes of InChIKeys to leave out"
     )
     parser.add_argument("--count", type=int, default=100_000, help="number of molecules")
+    parser.add_argument(
+        "--conformers", type=int, default=0, help="label so many conformers of flexible molecules"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument(
         "--minutes", type=float, default=1e6, help="begin no part after so many minutes"
