@@ -50,7 +50,8 @@ def test_the_command_predicts_what_the_model_said_in_memory(
     result.model.kernels = "plain"
     in_memory = predict(result.model, from_smiles("CCO"))[0]
 
-    (found,) = predictions(capsys, "CCO", "--model", str(tmp_path / "run"))["molecules"]
+    words = ("CCO", "--conformers", "1", "--model", str(tmp_path / "run"))
+    (found,) = predictions(capsys, *words)["molecules"]
 
     assert in_memory.dipole is not None
     assert found["magnitude"] == pytest.approx(in_memory.magnitude, rel=1e-6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dipolegnn._pyg import Batch
-from dipolegnn.config import JSON, ModelConfig, PredictConfig
+from dipolegnn.config import JSON, ConformerConfig, ModelConfig, PredictConfig
 from dipolegnn.inference import predict, predict_files, predict_list, predict_smiles
 from dipolegnn.inference.calculator import DipoleCalculator
 from dipolegnn.inference.output import as_json, print_tables, write_predictions
@@ -209,7 +209,7 @@ def test_structures_from_smiles_are_predicted_at_the_level_of_their_geometry(smi
     relaxed = f"DFT{FROM_FORCE_FIELD}"
     model = new_model((*LEVELS, relaxed))
     assert model.levels == list(LEVELS)
-    found = predict_smiles(model, ["CO", "CCO"])
+    found = predict_smiles(model, ["CO", "CCO"], conformers=ConformerConfig(conformers=1))
     assert [m.magnitude for m in found.molecules] == pytest.approx(
         magnitudes(model, relaxed, "CO", "CCO"), abs=1e-5
     )
