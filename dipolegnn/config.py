@@ -125,6 +125,7 @@ class ConformerConfig:
     def __post_init__(self) -> None:
         count = self.conformers
         _require(self, "conformers", count == "auto" or count >= 1, "at least 1")
+        _require(self, "conformer_seed", 0 <= self.conformer_seed < 2**31, "0 to 2147483647")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ from dipolegnn.molecules.molecule import MoleculeError, make_data
 BOND_ORDER_ITERATIONS = 100_000
 """Maximum number of iterations of the search for bond orders."""
 
+SEED_FOR_0 = 1_000_003
+"""Seed of RDKit for the seed 0."""
+
 TIME_LIMIT_S = 60
 """Time limit in seconds for embedding a molecule, and for minimizing it; 0.1 s is usual."""
 
@@ -393,8 +396,8 @@ def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int) -> dict[int, float]
 def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:
     """Replaces the conformers of ``mol`` by newly embedded ones."""
     params = rdDistGeom.ETKDGv3()
-    # RDKit's stubs have no setters.
-    params.randomSeed = seed  # type: ignore[assignment]
+    # With 0, RDKit embeds the same conformer each time. Its stubs have no setters.
+    params.randomSeed = seed or SEED_FOR_0  # type: ignore[assignment]
     params.timeout = TIME_LIMIT_S  # type: ignore[assignment]
     start = time.monotonic()
     found = rdDistGeom.EmbedMultipleConfs(mol, conformers, params)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from rdkit import Chem
 
+from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules import from_smiles
 from dipolegnn.molecules.chemistry import ENERGY_WINDOW
 from dipolegnn.molecules.conformers import (
@@ -48,3 +49,14 @@ def test_automatic_search() -> None:
     assert 10 < len(found) <= needed("NCC(=O)NCC(=O)O")
     assert energies == sorted(energies)
     assert energies[-1] <= energies[0] + ENERGY_WINDOW
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_seed_gives_different_conformers(seed: int) -> None:
+    found = from_smiles("NCCCO", conformers=6, seed=seed)
+    assert len(found) > 2
+
+
+def test_a_negative_seed_would_be_random() -> None:
+    with pytest.raises(ValueError, match="conformer_seed must be 0 to 2147483647, got -1"):
+        ConformerConfig(conformer_seed=-1)
