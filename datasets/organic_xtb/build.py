@@ -56,7 +56,7 @@ from dipolegnn.molecules import (
     read_failures,
     write_failures,
 )
-from dipolegnn.molecules.conformers import conformers_needed
+from dipolegnn.molecules.conformers import search_size
 
 ELEMENTS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Br", "I"})
 LARGEST = 50
@@ -68,7 +68,7 @@ PART = 1000
 """Molecules per part; fewer if each has many conformers."""
 
 FLEXIBLE = 8
-"""A molecule is flexible if it needs at least so many conformers (``conformers_needed``)."""
+"""A molecule is flexible if it needs at least so many conformers (``search_size``)."""
 LARGEST_FLEXIBLE = 35
 """Maximum number of heavy atoms of flexible molecules; one in five of the list is larger."""
 
@@ -172,7 +172,7 @@ def flexible(molecule: Molecule) -> bool:
     """True if the molecule has several conformers and is not too large."""
     return (
         molecule.heavy_atoms <= LARGEST_FLEXIBLE
-        and conformers_needed(Chem.MolFromSmiles(molecule.smiles)) >= FLEXIBLE
+        and search_size(Chem.MolFromSmiles(molecule.smiles))[1] >= FLEXIBLE
     )
 
 

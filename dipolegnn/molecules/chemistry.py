@@ -14,7 +14,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from rdkit import Chem, rdBase
@@ -24,7 +24,7 @@ from rdkit.Geometry import Point3D
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.molecules.conformers import conformers_needed, rotatable_bonds
+from dipolegnn.molecules.conformers import rotatable_bonds, search_size
 from dipolegnn.molecules.molecule import MoleculeError, make_data
 
 BOND_ORDER_ITERATIONS = 100_000
@@ -48,6 +48,14 @@ DUPLICATE_RMSD = 0.1
 
 DUPLICATE_ENERGY = 0.1
 """... if their energies also differ by less than this (kcal/mol)."""
+
+LOW_ENERGY = 3.0
+"""A search ends when twice as many conformers bring no further one within this energy (kcal/mol) of
+the lowest; the weight of a higher one is below 0.01."""
+
+SEED_STEP = 7919
+"""Step of the seeds of a search. RDKit multiplies the seed by the number of the conformer; with a
+large prime, no product occurs twice."""
 
 ENERGY_WINDOW = 6.0
 """Conformers higher than this above the lowest (kcal/mol) are dropped from an automatic search; the
@@ -315,8 +323,9 @@ def from_smiles(
     Args:
         smiles: SMILES of one molecule.
         conformers: Number of conformers to embed; ``"auto"``: as many as the molecule needs for an
-            average (:func:`~dipolegnn.molecules.conformers.conformers_needed`), without those that
-            are more than 6 kcal/mol above the lowest.
+            average, up to :func:`~dipolegnn.molecules.conformers.search_size`: twice as many bring
+            no further one within 3 kcal/mol of the lowest. Those more than 6 kcal/mol above it,
+            and mirror images, are left out.
         seed: Seed of the embedding.
         name: Name; the SMILES by default.
         row: Row in the source, for error messages.
@@ -348,16 +357,18 @@ def embed(
     """Generates the conformers of a parsed SMILES."""
     with captured_log() as reason:
         try:
-            count = conformers_needed(mol) if config.conformers == "auto" else config.conformers
-            embedded, energies = _embed(Chem.AddHs(mol), count, config.conformer_seed)
-            if config.conformers == "auto":
-                highest = min(energies.values()) + ENERGY_WINDOW
-                energies = {k: e for k, e in energies.items() if e <= highest}
+            count = config.conformers
+            first, most = search_size(mol) if count == "auto" else (count, count)
+            embedded, energies = _embed(Chem.AddHs(mol), first, config.conformer_seed)
+            if most > first:
+                chosen = _search(embedded, energies, most, config.conformer_seed)
+            else:
+                chosen = _distinct(embedded, energies)
             return [
                 conformer_data(
                     embedded, k, energy=energies[k], mol_id=mol_id, smiles=smiles, name=name
                 )
-                for k in _distinct(embedded, energies)
+                for k in chosen
             ]
         except MoleculeError:
             raise
@@ -388,8 +399,64 @@ def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int) -> dict[int, float]
     Chem.AssignStereochemistryFrom3D(mol)
     if conformers > 1:
         _make_conformers(mol, conformers, seed)
-    energies = _minimize(mol)
-    wanted = _specified_stereo(mol) | specified
+    return _kept_stereo(mol, _minimize(mol), _specified_stereo(mol) | specified)
+
+
+def _search(mol: Chem.Mol, energies: dict[int, float], most: int, seed: int) -> list[int]:
+    """Adds conformers to ``mol`` until twice as many bring no further one of low energy.
+
+    Args:
+        mol: Molecule with minimized conformers of one stereoisomer.
+        energies: Their energies; those of further conformers are added.
+        most: Maximum number of conformers embedded.
+        seed: Seed of the conformers that are there.
+
+    Returns:
+        Conformers without duplicates, mirror images, and those of high energy, lowest first. Where
+        some are their own mirror image, the others come with theirs, because they count twice in an
+        average.
+    """
+    stereo = _specified_stereo(mol)
+    # With stereocentres, the mirror image of a conformer is one of the enantiomer.
+    mirror = str(Chem.StereoType.Atom_Tetrahedral) not in {kind for kind, _ in stereo}
+    embedded = mol.GetNumConformers()
+    found = _distinct(mol, energies, mirror=mirror)
+    while embedded < most:
+        more = Chem.Mol(mol)
+        count = min(embedded, most - embedded)
+        try:
+            _make_conformers(more, count, (seed + SEED_STEP * embedded) % 2**31)
+            minimized = _kept_stereo(more, _minimize(more), stereo)
+        except MoleculeError:  # none of these was embedded or converged
+            break
+        embedded += count
+        added = {
+            mol.AddConformer(more.GetConformer(k), assignId=True): energy
+            for k, energy in minimized.items()
+        }
+        energies |= added
+        found, before = _distinct(mol, energies, added, found, mirror=mirror), found
+        low = min(energies[k] for k in found) + LOW_ENERGY
+        if all(energies[k] > low for k in found[len(before) :]):
+            break
+    highest = min(energies[k] for k in found) + ENERGY_WINDOW
+    found = [k for k in found if energies[k] <= highest]
+    if mirror:
+        skeleton = _skeleton(mol)
+        chiral = [k for k in found if _rmsd(skeleton, k, k, mirror=True) >= DUPLICATE_RMSD]
+        if len(chiral) < len(found):
+            for k in chiral:
+                image = mol.AddConformer(mol.GetConformer(k), assignId=True)
+                _reflect(mol.GetConformer(image))
+                energies[image] = energies[k]
+                found.append(image)
+    return sorted(found, key=lambda k: energies[k])
+
+
+def _kept_stereo(
+    mol: Chem.Mol, energies: dict[int, float], wanted: dict[StereoElement, str]
+) -> dict[int, float]:
+    """Energies of the conformers with the stereochemistry ``wanted``."""
     return {k: e for k, e in energies.items() if _stereo_in_3d(mol, k, wanted) == wanted}
 
 
@@ -474,11 +541,41 @@ def _stereo_in_3d(
     return {element: found.get(element, "undefined") for element in wanted}
 
 
-def _distinct(mol: Chem.Mol, energies: dict[int, float]) -> list[int]:
-    """Conformers without duplicates, lowest energy first."""
-    ordered = sorted(energies, key=lambda k: energies[k])
-    if len(ordered) == 1:
+def _distinct(
+    mol: Chem.Mol,
+    energies: dict[int, float],
+    candidates: Iterable[int] | None = None,
+    found: Sequence[int] = (),
+    *,
+    mirror: bool = False,
+) -> list[int]:
+    """``found`` and those of ``candidates`` that are not duplicates, by energy.
+
+    Args:
+        mol: Molecule with conformers.
+        energies: Their energies.
+        candidates: Conformers to compare; None: all with an energy.
+        found: Conformers known to differ from each other.
+        mirror: Mirror images are duplicates.
+    """
+    ordered = sorted(energies if candidates is None else candidates, key=lambda k: energies[k])
+    kept = list(found)
+    if len(ordered) + len(kept) == 1:
         return ordered
+    skeleton = _skeleton(mol)
+    for conformer in ordered:
+        near = (k for k in kept if abs(energies[conformer] - energies[k]) < DUPLICATE_ENERGY)
+        if not any(
+            _rmsd(skeleton, conformer, k) < DUPLICATE_RMSD
+            or (mirror and _rmsd(skeleton, conformer, k, mirror=True) < DUPLICATE_RMSD)
+            for k in near
+        ):
+            kept.append(conformer)
+    return kept
+
+
+def _skeleton(mol: Chem.Mol) -> Chem.RWMol:
+    """The molecule without hydrogens on carbon, for comparisons of conformers."""
     # Hydrogens on carbon are determined by the skeleton and increase the number of symmetries;
     # those on O, N and S distinguish rotamers, whose dipoles differ.
     skeleton = Chem.RWMol(mol)
@@ -487,16 +584,18 @@ def _distinct(mol: Chem.Mol, energies: dict[int, float]) -> list[int]:
         if atom.GetAtomicNum() == 1 and any(n.GetAtomicNum() == 6 for n in atom.GetNeighbors()):
             skeleton.RemoveAtom(atom.GetIdx())
     skeleton.CommitBatchEdit()
-    kept: list[int] = []
-    for conformer in ordered:
-        near = (k for k in kept if energies[conformer] - energies[k] < DUPLICATE_ENERGY)
-        if all(_rmsd(skeleton, conformer, k) >= DUPLICATE_RMSD for k in near):
-            kept.append(conformer)
-    return kept
+    return skeleton
 
 
-def _rmsd(skeleton: Chem.Mol, conformer: int, other: int) -> float:
+def _reflect(conformer: Chem.Conformer) -> None:
+    """Replaces a conformer by its mirror image."""
+    conformer.SetPositions(conformer.GetPositions() * (1.0, 1.0, -1.0))
+
+
+def _rmsd(skeleton: Chem.Mol, conformer: int, other: int, *, mirror: bool = False) -> float:
     probe = Chem.Mol(skeleton, confId=conformer)  # a copy, as alignment moves it
+    if mirror:
+        _reflect(probe.GetConformer())
     return float(rdMolAlign.GetBestRMS(probe, skeleton, conformer, other, maxMatches=_MAX_MATCHES))
 
 
