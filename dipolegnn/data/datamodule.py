@@ -8,6 +8,7 @@ synchronizations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pytorch_lightning as pl
@@ -53,6 +54,8 @@ class DipoleDataModule(pl.LightningDataModule):
         eval_batch_size: Molecules per batch in evaluation; as in training where it is ``None``.
         seed: Seed of the order of the training molecules.
         num_workers: Processes that make the batches; 0 makes them in the training process.
+        together: True to keep the structures of a molecule (equal ``mol_id``) together when the
+            training part is shuffled.
 
     Raises:
         ValueError: A size is below 1, or the split reaches beyond the data set.
@@ -66,6 +69,7 @@ class DipoleDataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        together: bool = False,
     ) -> None:
         super().__init__()
         if eval_batch_size is None:
@@ -90,6 +94,7 @@ class DipoleDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.together = together
 
     def train_dataloader(self) -> Loader:
         """Training molecules, shuffled in each epoch.
@@ -99,7 +104,8 @@ class DipoleDataModule(pl.LightningDataModule):
         """
         part = self._part("train")
         replicas, rank = self._share()
-        sampler: DistributedSampler[Any] = DistributedSampler(
+        kind = MoleculeSampler if self.together else DistributedSampler
+        sampler: DistributedSampler[Any] = kind(
             part, num_replicas=replicas, rank=rank, shuffle=True, seed=self.seed
         )
         return self._loader(part, sampler, self.batch_size)
@@ -186,6 +192,27 @@ class DipoleDataModule(pl.LightningDataModule):
             return torch.device("cpu")
         device: torch.device = self.trainer.strategy.root_device
         return device
+
+
+class MoleculeSampler(DistributedSampler[Any]):
+    """Shuffles molecules; the structures of a molecule (equal ``mol_id``) stay together.
+
+    A device gets consecutive structures, so that at most one molecule is divided between two.
+    """
+
+    dataset: InMemoryDataset
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions of the structures of this device, in the order of the epoch."""
+        # One entry per structure, without making a Data of each.
+        ids = self.dataset._data.mol_id[torch.tensor(list(self.dataset.indices()))]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        molecule = ids.unique(return_inverse=True)[1]
+        place = torch.randperm(int(molecule.max()) + 1, generator=generator)[molecule]
+        order = place.argsort(stable=True)
+        order = torch.cat([order, order[: self.total_size - len(order)]])
+        first = self.rank * self.num_samples
+        return iter(order[first : first + self.num_samples].tolist())
 
 
 def _identity(batch: Batch) -> Batch:

@@ -22,6 +22,8 @@ class JoinedDataset(InMemoryDataset):
 
     Args:
         datasets: The data sets, without transform; subsets are not supported.
+        levels: Level of theory of each data set; None: that on its card. For labels of another
+            level than the dipole moments, such as energies.
 
     Raises:
         ValueError: If there is no data set, or one is a subset, has a transform, a single
@@ -33,7 +35,9 @@ class JoinedDataset(InMemoryDataset):
         ['B3LYP/def2-TZVPD']
     """
 
-    def __init__(self, datasets: Sequence[ConformerDataset]) -> None:
+    def __init__(
+        self, datasets: Sequence[ConformerDataset], levels: Sequence[str] | None = None
+    ) -> None:
         if not datasets:
             raise ValueError("There are no data sets to join; expected at least one.")
         for dataset in datasets:
@@ -42,6 +46,12 @@ class JoinedDataset(InMemoryDataset):
                 raise ValueError(f"{dataset.folder} cannot be joined with others: {reason}.")
         super().__init__(None)
         self.datasets = list(datasets)
+        self._levels = list(map(level_of, datasets) if levels is None else levels)
+        if len(self._levels) != len(datasets):
+            raise ValueError(
+                f"Expected one level of theory for each of {len(datasets)} data sets, got "
+                f"{len(self._levels)}."
+            )
         whole, slices = Data(), {}
         for field in FIELDS:
             parts = [dataset._data[field] for dataset in datasets]
@@ -54,14 +64,15 @@ class JoinedDataset(InMemoryDataset):
         per_molecule = torch.arange(len(sizes) + 1)
         for field in FIELDS:
             slices[field] = per_atom if field in ATOM_FIELDS else per_molecule
-        whole.level = [level_of(dataset) for dataset in datasets for _ in range(len(dataset))]
+        pairs = zip(self._levels, datasets, strict=True)
+        whole.level = [level for level, dataset in pairs for _ in range(len(dataset))]
         slices["level"] = per_molecule
         self._data, self.slices = whole, slices
 
     @property
     def levels(self) -> list[str]:
         """Levels of theory, in the order of the data sets."""
-        return list(dict.fromkeys(level_of(dataset) for dataset in self.datasets))
+        return list(dict.fromkeys(self._levels))
 
     def split(self) -> Split:
         """The splits of the data sets, joined; errors as for :meth:`ConformerDataset.split`."""

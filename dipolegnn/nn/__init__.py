@@ -2,6 +2,7 @@
 
 from dipolegnn.nn.calibration import Calibration
 from dipolegnn.nn.card import ModelCard
+from dipolegnn.nn.energy import ConformerEnergyHead, EnergyOutput
 from dipolegnn.nn.graph import RadiusGraph, radius_graph
 from dipolegnn.nn.heads import AtomwiseHead, BaseDipoleHead, DipoleHead, DipoleOutput
 from dipolegnn.nn.model import DipoleModel, PropertyModel, build_model
@@ -25,10 +26,12 @@ __all__ = [
     "BaseDipoleHead",
     "BesselRBF",
     "Calibration",
+    "ConformerEnergyHead",
     "CosineCutoff",
     "DipoleHead",
     "DipoleModel",
     "DipoleOutput",
+    "EnergyOutput",
     "GaussianRBF",
     "Geometry",
     "Head",

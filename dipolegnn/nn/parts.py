@@ -258,6 +258,8 @@ class Head(Part, Generic[Output]):
     """Fields of the named tuple that ``forward`` returns."""
     metrics: ClassVar[Mapping[str, HeadMetric]]
     """Metrics by name, as in ``val/dipole_mae``; the first is shown during training."""
+    compares_conformers: ClassVar[bool] = False
+    """True if training batches should contain the conformers of a molecule together."""
 
     @abstractmethod
     def forward(self, features: AtomFeatures, geometry: Geometry) -> Output:

@@ -124,7 +124,13 @@ def fit(
     accelerator = _accelerator(config)
     check_devices(devices, num_nodes, accelerator)
     folder = RunFolder(Path(run_dir))
-    datamodule = DipoleDataModule(dataset, split, config.batch_size, seed=config.seed)
+    datamodule = DipoleDataModule(
+        dataset,
+        split,
+        config.batch_size,
+        seed=config.seed,
+        together=model.head.compares_conformers,
+    )
     data = _describe(dataset, split)
     processes = devices * num_nodes
     if test and len(split.test) < processes:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from dipolegnn.data import (
     random_split,
     save_dataset,
 )
+from dipolegnn.data.datamodule import MoleculeSampler
 from dipolegnn.molecules import Molecules
 from tests.data.samples import chain_dataset
 
@@ -100,6 +101,27 @@ def test_a_resumed_run_sees_the_batches_that_it_would_have_seen(
     together = [sorted(chain(*epoch)) for epoch in epochs]
     assert together[0] == together[1] == together[2]
     assert len(together[0]) == len(split.train)
+
+
+def test_conformers_can_be_kept_together(dataset: ConformerDataset, split: Split) -> None:
+    numbers = dataset.mol_ids()[split.train]
+    orders = []
+    for epoch in range(2):
+        replicas = []
+        for rank in range(2):
+            sampler = MoleculeSampler(dataset[split.train], 2, rank, shuffle=True, seed=4)
+            sampler.set_epoch(epoch)
+            replicas.append(list(sampler))
+            assert len(replicas[-1]) == len(sampler)
+        order = [*replicas[0], *replicas[1]]
+        # Each once, up to one that makes the shares equal.
+        assert set(order) == set(range(len(split.train)))
+        assert len(order) <= len(split.train) + 1
+        molecules = numbers[torch.tensor(order[: len(split.train)])].tolist()
+        runs = 1 + sum(a != b for a, b in pairwise(molecules))
+        assert runs == len(set(molecules)) < len(molecules)
+        orders.append(order)
+    assert orders[0] != orders[1]
 
 
 def ids(loader: Any) -> list[int]:

@@ -1,0 +1,67 @@
+"""The training of the model of conformer energies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipolegnn._pyg import Batch, Data
+from dipolegnn.data import About, ConformerDataset, JoinedDataset, Split, save_dataset
+from dipolegnn.models import load_model
+from dipolegnn.molecules import Molecules, from_smiles
+from dipolegnn.molecules.molecule import relabelled
+from dipolegnn.nn import ConformerEnergyHead
+from tests.test_public import script
+
+
+def conformers(mol_id: int, smiles: str) -> list[Data]:
+    found = from_smiles(smiles, conformers=4, mol_id=mol_id)
+    # Energies with a large constant, as those of electronic structure have.
+    return [relabelled(data, energy=float(data.energy) - 1000.0 * (mol_id + 1)) for data in found]
+
+
+def test_it_learns_relative_energies(
+    project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = script(project_root, "experiments", "conformer_energies")
+    smiles = ("OCCO", "NCCCO", "CCCCO", "OCC=O")
+    found = [data for k, text in enumerate(smiles) for data in conformers(k, text)]
+    ids = torch.tensor([int(data.mol_id) for data in found])
+    places = torch.arange(len(found))
+    split = Split(places[ids > 0], places[ids == 0], places[:0])
+    for name in training.LEVELS:
+        about = About(name=name, level_of_theory="B3LYP/def2-TZVP")
+        save_dataset(tmp_path / name, Molecules(found, []), about, split=split)
+
+    words = ["--data", tmp_path, "--output", tmp_path / "run", "--max-epochs", 8, "--lr", 1e-3]
+    training.main([str(word) for word in words])
+    assert "kcal/mol" in capsys.readouterr().out
+    model = load_model(tmp_path / "run", [])
+    assert isinstance(model.head, ConformerEnergyHead)
+    assert list(model.representation.levels) == list(training.LEVELS.values())
+
+    # The training molecules: nearer than without differences.
+    learnt = zero = 0.0
+    for number in (1, 2, 3):
+        batch = Batch.from_data_list([data for data in found if int(data.mol_id) == number])
+        (target,) = model.head.targets(model(batch), batch).values()
+        learnt += float((target.predicted - target.reference).abs().sum().detach())
+        zero += float(target.reference.abs().sum())
+    assert learnt < 0.5 * zero
+
+    again = ["--data", tmp_path, "--output", tmp_path / "more", "--start", tmp_path / "run"]
+    training.main([*map(str, again), "--only-reference", "--max-epochs", "1"])
+    assert load_model(tmp_path / "more", []).config == model.config
+
+
+def test_levels_can_be_given(tmp_path: Path) -> None:
+    found = conformers(0, "OCCO")
+    split = Split(torch.arange(len(found)), torch.empty(0).long(), torch.empty(0).long())
+    save_dataset(tmp_path / "a", Molecules(found, []), About(name="a"), split=split)
+    joined = JoinedDataset([ConformerDataset(tmp_path / "a")], ["other"])
+    assert joined.levels == ["other"]
+    assert joined[0].level == "other"
+    with pytest.raises(ValueError, match="one level of theory for each of 1 data sets, got 2"):
+        JoinedDataset([ConformerDataset(tmp_path / "a")], ["one", "two"])
