@@ -121,8 +121,19 @@ class ConformerConfig:
     its rotatable bonds and flexible rings, in about half a second for a drug-like molecule."""
     conformer_seed: int = 7
     """Seed of the embedding."""
+    max_atoms: int = 500
+    """Largest number of atoms, hydrogens included, of a SMILES; larger molecules fail."""
+    embed_time_limit: int = 60
+    """Time limit in seconds for embedding a conformer and for minimizing it. A worker process is
+    ended after this times five plus the number of conformers (auto: nine); its molecule fails."""
+    embed_memory_limit: float = 2.0
+    """Memory limit of a worker process in GB, of which 0.5 are the program (Linux); a molecule that
+    needs more fails."""
 
     def __post_init__(self) -> None:
+        _require(self, "max_atoms", self.max_atoms >= 1, "at least 1")
+        _require(self, "embed_time_limit", self.embed_time_limit >= 1, "at least 1 second")
+        _require(self, "embed_memory_limit", self.embed_memory_limit >= 1, "at least 1 GB")
         count = self.conformers
         _require(self, "conformers", count == "auto" or count >= 1, "at least 1")
         _require(self, "conformer_seed", 0 <= self.conformer_seed < 2**31, "0 to 2147483647")

@@ -33,9 +33,6 @@ BOND_ORDER_ITERATIONS = 100_000
 SEED_FOR_0 = 1_000_003
 """Seed of RDKit for the seed 0."""
 
-TIME_LIMIT_S = 60
-"""Time limit in seconds for embedding a molecule, and for minimizing it; 0.1 s is usual."""
-
 MINIMIZER_STEPS = 10_000
 """Maximum number of minimizer steps for a conformer; hundreds are usual."""
 
@@ -354,14 +351,21 @@ def from_smiles(
 def embed(
     mol: Chem.Mol, smiles: str, config: ConformerConfig, *, name: str, mol_id: int
 ) -> list[Data]:
-    """Generates the conformers of a parsed SMILES."""
+    """Generates the conformers of a parsed SMILES, within the limits of ``config``."""
+    atoms = mol.GetNumAtoms() + sum(atom.GetTotalNumHs() for atom in mol.GetAtoms())
+    if atoms > config.max_atoms:
+        raise MoleculeError(
+            f"It has {atoms:,} atoms, and SMILES are embedded with up to {config.max_atoms:,}",
+            remedy="Give a 3D structure (.sdf, .xyz), or raise the limit (--max-atoms; in Python "
+            "ConformerConfig.max_atoms)",
+        )
     with captured_log() as reason:
         try:
             count = config.conformers
             first, most = search_size(mol) if count == "auto" else (count, count)
-            embedded, energies = _embed(Chem.AddHs(mol), first, config.conformer_seed)
+            embedded, energies = _embed(Chem.AddHs(mol), first, config)
             if most > first:
-                chosen = _search(embedded, energies, most, config.conformer_seed)
+                chosen = _search(embedded, energies, most, config)
             else:
                 chosen = _distinct(embedded, energies)
             return [
@@ -379,37 +383,46 @@ def embed(
             ) from None
 
 
-def _embed(mol: Chem.Mol, conformers: int, seed: int) -> tuple[Chem.Mol, dict[int, float]]:
+def _embed(
+    mol: Chem.Mol, conformers: int, config: ConformerConfig
+) -> tuple[Chem.Mol, dict[int, float]]:
     """A copy of ``mol`` with conformers; energies of those that keep its stereochemistry."""
+    limit = config.embed_time_limit
+    deadline = time.monotonic() + limit * conformers
     for attempt in range(ATTEMPTS):
         embedded = Chem.Mol(mol)
-        energies = _stereoisomer(embedded, conformers, seed + attempt)
+        energies = _stereoisomer(embedded, conformers, config.conformer_seed + attempt, limit)
         if energies:
             return embedded, energies
+        if time.monotonic() > deadline:
+            break
     raise MoleculeError(
         "The stereochemistry of the SMILES is not that of any structure found",
         remedy="Check the stereo centres and double bonds, or give a 3D structure",
     )
 
 
-def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int) -> dict[int, float]:
+def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int, limit: int) -> dict[int, float]:
     """Adds minimized conformers of one stereoisomer to ``mol``; energies of those that keep it."""
     specified = _specified_stereo(mol)
-    _make_conformers(mol, 1, seed)
+    _make_conformers(mol, 1, seed, limit)
     Chem.AssignStereochemistryFrom3D(mol)
     if conformers > 1:
-        _make_conformers(mol, conformers, seed)
-    return _kept_stereo(mol, _minimize(mol), _specified_stereo(mol) | specified)
+        _make_conformers(mol, conformers, seed, limit)
+    energies = _minimize(mol, limit)
+    return _kept_stereo(mol, energies, _specified_stereo(mol) | specified)
 
 
-def _search(mol: Chem.Mol, energies: dict[int, float], most: int, seed: int) -> list[int]:
+def _search(
+    mol: Chem.Mol, energies: dict[int, float], most: int, config: ConformerConfig
+) -> list[int]:
     """Adds conformers to ``mol`` until twice as many bring no further one of low energy.
 
     Args:
         mol: Molecule with minimized conformers of one stereoisomer.
         energies: Their energies; those of further conformers are added.
         most: Maximum number of conformers embedded.
-        seed: Seed of the conformers that are there.
+        config: Seed of the conformers that are there, and time limit.
 
     Returns:
         Conformers without duplicates, mirror images, and those of high energy, lowest first. Where
@@ -425,8 +438,9 @@ def _search(mol: Chem.Mol, energies: dict[int, float], most: int, seed: int) -> 
         more = Chem.Mol(mol)
         count = min(embedded, most - embedded)
         try:
-            _make_conformers(more, count, (seed + SEED_STEP * embedded) % 2**31)
-            minimized = _kept_stereo(more, _minimize(more), stereo)
+            seed = (config.conformer_seed + SEED_STEP * embedded) % 2**31
+            _make_conformers(more, count, seed, config.embed_time_limit)
+            minimized = _kept_stereo(more, _minimize(more, config.embed_time_limit), stereo)
         except MoleculeError:  # none of these was embedded or converged
             break
         embedded += count
@@ -460,12 +474,12 @@ def _kept_stereo(
     return {k: e for k, e in energies.items() if _stereo_in_3d(mol, k, wanted) == wanted}
 
 
-def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:
-    """Replaces the conformers of ``mol`` by newly embedded ones."""
+def _make_conformers(mol: Chem.Mol, conformers: int, seed: int, limit: int) -> None:
+    """Replaces the conformers of ``mol`` by newly embedded ones; ``limit`` in seconds for each."""
     params = rdDistGeom.ETKDGv3()
     # With 0, RDKit embeds the same conformer each time. Its stubs have no setters.
     params.randomSeed = seed or SEED_FOR_0  # type: ignore[assignment]
-    params.timeout = TIME_LIMIT_S  # type: ignore[assignment]
+    params.timeout = limit  # type: ignore[assignment]
     start = time.monotonic()
     found = rdDistGeom.EmbedMultipleConfs(mol, conformers, params)
     if not found:
@@ -474,15 +488,18 @@ def _make_conformers(mol: Chem.Mol, conformers: int, seed: int) -> None:
         found = rdDistGeom.EmbedMultipleConfs(mol, conformers, params)
     if not found:
         taken = time.monotonic() - start
-        limit = f" within {TIME_LIMIT_S} s" if taken > TIME_LIMIT_S else ""
+        within = f" within {limit} s" if taken > limit else ""
         raise MoleculeError(
-            f"No 3D structure of it can be built{limit}",
+            f"No 3D structure of it can be built{within}",
             remedy="Check it for impossible rings or stereo, or give a 3D structure (.sdf, .xyz)",
         )
 
 
-def _minimize(mol: Chem.Mol) -> dict[int, float]:
-    """Minimizes all conformers in place; energies in kcal/mol of those that converged."""
+def _minimize(mol: Chem.Mol, limit: int) -> dict[int, float]:
+    """Minimizes all conformers in place; energies in kcal/mol of those that converged.
+
+    ``limit`` is the time limit in seconds for each.
+    """
     ids = [conformer.GetId() for conformer in mol.GetConformers()]
     if mol.GetNumAtoms() == 1:
         return dict.fromkeys(ids, 0.0)
@@ -492,7 +509,7 @@ def _minimize(mol: Chem.Mol) -> dict[int, float]:
             "Neither MMFF94s nor UFF has parameters for all of its atoms",
             remedy="Give a 3D structure (.sdf, .xyz)",
         )
-    deadline = time.monotonic() + TIME_LIMIT_S * len(ids)
+    deadline = time.monotonic() + limit * len(ids)
     energies = {}
     for conformer in ids:
         if mmff is not None:
@@ -510,7 +527,7 @@ def _minimize(mol: Chem.Mol) -> dict[int, float]:
     if not energies:
         raise MoleculeError(
             f"The force field did not reach a minimum in {MINIMIZER_STEPS} steps or "
-            f"{TIME_LIMIT_S} s a conformer",
+            f"{limit} s a conformer",
             remedy="Give a 3D structure (.sdf, .xyz)",
         )
     return energies

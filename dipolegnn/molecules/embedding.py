@@ -17,8 +17,8 @@ from rich.progress import track
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.molecules.chemistry import TIME_LIMIT_S, embed, formal_charge, parse_smiles
-from dipolegnn.molecules.conformers import MOST_CONFORMERS
+from dipolegnn.molecules.chemistry import embed, formal_charge, parse_smiles
+from dipolegnn.molecules.conformers import FEWEST_CONFORMERS
 from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
 from dipolegnn.molecules.records import Record, SmilesRow
 from dipolegnn.molecules.sdf import read_record
@@ -34,6 +34,8 @@ AHEAD = 2
 
 WINDOW = 4000
 """Maximum number of records that are read ahead, which bounds the memory."""
+
+_LIMITS = "Give a smaller molecule or, for a SMILES, a 3D structure (.sdf, .xyz); or raise {}"
 
 Outcome = list[Data] | Failure
 """Structures of a record (conformers of a molecule), or its failure."""
@@ -73,6 +75,10 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
                 data = read_frame(frame, mol_id, extended=record.suffix == ".extxyz")
     except MoleculeError as error:
         return error.failure(stage, molecule=record.title, row=record.row, source=record.source)
+    except MemoryError:
+        return MoleculeError(
+            "There is not enough memory for it", remedy=_LIMITS.format("--embed-memory-limit")
+        ).failure(stage, molecule=record.title, row=record.row, source=record.source)
     if record.mol_id is not None:
         data.mol_id.fill_(record.mol_id)
     return [data]
@@ -100,12 +106,14 @@ def embed_records(
 
 def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
     """Returns the worker processes for :func:`embed_in`."""
-    most = MOST_CONFORMERS if config.conformers == "auto" else config.conformers
+    # Of molecules whose conformers take seconds, the automatic search embeds the fewest.
+    most = FEWEST_CONFORMERS if config.conformers == "auto" else config.conformers
     return Pool(
         partial(_packed, config=config),
         workers=workers,
         # Two embeddings of two attempts each, the minimizations, and some slack.
-        time_limit=(5.0 + most) * TIME_LIMIT_S,
+        time_limit=(5.0 + most) * config.embed_time_limit,
+        memory_limit=round(config.embed_memory_limit * 1e9),
         ahead=AHEAD,
     )
 
@@ -242,7 +250,9 @@ def _lost(record: Record, lost: Lost) -> Failure:
     smiles = isinstance(record.content, SmilesRow)
     return MoleculeError(
         f"{'No 3D structure can be built' if smiles else 'It cannot be read'}: {lost.reason}",
-        remedy="Give a 3D structure (.sdf, .xyz)" if smiles else "Correct or remove the record",
+        remedy="Give a 3D structure (.sdf, .xyz), or raise --embed-time-limit"
+        if smiles
+        else "Correct or remove the record",
     ).failure(
         "embed" if smiles else "read",
         molecule=record.title,

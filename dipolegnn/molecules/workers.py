@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -59,6 +60,8 @@ class Pool(Generic[Task, Result]):
             results are pickled.
         workers: Number of processes.
         time_limit: Time limit of a task in seconds, after which its worker is killed.
+        memory_limit: Limit of the memory of a worker in bytes (Linux); an allocation beyond it
+            raises a MemoryError in the task, or ends the process. None: no limit.
         ahead: Maximum number of queued tasks per worker, which keep it busy while the caller does
             not collect results.
     """
@@ -69,11 +72,13 @@ class Pool(Generic[Task, Result]):
         *,
         workers: int,
         time_limit: float,
+        memory_limit: int | None = None,
         ahead: int = 0,
     ) -> None:
         self.function = function
         self.workers = workers
         self.time_limit = time_limit
+        self.memory_limit = memory_limit
         self.ahead = ahead
         self._pool: list[Worker[Task, Result]] = []
         self._again: deque[tuple[int, Task]] = deque()
@@ -126,7 +131,7 @@ class Pool(Generic[Task, Result]):
         """Submits a task; its result is returned with this index."""
         idle = [worker for worker in self._pool if not worker.tasks]
         if not idle and len(self._pool) < self.workers:
-            idle = [Worker(self.function, self.time_limit)]
+            idle = [Worker(self.function, self.time_limit, self.memory_limit)]
             self._pool += idle
         chosen = idle[0] if idle else min(self._pool, key=lambda worker: len(worker.tasks))
         chosen.give(index, task)
@@ -165,11 +170,19 @@ class Pool(Generic[Task, Result]):
 class Worker(Generic[Task, Result]):
     """A worker process with its current and queued tasks."""
 
-    def __init__(self, function: Callable[[Task], Result], time_limit: float) -> None:
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        time_limit: float,
+        memory_limit: int | None = None,
+    ) -> None:
         self.time_limit = time_limit
         self.connection, childs_end = Pipe()
         self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(sys.path), str(childs_end.fileno())],
+            [
+                *(sys.executable, __file__, json.dumps(sys.path)),
+                *(str(childs_end.fileno()), str(memory_limit or 0)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(childs_end.fileno(),),
@@ -235,8 +248,13 @@ class Worker(Generic[Task, Result]):
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
-def _serve(handle: int) -> None:
-    """Main loop of a worker process."""
+def _serve(handle: int, memory_limit: int) -> None:
+    """Main loop of a worker process; ``memory_limit`` in bytes, 0: none."""
+    if memory_limit:
+        # Not the address space (RLIMIT_AS), of which libraries reserve gigabytes.
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limits = [memory_limit] if hard == resource.RLIM_INFINITY else [memory_limit, hard]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
     connection = Connection(handle)
     function = pickle.loads(connection.recv_bytes())
@@ -257,4 +275,4 @@ def _serve(handle: int) -> None:
 # is unpickled. The search path is passed as an argument, because the function may need it.
 if __name__ == "__main__":
     sys.path[:] = json.loads(sys.argv[1])
-    _serve(int(sys.argv[2]))
+    _serve(int(sys.argv[2]), int(sys.argv[3]))

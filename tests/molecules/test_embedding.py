@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -154,10 +155,51 @@ def test_records_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_error_of_rdkits_own_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(mol: object) -> None:
+    def break_down(mol: object, limit: int) -> None:
         raise RuntimeError("Invariant Violation")
 
     monkeypatch.setattr(chemistry, "_minimize", break_down)
     found = embed_smiles([SmilesRow(1, "O"), SmilesRow(2, "N")], ConformerConfig())
     assert [failure.row for failure in found.failures] == [1, 2]
     assert "Invariant Violation" in found.failures[0].problem
+
+
+def test_a_molecule_beyond_the_limit_of_size_costs_no_time() -> None:
+    rows = [SmilesRow(1, "C" * 3000, "polyethylene"), SmilesRow(2, "O"), SmilesRow(3, "CCO")]
+    start = time.monotonic()
+    found = embed_smiles(rows, ConformerConfig(max_atoms=8))
+    assert time.monotonic() - start < 10  # embedded, it would be minutes
+    assert [data.name for data in found.data] == ["O"]
+    assert [failure.problem for failure in found.failures] == [
+        "It has 9,002 atoms, and SMILES are embedded with up to 8",
+        "It has 9 atoms, and SMILES are embedded with up to 8",
+    ]
+    assert all("--max-atoms" in failure.remedy for failure in found.failures)
+    assert from_smiles("CCO")[0].z.numel() == 9
+
+
+def test_a_molecule_beyond_the_limit_of_time_is_a_failure() -> None:
+    rows = [SmilesRow(1, "O"), SmilesRow(2, "C" * 120, "long"), SmilesRow(3, "N")]
+    start = time.monotonic()
+    found = embed_smiles(rows, ConformerConfig(embed_time_limit=1), workers=2)
+    assert time.monotonic() - start < 60
+    assert [data.name for data in found.data] == ["O", "N"]
+    (failure,) = found.failures
+    assert (failure.row, failure.molecule, failure.stage) == (2, "long", "embed")
+    assert " 1 s" in failure.problem or "not finished after 6 s" in failure.problem
+
+
+def test_too_little_memory_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(mol: object, limit: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(chemistry, "_minimize", too_much)
+    (failure,) = embed_smiles([SmilesRow(1, "O")], ConformerConfig()).failures
+    assert failure.problem == "There is not enough memory for it"
+    assert "--embed-memory-limit" in failure.remedy
+
+
+@pytest.mark.parametrize("name", ["max_atoms", "embed_time_limit", "embed_memory_limit"])
+def test_limits_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        ConformerConfig(**{name: 0})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,10 @@ class _Unreadable:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return eval, ("int('never on the other side')",)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_a_task_beyond_the_memory_limit_fails_alone() -> None:
+    tasks = ["1 + 1", "len(bytearray(3 << 30))", "2 + 2"]
+    with Pool[str, object](eval, workers=1, time_limit=30.0, memory_limit=1 << 30) as pool:
+        assert dict(pool.run(tasks)) == {0: 2, 1: Lost("MemoryError: "), 2: 4}
