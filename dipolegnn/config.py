@@ -129,6 +129,10 @@ class ConformerConfig:
     embed_memory_limit: float = 2.0
     """Memory limit of a worker process in GB, of which 0.5 are the program (Linux); a molecule that
     needs more fails."""
+    stereoisomers: int = 1
+    """Maximum number of stereoisomers of a SMILES that does not define its stereochemistry, each
+    with a line of its own; mirror images, which have equal magnitudes, count once. 1: one of them,
+    determined by the seed."""
 
     def __post_init__(self) -> None:
         _require(self, "max_atoms", self.max_atoms >= 1, "at least 1")
@@ -137,6 +141,7 @@ class ConformerConfig:
         count = self.conformers
         _require(self, "conformers", count == "auto" or count >= 1, "at least 1")
         _require(self, "conformer_seed", 0 <= self.conformer_seed < 2**31, "0 to 2147483647")
+        _require(self, "stereoisomers", self.stereoisomers >= 1, "at least 1")
 
 
 @dataclass(frozen=True)

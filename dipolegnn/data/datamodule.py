@@ -30,7 +30,7 @@ _PerWhat = Literal["atom", "molecule"]
 _CHUNK = 1000
 """Number of molecules whose radius graphs are built at once."""
 
-_LEFT_OUT = ("mol_block",)
+_LEFT_OUT = ("mol_block", "notes")
 """Fields that no batch needs."""
 
 

@@ -51,7 +51,7 @@ FIELDS: tuple[str, ...] = (
 )
 
 # A mol block can be made again from the SMILES or the file, and is ten times as large as the rest.
-_LEFT_OUT = {"mol_block"}
+_LEFT_OUT = {"mol_block", "notes"}
 
 
 class PackedMolecules(NamedTuple):
@@ -68,7 +68,7 @@ class PackedMolecules(NamedTuple):
 def write_molecules(path: str | Path, molecules: Sequence[Data]) -> None:
     """Write molecules to a compressed ``.npz``.
 
-    ``mol_block`` is left out. The file is written atomically.
+    ``mol_block`` and ``notes`` are left out. The file is written atomically.
 
     Args:
         path: The file to write.

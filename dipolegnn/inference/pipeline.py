@@ -280,6 +280,7 @@ def _described(
         notes.append(f"ion ({charge}): the dipole refers to the centre of mass")
     notes += molecule.doubts
     notes += record.remarks
+    notes += lowest.data.get("notes") or ()
     known = None if lowest.error else card.elements  # else it is among the doubts
     unknown = [] if known is None else sorted(set(lowest.symbols) - known)
     if unknown:
@@ -424,7 +425,8 @@ def predict_files(
 def _few(paths: Sequence[str | Path], columns: TableColumns | None, config: PredictConfig) -> bool:
     """True if the prediction takes less time than the start of worker processes."""
     each = config.embedding.conformers
-    limit = max(1, FEW_CONFORMERS // (USUAL_CONFORMERS if each == "auto" else each))
+    each = (USUAL_CONFORMERS if each == "auto" else each) * config.embedding.stereoisomers
+    limit = max(1, FEW_CONFORMERS // each)
     with Records(paths, columns) as records:
         return sum(1 for _ in islice(records, limit)) < limit
 

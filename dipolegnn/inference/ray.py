@@ -96,7 +96,8 @@ def predict_dataset(
     :func:`dipolegnn.inference.predict_files`, except those that repeat the row; symbols are
     separated by spaces, positions are ``[3N]`` and charges ``[N]``. For failed molecules they are
     null, and ``stage``, ``problem`` and ``remedy`` state the reason. If the model distinguishes
-    levels of theory, there is also a column ``level``.
+    levels of theory, there is also a column ``level``. With ``conformers.stereoisomers``, a row is
+    repeated for each stereoisomer, whose SMILES is among the notes.
 
     A cluster needs at least two cores: one for a model, one for conformers.
 
@@ -173,11 +174,16 @@ def label_dataset(
 
     Raises:
         ImportError: The program of the method is not installed.
-        ValueError: A column is missing, or one of the new columns exists already; or
-            ``rows_per_task`` is below 1.
+        ValueError: A column is missing, or one of the new columns exists already;
+            ``rows_per_task`` is below 1; or stereoisomers are to be enumerated.
     """
     engine_version(method)  # a missing program is one error, not a failure of each molecule
     config = conformers or ConformerConfig()
+    if config.stereoisomers > 1:
+        raise ValueError(
+            f"The rows of labels do not distinguish stereoisomers; expected stereoisomers=1, got "
+            f"{config.stereoisomers}. Give a row with an isomeric SMILES for each."
+        )
     return _embedded(
         dataset, smiles_column, config, rows_per_task, added=LABEL_COLUMNS
     ).map_batches(
@@ -288,15 +294,21 @@ class PredictBlock:
             for row, conformers in enumerate(_structures(block), start=1)
             if conformers
         )
-        rows = block.select(FAILURE_COLUMNS).to_pylist()
         batches = predict_batches(embedded, self.models, self.config, device=self.device)
+        # One row without structures, with the reason; several with stereoisomers.
+        found: list[list[dict[str, Any]]] = [[] for _ in range(block.num_rows)]
         for outcome in itertools.chain.from_iterable(batch.outcomes for batch in batches):
-            rows[(outcome.row or 0) - 1] = (
+            found[(outcome.row or 0) - 1].append(
                 _failed(outcome)
                 if isinstance(outcome, Failure)
                 else Line.of(outcome, self.config.coverage)._asdict()
             )
-        return _with_cells(block, rows, self.columns)
+        failed = block.select(FAILURE_COLUMNS).to_pylist()
+        rows = [cells or [failure] for cells, failure in zip(found, failed, strict=True)]
+        arrow, _ = import_pyarrow()
+        places = [place for place, cells in enumerate(rows) for _ in cells]
+        block = block.take(arrow.array(places, arrow.int64()))
+        return _with_cells(block, list(itertools.chain.from_iterable(rows)), self.columns)
 
 
 def label_block(block: Any, *, method: XTBConfig | DFTConfig) -> Any:

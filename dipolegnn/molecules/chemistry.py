@@ -5,7 +5,7 @@ Messages that RDKit prints on standard error are captured and included in the er
 Conformers are embedded by ETKDGv3 and minimized with MMFF94s, else UFF. They depend on the SMILES,
 their number, the seed and the version of RDKit. Specified stereochemistry is preserved, which is
 checked in 3D. Unspecified stereochemistry is determined by the seed; all conformers of a molecule
-are of the same stereoisomer.
+are of the same stereoisomer, unless stereoisomers are enumerated.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
 from dipolegnn.molecules.conformers import rotatable_bonds, search_size
 from dipolegnn.molecules.molecule import MoleculeError, make_data
+from dipolegnn.molecules.stereo import (
+    StereoElement,
+    isomeric_smiles,
+    open_stereo,
+    specified_stereo,
+    stereoisomers,
+)
 
 BOND_ORDER_ITERATIONS = 100_000
 """Maximum number of iterations of the search for bond orders."""
@@ -303,6 +310,7 @@ def from_smiles(
     *,
     conformers: int | Literal["auto"] = 1,
     seed: int = 7,
+    stereoisomers: int = 1,
     name: str = "",
     row: int | None = None,
     mol_id: int = 0,
@@ -324,9 +332,13 @@ def from_smiles(
             no further one within 3 kcal/mol of the lowest. Those more than 6 kcal/mol above it,
             and mirror images, are left out.
         seed: Seed of the embedding.
+        stereoisomers: Maximum number of stereoisomers, if the SMILES does not define the
+            stereochemistry; 1: one of them. See
+            :class:`~dipolegnn.config.ConformerConfig`.
         name: Name; the SMILES by default.
         row: Row in the source, for error messages.
-        mol_id: Number of the molecule.
+        mol_id: Number of the molecule; with stereoisomers, those of this one are
+            ``mol_id * stereoisomers`` and up.
 
     Raises:
         MoleculeError: Invalid SMILES or valence, several fragments, a dummy atom, a radical, an
@@ -340,7 +352,7 @@ def from_smiles(
     Source: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020) (ETKDGv3); Halgren, J. Comput. Chem.
     20, 720 (1999) (MMFF94s); Rappé et al., J. Am. Chem. Soc. 114, 10024 (1992) (UFF).
     """
-    config = ConformerConfig(conformers, seed)
+    config = ConformerConfig(conformers, seed, stereoisomers=stereoisomers)
     try:
         mol = parse_smiles(smiles, name=name)
         return embed(mol, smiles.strip(), config, name=name, mol_id=mol_id)
@@ -351,7 +363,11 @@ def from_smiles(
 def embed(
     mol: Chem.Mol, smiles: str, config: ConformerConfig, *, name: str, mol_id: int
 ) -> list[Data]:
-    """Generates the conformers of a parsed SMILES, within the limits of ``config``."""
+    """Generates the conformers of a parsed SMILES, or those of each of its stereoisomers.
+
+    ``mol_id`` of stereoisomer k, from 0, is ``mol_id * config.stereoisomers + k``. ``notes`` of the
+    structures state which stereochemistry the SMILES does not define, if the dipole depends on it.
+    """
     atoms = mol.GetNumAtoms() + sum(atom.GetTotalNumHs() for atom in mol.GetAtoms())
     if atoms > config.max_atoms:
         raise MoleculeError(
@@ -361,19 +377,7 @@ def embed(
         )
     with captured_log() as reason:
         try:
-            count = config.conformers
-            first, most = search_size(mol) if count == "auto" else (count, count)
-            embedded, energies = _embed(Chem.AddHs(mol), first, config)
-            if most > first:
-                chosen = _search(embedded, energies, most, config)
-            else:
-                chosen = _distinct(embedded, energies)
-            return [
-                conformer_data(
-                    embedded, k, energy=energies[k], mol_id=mol_id, smiles=smiles, name=name
-                )
-                for k in chosen
-            ]
+            return _stereoisomers(mol, smiles, config, name, mol_id * config.stereoisomers)
         except MoleculeError:
             raise
         except (RuntimeError, ValueError) as error:  # internal errors of RDKit
@@ -381,6 +385,61 @@ def embed(
                 f"No 3D structure of it can be built: {reason(str(error))}",
                 remedy="Give a 3D structure (.sdf, .xyz)",
             ) from None
+
+
+def _stereoisomers(
+    mol: Chem.Mol, smiles: str, config: ConformerConfig, name: str, mol_id: int
+) -> list[Data]:
+    count = config.conformers
+    first, most = search_size(mol) if count == "auto" else (count, count)
+
+    def conformers(
+        isomer: tuple[Chem.Mol, dict[int, float]], number: int, text: str, notes: Sequence[str]
+    ) -> list[Data]:
+        embedded, energies = isomer
+        if most > first:
+            chosen = _search(embedded, energies, most, config)
+        else:
+            chosen = _distinct(embedded, energies)
+        title = f"{name} ({text})" if name and text != smiles else name
+        found = [
+            conformer_data(
+                embedded, k, energy=energies[k], mol_id=mol_id + number, smiles=text, name=title
+            )
+            for k in chosen
+        ]
+        for data in found:
+            data.notes = tuple(notes)
+        return found
+
+    given = Chem.AddHs(mol)
+    embedded = _embed(given, first, config)
+    left_open = open_stereo(given, embedded[0])
+    if not left_open.diastereomers:
+        return conformers(embedded, 0, smiles, ())
+    about = f"the SMILES does not define the {left_open.described(given)}"
+    if config.stereoisomers == 1:
+        this = f"this is {isomeric_smiles(embedded[0])}, and others may have other dipole moments"
+        return conformers(embedded, 0, smiles, [f"{about}: {this} (option stereoisomers)"])
+    isomers, complete = stereoisomers(embedded[0], left_open, config.stereoisomers)
+    if len(isomers) == 1:
+        return conformers(embedded, 0, smiles, ())
+    of = f"one of {len(isomers)} stereoisomers{'' if complete else ', and there are more'}"
+    left_out = []
+    embedded_of = {0: embedded}
+    for number, isomer in enumerate(isomers[1:], start=1):
+        try:
+            embedded_of[number] = _embed(isomer.mol, first, config)
+        except MoleculeError as error:
+            left_out.append(f"the stereoisomer {isomer.smiles} is left out: {error.problem}")
+    found = []
+    for number, isomer in enumerate(isomers):
+        notes = [f"{about}: this is {isomer.smiles}, {of}"]
+        if isomer.mirror_image != isomer.smiles:
+            notes.append(f"its mirror image {isomer.mirror_image} has the same magnitude")
+        if number in embedded_of:
+            found += conformers(embedded_of[number], number, isomer.smiles, [*notes, *left_out])
+    return found
 
 
 def _embed(
@@ -404,13 +463,13 @@ def _embed(
 
 def _stereoisomer(mol: Chem.Mol, conformers: int, seed: int, limit: int) -> dict[int, float]:
     """Adds minimized conformers of one stereoisomer to ``mol``; energies of those that keep it."""
-    specified = _specified_stereo(mol)
+    specified = specified_stereo(mol)
     _make_conformers(mol, 1, seed, limit)
     Chem.AssignStereochemistryFrom3D(mol)
     if conformers > 1:
         _make_conformers(mol, conformers, seed, limit)
     energies = _minimize(mol, limit)
-    return _kept_stereo(mol, energies, _specified_stereo(mol) | specified)
+    return _kept_stereo(mol, energies, specified_stereo(mol) | specified)
 
 
 def _search(
@@ -429,7 +488,7 @@ def _search(
         some are their own mirror image, the others come with theirs, because they count twice in an
         average.
     """
-    stereo = _specified_stereo(mol)
+    stereo = specified_stereo(mol)
     # With stereocentres, the mirror image of a conformer is one of the enantiomer.
     mirror = str(Chem.StereoType.Atom_Tetrahedral) not in {kind for kind, _ in stereo}
     embedded = mol.GetNumConformers()
@@ -533,19 +592,6 @@ def _minimize(mol: Chem.Mol, limit: int) -> dict[int, float]:
     return energies
 
 
-StereoElement = tuple[str, int]
-
-
-def _specified_stereo(mol: Chem.Mol) -> dict[StereoElement, str]:
-    """Tetrahedral centres and double bonds with specified stereochemistry, by kind and index."""
-    return {
-        (str(info.type), info.centeredOn): str(info.descriptor)
-        for info in Chem.FindPotentialStereo(mol)
-        if info.specified == Chem.StereoSpecified.Specified
-        and info.type in (Chem.StereoType.Atom_Tetrahedral, Chem.StereoType.Bond_Double)
-    }
-
-
 def _stereo_in_3d(
     mol: Chem.Mol, conformer: int, wanted: dict[StereoElement, str]
 ) -> dict[StereoElement, str]:
@@ -554,7 +600,7 @@ def _stereo_in_3d(
         return {}
     copy = Chem.Mol(mol, confId=conformer)
     Chem.AssignStereochemistryFrom3D(copy, conformer)
-    found = _specified_stereo(copy)
+    found = specified_stereo(copy)
     return {element: found.get(element, "undefined") for element in wanted}
 
 

@@ -112,7 +112,7 @@ def embedding_pool(config: ConformerConfig, workers: int) -> EmbeddingPool:
         partial(_packed, config=config),
         workers=workers,
         # Two embeddings of two attempts each, the minimizations, and some slack.
-        time_limit=(5.0 + most) * config.embed_time_limit,
+        time_limit=(5.0 + most) * config.stereoisomers * config.embed_time_limit,
         memory_limit=round(config.embed_memory_limit * 1e9),
         ahead=AHEAD,
     )

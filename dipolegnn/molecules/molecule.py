@@ -252,8 +252,9 @@ def relabelled(
         smiles=data.smiles,
         name=data.name,
     )
-    if "mol_block" in data:
-        copy.mol_block = data.mol_block
+    for field in ("mol_block", "notes"):
+        if field in data:
+            copy[field] = data[field]
     return copy
 
 

@@ -123,3 +123,13 @@ def test_the_level_of_theory_is_a_column(embed: partial[Any], tmp_path: Path) ->
         assert step(embed(block())).column_names[-4:] == ["level", *FAILURE_COLUMNS]
         failed, water = step(embed(block("C1", "O"))).to_pylist()
         assert (failed["level"], water["level"]) == (None, stated)
+
+
+def test_a_row_is_repeated_for_each_stereoisomer(predict_block: PredictBlock) -> None:
+    config = ConformerConfig(stereoisomers=2)
+    embedded = embed_block(block("O", "ClC=CCl", "C1"), smiles_column="smiles", config=config)
+    found = predict_block(embedded).to_pylist()
+    assert [row["id"] for row in found] == [0, 1, 1, 2]
+    assert [row["problem"] is None for row in found] == [True, True, True, False]
+    assert "one of 2 stereoisomers" in found[1]["notes"]
+    assert found[1]["notes"] != found[2]["notes"]

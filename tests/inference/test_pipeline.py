@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dipolegnn.config import ModelConfig, PredictConfig
+from dipolegnn.config import ConformerConfig, ModelConfig, PredictConfig
 from dipolegnn.inference.pipeline import (
     BATCH_RECORDS,
     predict_batches,
     predict_records,
     predict_smiles,
 )
-from dipolegnn.inference.structures import MoleculePrediction
+from dipolegnn.inference.structures import MoleculePrediction, Predictions
 from dipolegnn.models import DEFAULT, ModelChoice, load_model
 from dipolegnn.molecules import Failure, SmilesRow, from_smiles, make_data, text_of
 from dipolegnn.molecules.records import Record, chained, read_records
@@ -45,6 +45,22 @@ def test_the_model_is_left_as_it_was(model: DipoleModel) -> None:
     assert model.kernels == "auto"
     assert [module.training for module in model.modules()] == before
     assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
+
+
+def test_each_stereoisomer_is_a_molecule() -> None:
+    config = PredictConfig(ConformerConfig("auto", stereoisomers=2))
+    records = smiles_records("O", "ClC=CCl", "OCCO")
+
+    found = Predictions.of(predict_records(records, ModelChoice(), config))
+
+    assert not found.failures
+    assert [molecule.row for molecule in found.molecules] == [1, 2, 2, 3]
+    isomers = {m.lowest.data.smiles: m.magnitude for m in found.molecules[1:3]}
+    assert isomers["Cl/C=C/Cl"] < 0.05  # zero by symmetry, up to the minimizer's
+    assert isomers[r"Cl/C=C\Cl"] == pytest.approx(1.9, abs=0.3)  # experiment: 1.90 D
+    (one,) = predict_records(records[1:2], ModelChoice(), PredictConfig())
+    assert isinstance(one, MoleculePrediction)
+    assert "does not define the double bond C2=C3" in one.notes[-1]
 
 
 def test_each_geometry_has_its_level_and_the_order_is_that_of_the_records() -> None:

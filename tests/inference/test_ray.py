@@ -69,6 +69,8 @@ def test_labels_equal_those_of_one_machine(tmp_path: Path) -> None:
     assert len(expected.data) == 3
 
     data = ray.data.from_arrow(pyarrow.table({"number": [0, 1, 2, 3], "smiles": smiles}))
+    with pytest.raises(ValueError, match="expected stereoisomers=1, got 2"):
+        ray_data.label_dataset(data, method, conformers=ConformerConfig(stereoisomers=2))
     labelled = ray_data.label_dataset(data, method, conformers=config)
     counts = ray_data.write_rows(labelled, str(tmp_path / "labels"))
     assert counts == (len(expected.data), len(embedded.failures))
