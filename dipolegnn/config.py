@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
@@ -144,6 +144,10 @@ class ConformerConfig:
         _require(self, "stereoisomers", self.stereoisomers >= 1, "at least 1")
 
 
+EnergyMethod: TypeAlias = Literal["model", "xtb", "mmff"]
+"""Method for the energies of conformers."""
+
+
 @dataclass(frozen=True)
 class PredictConfig:
     """Averages over conformers, error bars, and level of theory."""
@@ -156,6 +160,9 @@ class PredictConfig:
     """Coverage of the error bars, between 0 and 1."""
     level: str | None = None
     """Level of theory, one of those that the model distinguishes; None: the first of the model."""
+    energies: EnergyMethod = "mmff"
+    """Energies of the conformers of SMILES, for their weights: model (trained on DLPNO-CCSD(T)),
+    xtb (GFN2-xTB, requires the extra xtb, 10 to 100 ms per conformer), or mmff (force field)."""
 
     def __post_init__(self) -> None:
         _require(self, "temperature", self.temperature > 0, "positive, in kelvin")

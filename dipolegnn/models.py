@@ -29,7 +29,15 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import JSON, ModelConfig
 from dipolegnn.files import replacing
 from dipolegnn.molecules import MoleculeError
-from dipolegnn.nn import Calibration, DipoleModel, Head, ModelCard, PropertyModel, build_model
+from dipolegnn.nn import (
+    Calibration,
+    DipoleModel,
+    EnergyOutput,
+    Head,
+    ModelCard,
+    PropertyModel,
+    build_model,
+)
 from dipolegnn.nn.model import ModelDescription, describe
 from dipolegnn.nn.parts import Part
 
@@ -41,6 +49,9 @@ FILE_NAME = "model.safetensors"
 
 DEFAULT = "painn-organic"
 """Default model."""
+
+ENERGIES = "conformer-energies"
+"""Pretrained model of the energies of conformers; see :func:`energy_model`."""
 
 FORMAT_VERSION = 2
 """Version of the metadata; incremented when an older dipolegnn could misread them.
@@ -249,8 +260,18 @@ def _check_weights(
 
 
 def pretrained_names() -> list[str]:
-    """Names of the pretrained models."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    """Names of the pretrained dipole models."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors") if path.stem != ENERGIES)
+
+
+@functools.cache
+def energy_model() -> PropertyModel[EnergyOutput]:
+    """The pretrained model of the energies of conformers, relative to each other.
+
+    Its levels of theory are DLPNO-CCSD(T) (the default) and GFN2-xTB.
+    """
+    model: PropertyModel[EnergyOutput] = _read(FOLDER / f"{ENERGIES}.safetensors", (), ENERGIES)
+    return model
 
 
 def unknown_elements(model: PropertyModel[Any], data: Data) -> MoleculeError | None:

@@ -119,6 +119,7 @@ def _stream(options: Predict, models: ModelChoice) -> int:
         temperature=options.prediction.temperature,
         coverage=options.prediction.coverage,
         level=options.prediction.level,
+        energies=options.prediction.energies,
         workers=options.workers,
         progress=True,
     )

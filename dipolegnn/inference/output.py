@@ -120,6 +120,7 @@ def _as_dict(molecule: MoleculePrediction, coverage: float) -> dict[str, Any]:
         "conformers": conformers,
         "model": molecule.model,
         **_level(molecule),
+        **({"energies": molecule.energies} if molecule.energies else {}),
         "notes": molecule.notes,
     }
 
@@ -281,6 +282,8 @@ def print_tables(molecules: Sequence[MoleculePrediction], config: PredictConfig)
         more = len(about) - NAMES_PER_NOTE
         shown = [*about[:NAMES_PER_NOTE], *([f"{more} more"] if more > 0 else [])]
         console.print(Text(f"{', '.join(shown)}: {note}"))
+    for source in dict.fromkeys(m.energies for m in molecules if m.energies):
+        console.print(Text(f"Weights of conformers: energies of {source}"))
     if len(molecules) <= MAX_GEOMETRIES:
         for molecule in molecules:
             console.print(_geometry(molecule.lowest))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -24,8 +24,9 @@ from rich.progress import track
 
 from dipolegnn import __version__
 from dipolegnn._pyg import Data
-from dipolegnn.config import COVERAGE, ConformerConfig, PredictConfig
+from dipolegnn.config import COVERAGE, ConformerConfig, EnergyMethod, PredictConfig
 from dipolegnn.files import sha256_of
+from dipolegnn.inference.energies import SOURCES, with_energies
 from dipolegnn.inference.output import PART_RECORDS, Progress, opened_parts, require_apart
 from dipolegnn.inference.structures import (
     BATCH_ATOMS,
@@ -37,12 +38,12 @@ from dipolegnn.inference.structures import (
     unsupported,
     with_plain_kernels,
 )
-from dipolegnn.models import ModelChoice, unknown_elements
-from dipolegnn.molecules import Failure, SmilesRow, TableColumns, can_turn
+from dipolegnn.models import ModelChoice, energy_model, unknown_elements
+from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, TableColumns, can_turn
 from dipolegnn.molecules.embedding import Outcome, embed_records
 from dipolegnn.molecules.records import Record, Records
 from dipolegnn.molecules.workers import usable_cores
-from dipolegnn.nn import DipoleModel, ModelCard
+from dipolegnn.nn import DipoleModel, EnergyOutput, ModelCard, PropertyModel
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 KERNELS_FROM_ATOMS = 1000
@@ -114,6 +115,10 @@ def predict_batches(
     def model() -> DipoleModel:
         return on_device(_loaded(models, config), device)
 
+    @cache
+    def energies() -> PropertyModel[EnergyOutput]:
+        return on_device(energy_model(), device)
+
     if not isinstance(models, ModelChoice):
         models.level_named(config.level)  # an error before the first structure is embedded
     batch: list[_Molecule] = []
@@ -122,8 +127,14 @@ def predict_batches(
     refuse = isinstance(models, ModelChoice)
 
     def outcomes() -> list[MoleculePrediction | Failure]:
-        used = model() if atoms else None
-        return _outcomes(batch, used, config, refuse=refuse, embedded=smiles)
+        if not atoms:
+            return [
+                found for members in batch for _, found in members if isinstance(found, Failure)
+            ]
+        weighted = batch
+        if smiles and config.energies != "mmff":
+            weighted = _with_energies(batch, config, energies)
+        return _outcomes(weighted, model(), config, refuse=refuse, embedded=smiles)
 
     for _, members in groupby(embedded, lambda pair: _number(pair[0])):
         molecule = list(members)
@@ -148,6 +159,7 @@ def predict_smiles(
     conformers: ConformerConfig | None = None,
     temperature: float = ROOM_TEMPERATURE_K,
     level: str | None = None,
+    energies: EnergyMethod = PredictConfig.energies,
     workers: int = 1,
     progress: bool = False,
 ) -> Predictions:
@@ -159,6 +171,8 @@ def predict_smiles(
         conformers: Embedding in 3D; None: as many conformers as each molecule needs.
         temperature: Temperature of the average over conformers, in kelvin.
         level: Level of theory, one of ``model.levels``; None: the first of them.
+        energies: Energies of the conformers, for their weights: of the model of energies, of
+            GFN2-xTB, or of the force field.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
 
@@ -169,7 +183,8 @@ def predict_smiles(
         ValueError: The model does not have the level.
     """
     records = [Record(row, SmilesRow(row, text)) for row, text in enumerate(smiles, start=1)]
-    config = PredictConfig(conformers or PredictConfig.embedding, temperature, level=level)
+    embedding = conformers or PredictConfig.embedding
+    config = PredictConfig(embedding, temperature, level=level, energies=energies)
     return predict_list(records, model, config, workers=workers, progress=progress)
 
 
@@ -227,15 +242,13 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
 
 def _outcomes(
     batch: Sequence[_Molecule],
-    model: DipoleModel | None,
+    model: DipoleModel,
     config: PredictConfig,
     *,
     refuse: bool,
     embedded: bool,
 ) -> list[MoleculePrediction | Failure]:
-    """Failures and predictions of a batch, in order; ``model`` may be None without structures."""
-    if model is None:
-        return [found for molecule in batch for _, found in molecule if isinstance(found, Failure)]
+    """Failures and predictions of a batch, in order."""
     checked = [[_checked(record, found, model, refuse) for record, found in m] for m in batch]
     structures = [data for molecule in checked for data in _structures(molecule)]
     few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
@@ -253,6 +266,51 @@ def _outcomes(
             first = min(given, key=lambda record: record.row)
             outcomes.append(_described(prediction, first, model.card, config))
     return outcomes
+
+
+def _with_energies(
+    batch: Sequence[_Molecule],
+    config: PredictConfig,
+    model: Callable[[], PropertyModel[EnergyOutput]],
+) -> list[_Molecule]:
+    """Replaces the force-field energies of molecules with several conformers.
+
+    The model of energies is not used for elements that it was not trained on.
+    """
+    by_model = config.energies == "model"
+    chosen = {
+        id(found): found
+        for molecule in batch
+        for _, found in molecule
+        if not isinstance(found, Failure)
+        and len(found) > 1
+        and not (by_model and unknown_elements(model(), found[0]))
+    }
+    conformers = [data for found in chosen.values() for data in found]
+    if not conformers:
+        return list(batch)
+    used = model() if by_model else None
+    changed = iter(with_energies(conformers, config.energies, used, embedded=True))
+    replaced = {key: list(islice(changed, len(found))) for key, found in chosen.items()}
+    return [
+        [
+            (record, _one_outcome(record, replaced.get(id(found), found)))
+            for record, found in members
+        ]
+        for members in batch
+    ]
+
+
+def _one_outcome(record: Record, found: Sequence[Data | MoleculeError] | Failure) -> Outcome:
+    """The conformers, or the first error among them as the failure of the record."""
+    if isinstance(found, Failure):
+        return found
+    for data in found:
+        if isinstance(data, MoleculeError):
+            return data.failure(
+                "energy", molecule=record.title, row=record.row, source=record.source
+            )
+    return [data for data in found if isinstance(data, Data)]
 
 
 def _checked(
@@ -296,8 +354,19 @@ def _described(
         row=record.row,
         model=card.name,
         accuracy=card.accuracy,
+        energies=_energies_of(molecule, record, config),
         notes=tuple(notes),
     )
+
+
+def _energies_of(molecule: MoleculePrediction, record: Record, config: PredictConfig) -> str:
+    """What the energies of the weights come from."""
+    if len(molecule.conformers) == 1:
+        return ""
+    if not isinstance(record.content, SmilesRow):
+        return "the file"
+    unknown = config.energies == "model" and unknown_elements(energy_model(), molecule.lowest.data)
+    return SOURCES["mmff" if unknown else config.energies]
 
 
 @dataclass(frozen=True)
@@ -331,6 +400,7 @@ def predict_files(
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
     level: str | None = None,
+    energies: EnergyMethod = PredictConfig.energies,
     workers: int | None = None,
     device: torch.device | str | None = None,
     part_records: int = PART_RECORDS,
@@ -357,6 +427,7 @@ def predict_files(
         coverage: Coverage of the error bars, between 0 and 1.
         level: Level of theory; None: the first of the model. The output contains it if the model
             distinguishes levels.
+        energies: Energies of the conformers of SMILES, for their weights.
         workers: Number of processes that read and embed; 0: the calling process, which ends if a
             molecule crashes RDKit; None: one per core, or 0 for a small file.
         device: Device of the model; None: a CUDA device if available.
@@ -376,7 +447,8 @@ def predict_files(
     for name, value, least in (("workers", workers or 0, 0), ("part_records", part_records, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
-    config = PredictConfig(conformers or PredictConfig.embedding, temperature, coverage, level)
+    embedding = conformers or PredictConfig.embedding
+    config = PredictConfig(embedding, temperature, coverage, level, energies)
     require_apart(Path(output), paths)
     start = time.monotonic()
     if device is None:

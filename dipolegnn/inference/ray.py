@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 from ase.data import chemical_symbols
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import COVERAGE, ConformerConfig, DFTConfig, PredictConfig, XTBConfig
+from dipolegnn.config import (
+    COVERAGE,
+    ConformerConfig,
+    DFTConfig,
+    EnergyMethod,
+    PredictConfig,
+    XTBConfig,
+)
 from dipolegnn.inference.output import Line, arrow_schema
 from dipolegnn.inference.pipeline import predict_batches
 from dipolegnn.labels.batch import Label, label_one, label_time_limit, lost_label, with_label
@@ -86,6 +93,7 @@ def predict_dataset(
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
     level: str | None = None,
+    energies: EnergyMethod = PredictConfig.energies,
     actors: int | tuple[int, int] = 1,
     gpus_per_actor: float = 0.0,
     rows_per_task: int = ROWS_PER_TASK,
@@ -109,6 +117,7 @@ def predict_dataset(
         temperature: Temperature of the Boltzmann average, in kelvin.
         coverage: Coverage of the error bars, between 0 and 1.
         level: Level of theory; None: the first of the model.
+        energies: Energies of the conformers, for their weights.
         actors: Number of processes with a model, or its minimum and maximum.
         gpus_per_actor: GPUs per process; 0: one core; a fraction: processes share a GPU.
         rows_per_task: Molecules per task; a task is repeated if a machine is lost.
@@ -125,7 +134,8 @@ def predict_dataset(
         raise ValueError(f"gpus_per_actor must be zero or positive, got {gpus_per_actor}.")
     model = models.model  # loaded before it is sent to other machines
     levels = [LEVEL_COLUMN] if model.level_named(level) else []
-    config = PredictConfig(conformers or PredictConfig.embedding, temperature, coverage, level)
+    embedding = conformers or PredictConfig.embedding
+    config = PredictConfig(embedding, temperature, coverage, level, energies)
     return _embedded(
         dataset,
         smiles_column,

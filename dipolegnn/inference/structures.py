@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import COVERAGE
 from dipolegnn.molecules import Failure, MoleculeError
 from dipolegnn.molecules.fragments import broken_bonds
-from dipolegnn.nn import Calibration, DipoleModel
+from dipolegnn.nn import Calibration, DipoleModel, PropertyModel
 from dipolegnn.nn.features import MAX_Z
+from dipolegnn.nn.model import Model
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K, ROOM_TEMPERATURE_K
 
 BATCH_ATOMS = 2000
@@ -150,6 +151,7 @@ class MoleculePrediction:
         row: Row, record or frame in the file, from 1.
         model: Name of the model; empty if it has none.
         accuracy: Accuracy of the model in one line; empty if not known.
+        energies: What the energies of the weights come from; empty for one conformer.
         notes: Notes and warnings for the user.
     """
 
@@ -160,6 +162,7 @@ class MoleculePrediction:
     row: int = 0
     model: str = ""
     accuracy: str = ""
+    energies: str = ""
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -415,7 +418,7 @@ def predict(
     return predictions
 
 
-def on_device(model: DipoleModel, device: torch.device | str | None) -> DipoleModel:
+def on_device(model: Model, device: torch.device | str | None) -> Model:
     """Returns the model, or a copy of it if ``device`` is not the device of the model."""
     if device is None:
         return model
@@ -425,7 +428,7 @@ def on_device(model: DipoleModel, device: torch.device | str | None) -> DipoleMo
     return copy.deepcopy(model).to(wanted)
 
 
-def with_plain_kernels(model: DipoleModel) -> DipoleModel:
+def with_plain_kernels(model: Model) -> Model:
     """Returns a model with the same (shared) weights that does not use fused kernels."""
     twin = copy.copy(model)
     twin.kernels = "plain"
@@ -482,7 +485,9 @@ def _batches(molecules: Sequence[Data], batch_atoms: int) -> Iterator[list[Data]
         yield batch
 
 
-def model_input(model: DipoleModel, molecules: Sequence[Data], level: str | None = None) -> Data:
+def model_input(
+    model: PropertyModel[Any], molecules: Sequence[Data], level: str | None = None
+) -> Data:
     """Batch of the fields that a model reads, on its device and in its precision.
 
     ``charge``, ``fragment``, ``fragment_charge`` and ``level`` of a molecule are optional; the
