@@ -133,6 +133,9 @@ class ConformerConfig:
     """Maximum number of stereoisomers of a SMILES that does not define its stereochemistry, each
     with a line of its own; mirror images, which have equal magnitudes, count once. 1: one of them,
     determined by the seed."""
+    largest_fragment: bool = False
+    """Keep only the largest fragment (most atoms) of a SMILES with several, such as a salt; a note
+    states what is left out. Charges are not neutralized. Otherwise such a SMILES is refused."""
 
     def __post_init__(self) -> None:
         _require(self, "max_atoms", self.max_atoms >= 1, "at least 1")

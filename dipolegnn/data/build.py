@@ -80,8 +80,8 @@ class Recipe:
         label = None if self.label is None else method_settings(self.label)
         settings = dataclasses.asdict(dataclasses.replace(self, source=(), label=None))
         # Left out if they are the defaults, as in the data sets of earlier versions.
-        later = ("max_atoms", "embed_time_limit", "embed_memory_limit", "stereoisomers")
-        for name in later:
+        later = ("stereoisomers", "largest_fragment")
+        for name in ("max_atoms", "embed_time_limit", "embed_memory_limit", *later):
             if getattr(self.conformers, name) == getattr(ConformerConfig, name):
                 del settings["conformers"][name]
         return {**settings, "source": source, "label": label}

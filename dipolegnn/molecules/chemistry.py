@@ -91,8 +91,13 @@ def captured_log() -> Iterator[Callable[[str], str]]:
         yield reason
 
 
-def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
-    """Parses a SMILES, without adding hydrogens; ``name`` is used in errors.
+def parse_smiles(smiles: str, *, name: str = "", several: bool = False) -> Chem.Mol:
+    """Parses a SMILES, without adding hydrogens.
+
+    Args:
+        smiles: The SMILES.
+        name: Name of the molecule, for errors.
+        several: True if it may have several fragments.
 
     Raises:
         MoleculeError: Invalid SMILES or valence, no atoms, several fragments, a dummy atom, or a
@@ -115,16 +120,34 @@ def parse_smiles(smiles: str, *, name: str = "") -> Chem.Mol:
             raise MoleculeError("The SMILES is empty", remedy="Give a SMILES")
         _check_atoms(mol)
         fragments = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
-        if len(fragments) > 1:
+        if len(fragments) > 1 and not several:
             parts = ", ".join(Chem.MolToSmiles(part) for part in fragments)
             raise MoleculeError(
                 f"{len(fragments)} fragments ({parts}); their arrangement in space is not defined",
-                remedy="Give one molecule: remove the counter-ion or solvent and neutralize, or "
-                "give the complex as a 3D structure",
+                remedy="Keep the largest fragment only (--largest-fragment; in Python "
+                "ConformerConfig.largest_fragment), or give the complex as a 3D structure",
             )
     except MoleculeError as error:
         raise error.located(molecule=name or text) from None
     return mol
+
+
+def largest_fragment(mol: Chem.Mol) -> tuple[Chem.Mol, list[str]]:
+    """Returns the fragment with most atoms, hydrogens last, and the SMILES of the others.
+
+    Example:
+        >>> acetate, others = largest_fragment(Chem.MolFromSmiles("[Na+].CC(=O)[O-].O"))
+        >>> Chem.MolToSmiles(acetate), others
+        ('CC(=O)[O-]', ['[Na+]', 'O'])
+    """
+    fragments = list(Chem.GetMolFrags(mol, asMols=True))
+    if len(fragments) == 1:
+        return mol, []
+    largest = max(
+        fragments,
+        key=lambda part: (part.GetNumHeavyAtoms(), sum(a.GetTotalNumHs() for a in part.GetAtoms())),
+    )
+    return largest, [Chem.MolToSmiles(part) for part in fragments if part is not largest]
 
 
 def formal_charge(mol: Chem.Mol) -> float:
@@ -311,6 +334,7 @@ def from_smiles(
     conformers: int | Literal["auto"] = 1,
     seed: int = 7,
     stereoisomers: int = 1,
+    largest_fragment: bool = False,
     name: str = "",
     row: int | None = None,
     mol_id: int = 0,
@@ -319,7 +343,8 @@ def from_smiles(
 
     Atoms are in the order of the SMILES, followed by the hydrogens in RDKit's order (those of the
     first atom first). Explicit hydrogens (``[H]O[H]``) are treated as added hydrogens; isotopes
-    (``[2H]``) keep their position.
+    (``[2H]``) keep their position. This order also holds for stereoisomers and for the largest
+    fragment, whose ``smiles`` is canonical.
 
     Duplicates, and conformers that do not converge or lose their stereochemistry, are removed, so
     that fewer conformers than requested may be returned (one for water).
@@ -335,6 +360,8 @@ def from_smiles(
         stereoisomers: Maximum number of stereoisomers, if the SMILES does not define the
             stereochemistry; 1: one of them. See
             :class:`~dipolegnn.config.ConformerConfig`.
+        largest_fragment: True to keep only the largest fragment of a salt or solvate; ``notes``
+            state what is left out.
         name: Name; the SMILES by default.
         row: Row in the source, for error messages.
         mol_id: Number of the molecule; with stereoisomers, those of this one are
@@ -352,9 +379,11 @@ def from_smiles(
     Source: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020) (ETKDGv3); Halgren, J. Comput. Chem.
     20, 720 (1999) (MMFF94s); Rappé et al., J. Am. Chem. Soc. 114, 10024 (1992) (UFF).
     """
-    config = ConformerConfig(conformers, seed, stereoisomers=stereoisomers)
+    config = ConformerConfig(
+        conformers, seed, stereoisomers=stereoisomers, largest_fragment=largest_fragment
+    )
     try:
-        mol = parse_smiles(smiles, name=name)
+        mol = parse_smiles(smiles, name=name, several=largest_fragment)
         return embed(mol, smiles.strip(), config, name=name, mol_id=mol_id)
     except MoleculeError as error:
         raise error.located(molecule=name or smiles.strip(), row=row) from None
@@ -366,8 +395,15 @@ def embed(
     """Generates the conformers of a parsed SMILES, or those of each of its stereoisomers.
 
     ``mol_id`` of stereoisomer k, from 0, is ``mol_id * config.stereoisomers + k``. ``notes`` of the
-    structures state which stereochemistry the SMILES does not define, if the dipole depends on it.
+    structures state which stereochemistry the SMILES does not define, if the dipole depends on it,
+    and which fragments are left out.
     """
+    mol, others = largest_fragment(mol)
+    notes = []
+    if others:
+        name = name or smiles
+        smiles = str(Chem.MolToSmiles(mol))
+        notes.append(f"the largest fragment, {smiles}; left out: {', '.join(others)}")
     atoms = mol.GetNumAtoms() + sum(atom.GetTotalNumHs() for atom in mol.GetAtoms())
     if atoms > config.max_atoms:
         raise MoleculeError(
@@ -377,7 +413,7 @@ def embed(
         )
     with captured_log() as reason:
         try:
-            return _stereoisomers(mol, smiles, config, name, mol_id * config.stereoisomers)
+            found = _stereoisomers(mol, smiles, config, name, mol_id * config.stereoisomers)
         except MoleculeError:
             raise
         except (RuntimeError, ValueError) as error:  # internal errors of RDKit
@@ -385,6 +421,9 @@ def embed(
                 f"No 3D structure of it can be built: {reason(str(error))}",
                 remedy="Give a 3D structure (.sdf, .xyz)",
             ) from None
+    for data in found:
+        data.notes = (*notes, *data.notes)
+    return found
 
 
 def _stereoisomers(

@@ -61,7 +61,7 @@ def structures(record: Record, config: ConformerConfig) -> Outcome:
     try:
         match record.content:
             case SmilesRow(smiles=smiles, name=name, dipole_magnitude=magnitude, charges=charges):
-                mol = parse_smiles(smiles, name=name)
+                mol = parse_smiles(smiles, name=name, several=config.largest_fragment)
                 agreed_charge([("the SMILES", formal_charge(mol)), *charges])
                 stage = "embed"
                 found = embed(mol, smiles.strip(), config, name=name, mol_id=mol_id)

@@ -269,3 +269,34 @@ def test_open_stereo_of_small_fused_rings_ends_up_possible(smiles: str) -> None:
     assert canonical_smiles(smiles) == Chem.MolToSmiles(
         Chem.RemoveHs(to_rdkit(data)), isomericSmiles=False
     )
+
+
+@pytest.mark.parametrize(
+    ("salt", "kept", "others", "charge"),
+    [
+        ("[Na+].CC(=O)[O-]", "CC(=O)[O-]", "[Na+]", -1),
+        ("Cl.NCCc1ccccc1", "NCCc1ccccc1", "Cl", 0),
+        ("O.[Cl-].C[N+](C)(C)C.O", "C[N+](C)(C)C", "O, [Cl-], O", 1),
+        ("C.O", "C", "O", 0),  # as many heavy atoms, more hydrogens
+    ],
+)
+def test_largest_fragment(salt: str, kept: str, others: str, charge: int) -> None:
+    (data,) = from_smiles(salt, largest_fragment=True)
+    (expected,) = from_smiles(kept)
+    assert torch.equal(data.pos, expected.pos)
+    assert (data.smiles, data.name, float(data.charge)) == (kept, salt, charge)
+    assert data.notes == (f"the largest fragment, {kept}; left out: {others}",)
+    with pytest.raises(MoleculeError, match=r"Keep the largest fragment only \(--largest-fragment"):
+        from_smiles(salt)
+
+
+def test_the_largest_fragment_of_one_is_the_molecule() -> None:
+    (data,) = from_smiles("OCC", largest_fragment=True)
+    assert (data.smiles, data.notes) == ("OCC", ())
+
+
+def test_undefined_stereochemistry_of_the_largest_fragment() -> None:
+    found = from_smiles("Cl.ClC=CCl", largest_fragment=True, stereoisomers=2, name="salt")
+    assert {data.smiles for data in found} == {"Cl/C=C/Cl", r"Cl/C=C\Cl"}
+    assert all("left out: Cl" in data.notes[0] for data in found)
+    assert all("double bond C2=C3" in data.notes[1] for data in found)

@@ -201,5 +201,6 @@ def test_too_little_memory_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["max_atoms", "embed_time_limit", "embed_memory_limit"])
 def test_limits_are_positive(name: str) -> None:
+    limits: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
-        ConformerConfig(**{name: 0})
+        ConformerConfig(**limits)
