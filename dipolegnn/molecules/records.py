@@ -477,9 +477,11 @@ def parquet_rows(path: Path, columns: TableColumns) -> Iterator[SmilesRow | Fail
                     text = ["" if cell is None else str(cell).strip() for cell in found]
                     further = dict(zip(others, text[3:], strict=True))
                     yield _table_row(next(rows), *text[:3], further=further, source=path.name)
-    except pyarrow.ArrowInvalid as error:
+    # Damaged files raise an OSError of pyarrow's, a damaged text a UnicodeDecodeError.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MoleculeError(
-            f"The file is no Parquet file: {error}", remedy="Copy or write it again"
+            f"The file cannot be read as Parquet: {reason}", remedy="Copy or write it again"
         ) from None
 
 

@@ -364,15 +364,16 @@ def from_ase(
             mol_id = round(_number(info.get("mol_id", 0), "mol_id"))
         dipole = _result(atoms, "dipole")
         if dipole is None and "dipole" in info:
-            dipole = np.asarray(info["dipole"])
+            dipole = _numbers(info["dipole"], "dipole")
         if dipole is not None:
             if dipole.shape != (3,):
                 raise MoleculeError(
                     f"The dipole has the shape {list(dipole.shape)}, expected 3 numbers",
                     remedy="Give x, y and z in e*angstrom",
                 )
-            centre = centre_of_mass(atoms.numbers, atoms.positions)
-            dipole = move_origin(dipole, charge, centre) * DEBYE_PER_E_ANGSTROM
+            with np.errstate(invalid="ignore"):  # atoms that make_data refuses
+                centre = centre_of_mass(atoms.numbers, atoms.positions)
+                dipole = move_origin(dipole, charge, centre) * DEBYE_PER_E_ANGSTROM
         energy = _result(atoms, "energy")
         magnitude = info.get(MAGNITUDE_KEY)
         return make_data(
@@ -382,7 +383,7 @@ def from_ase(
             dipole=dipole,
             dipole_magnitude=None if magnitude is None else _number(magnitude, MAGNITUDE_KEY),
             atomic_charges=_result(atoms, "charges"),
-            energy=None if energy is None else float(energy) * KCAL_PER_MOL_PER_EV,
+            energy=None if energy is None else _number(energy, "energy") * KCAL_PER_MOL_PER_EV,
             mol_id=mol_id,
             smiles=smiles,
             name=name,
@@ -427,7 +428,16 @@ def _result(atoms: Atoms, name: str) -> NDArray[np.float64] | None:
         value = atoms.calc.get_property(name, atoms, allow_calculation=False)
     except PropertyNotImplementedError:
         return None
-    return None if value is None else np.asarray(value, dtype=np.float64)
+    return None if value is None else _numbers(value, name)
+
+
+def _numbers(values: object, what: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise MoleculeError(
+            f"The {what} is {str(values)[:80]!r}, expected numbers", remedy=f"Correct {what}=..."
+        ) from None
 
 
 def _total_charge(atoms: Atoms) -> float:

@@ -263,7 +263,7 @@ def test_smiles_come_from_parquet_files(models: ModelChoice, tmp_path: Path) -> 
     with pytest.raises(MoleculeError, match=r"list\.parquet: No column 'smiles'; the columns are"):
         read_file(path)
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(MoleculeError, match=r"list\.parquet: The file is no Parquet file"):
+    with pytest.raises(MoleculeError, match=r"list\.parquet: The file cannot be read as Parquet"):
         read_file(path)
 
 

@@ -113,3 +113,11 @@ def test_a_run_that_goes_on_has_the_same_batches(model: DipoleModel) -> None:
             assert isinstance(found, MoleculePrediction)
             assert isinstance(same, MoleculePrediction)
             assert (found.row, found.magnitude) == (same.row, same.magnitude)
+
+
+def test_values_that_are_not_used_are_noted(model: DipoleModel) -> None:
+    text = "3\nwater q=0 mu=1.85\nO 0 0 0\nH 0 0.76 0.59\nH 0 -0.76 0.59\n"
+    (water,) = predict_records(read_records(text, "a.xyz"), model, PredictConfig())
+    assert isinstance(water, MoleculePrediction)
+    assert "the key 'mu' looks like a charge or a dipole and is not used" in water.notes
+    assert not any("'q'" in note for note in water.notes)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dipolegnn.molecules import MoleculeError, from_ase
-from dipolegnn.molecules.files import read_text
-from dipolegnn.molecules.records import read_records
+from dipolegnn.molecules.files import read_file, read_text
+from dipolegnn.molecules.records import import_pyarrow, read_records
 from dipolegnn.molecules.stated import is_charge_name, is_like_a_label
 
 ATOMS = "O 0 0 0\nH 0 0 0.97\n"
@@ -132,7 +133,7 @@ def test_total_charge_in_a_data_field_of_an_sdf() -> None:
         assert repr(name) in remarks(SDF.format(name=name, value=value), "a.sdf")[0]
 
 
-def test_total_charge_in_a_column() -> None:
+def test_total_charge_in_a_column(tmp_path: Path) -> None:
     text = "smiles,name,Charge,mu\n[OH-],hydroxide,-1,2\nCC(=O)[O-],acetate,0,\nO,water,,1.85\n"
     with pytest.warns(UserWarning, match=r"a\.csv, 2 records: the column 'mu' looks like"):
         found = read_text(text, "a.csv")
@@ -142,6 +143,13 @@ def test_total_charge_in_a_column() -> None:
         "Two total charges are stated: the SMILES = -1 e and the column 'Charge' = +0 e"
     )
     assert (failure.source, failure.row, failure.molecule) == ("a.csv", 2, "acetate")
+    pyarrow, parquet = import_pyarrow()
+    columns = {"smiles": ["[OH-]", "O", "N"], "TotalCharge": [-1, 1, None], "dipole": [2.0, 1.8, 1]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match=r"a\.parquet, 3 records: the column 'dipole' looks like"):
+        found = read_file(tmp_path / "a.parquet")
+    assert [data.smiles for data in found.data] == ["[OH-]", "N"]
+    assert "the column 'TotalCharge' = +1 e" in found.failures[0].problem
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_text("smiles,q\nO,\nO,0.0\n", "a.csv").failures == []
