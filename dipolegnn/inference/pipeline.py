@@ -33,13 +33,14 @@ from dipolegnn.inference.structures import (
     MoleculePrediction,
     Predictions,
     average,
+    average_errors,
     on_device,
     predict,
     unsupported,
     with_plain_kernels,
 )
 from dipolegnn.models import ModelChoice, energy_model, unknown_elements
-from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, TableColumns, can_turn
+from dipolegnn.molecules import Failure, MoleculeError, SmilesRow, TableColumns, count_motions
 from dipolegnn.molecules.embedding import Outcome, embed_records
 from dipolegnn.molecules.records import Record, Records
 from dipolegnn.molecules.workers import usable_cores
@@ -343,9 +344,12 @@ def _described(
     unknown = [] if known is None else sorted(set(lowest.symbols) - known)
     if unknown:
         notes.append(f"the model was not trained on {', '.join(unknown)}: do not rely on it")
-    alone = isinstance(record.content, SmilesRow) and config.embedding.conformers == 1
-    if alone and can_turn(lowest.data.smiles):
+    motions = count_motions(lowest.data.smiles) if isinstance(record.content, SmilesRow) else 0
+    if motions and config.embedding.conformers == 1:
         notes.append("this is one conformer; others may have other dipole moments")
+    if motions:
+        errors = average_errors(molecule.conformers, config.temperature, motions)
+        molecule = replace(molecule, errors=errors)
     if not lowest.has_vector:
         notes.append("the model predicts the magnitude only, no vector and no charges")
     return replace(

@@ -24,7 +24,7 @@ from rdkit.Geometry import Point3D
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import ConformerConfig
-from dipolegnn.molecules.conformers import rotatable_bonds, search_size
+from dipolegnn.molecules.conformers import motions_of, rotatable_bonds, search_size
 from dipolegnn.molecules.molecule import MoleculeError, make_data
 from dipolegnn.molecules.stereo import (
     StereoElement,
@@ -729,6 +729,19 @@ def can_turn(smiles: str) -> bool:
         (False, True, False, True)
     """
     return bool(rotatable_bonds(parse_smiles(smiles)))
+
+
+def count_motions(smiles: str) -> int:
+    """Number of rotatable bonds and flexible rings of a molecule; 0: it is rigid.
+
+    Raises:
+        MoleculeError: As :func:`parse_smiles`.
+
+    Example:
+        >>> count_motions("c1ccccc1"), count_motions("CCO"), count_motions("OC1CCCCC1")
+        (0, 1, 2)
+    """
+    return motions_of(parse_smiles(smiles))
 
 
 def canonical_smiles(smiles: str) -> str:

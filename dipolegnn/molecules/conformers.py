@@ -34,13 +34,33 @@ def search_size(mol: Chem.Mol) -> tuple[int, int]:
         >>> [search_size(Chem.MolFromSmiles(s)) for s in ("c1ccccc1", "CCO", "OCCO")]
         [(1, 1), (4, 128), (6, 128)]
     """
-    motions = len(rotatable_bonds(mol)) + _ring_motions(mol)
+    motions = motions_of(mol)
     if motions == 0:
         return 1, 1
     atoms = mol.GetNumAtoms() + sum(atom.GetTotalNumHs() for atom in mol.GetAtoms())
     affordable = int(SEARCH_BUDGET_S / (_SECONDS_OF_55_ATOMS * (atoms / 55) ** _POWER))
     most = max(FEWEST_CONFORMERS, min(MOST_CONFORMERS, affordable))
     return min(motions + 3, most), most
+
+
+def motions_of(mol: Chem.Mol) -> int:
+    """Number of rotatable bonds and flexible rings.
+
+    A ring of n > 6 bonds that can turn counts as n - 5.
+    A ring is flexible if more than three of its bonds are single, not conjugated, and in no other
+    ring; norbornane and adamantane have no such ring.
+    """
+    rings = mol.GetRingInfo()
+    turning = [
+        sum(
+            rings.NumBondRings(bond) == 1
+            and mol.GetBondWithIdx(bond).GetBondType() == Chem.BondType.SINGLE
+            and not mol.GetBondWithIdx(bond).GetIsConjugated()
+            for bond in ring
+        )
+        for ring in rings.BondRings()
+    ]
+    return len(rotatable_bonds(mol)) + sum(max(1, bonds - 5) for bonds in turning if bonds > 3)
 
 
 def rotatable_bonds(mol: Chem.Mol) -> set[frozenset[int]]:
@@ -58,22 +78,3 @@ def _turning_bond() -> Chem.Mol:
     # of oxygen, sulphur or an amine.
     end = "[!$([#6]#*);!$([CX2]);$([!D1]),$([OX2H]),$([SX2H]),$([NX3;H2;!$(N-[#6]=,:*)])]"
     return Chem.MolFromSmarts(f"{end}-;!@{end}")
-
-
-def _ring_motions(mol: Chem.Mol) -> int:
-    """Number of flexible rings; one of n > 6 bonds that can turn counts as n - 5.
-
-    Bonds that can turn are single, not conjugated, and in no other ring: a ring with three of them
-    at most (norbornane, adamantane) is rigid.
-    """
-    rings = mol.GetRingInfo()
-    turning = [
-        sum(
-            rings.NumBondRings(bond) == 1
-            and mol.GetBondWithIdx(bond).GetBondType() == Chem.BondType.SINGLE
-            and not mol.GetBondWithIdx(bond).GetIsConjugated()
-            for bond in ring
-        )
-        for ring in rings.BondRings()
-    ]
-    return sum(max(1, bonds - 5) for bonds in turning if bonds > 3)

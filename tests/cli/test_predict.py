@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -147,11 +148,12 @@ def test_structures_carry_their_error_bars(
         assert {data["model"] for data in said} == {DEFAULT}
         assert {data["coverage"] for data in said} == {0.68}
         assert "notes" not in conformers[0]
-        # That of the average is the mean of those of the conformers.
+        # That of the average includes energies and search, beside the mean of the conformers.
         weights = [conformer["weight"] for conformer in propanol["conformers"]]
         widths = [data["half_width_D"] for data in conformers]
         mean = sum(w * x for w, x in zip(weights, widths, strict=True))
-        assert mean == pytest.approx(propanol["half_width"], abs=PRINTED_D)
+        # Two motions of 0.2 D each; 500 draws give their 68 % interval within 10 %.
+        assert propanol["half_width"] > math.hypot(mean, 0.9 * 0.4)
 
 
 def test_smiles_from_standard_input(

@@ -10,7 +10,16 @@ import torch
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ConformerConfig, ModelConfig
 from dipolegnn.inference.pipeline import predict_smiles
-from dipolegnn.inference.structures import Prediction, average, boltzmann, predict
+from dipolegnn.inference.structures import (
+    ENERGY_ERROR,
+    SEARCH_ERROR,
+    MoleculePrediction,
+    Prediction,
+    average,
+    average_errors,
+    boltzmann,
+    predict,
+)
 from dipolegnn.models import load_model
 from dipolegnn.molecules import MoleculeError, from_smiles, make_data
 from dipolegnn.nn import (
@@ -227,6 +236,35 @@ def test_average_goes_by_molecule_and_leaves_structures_without_energy_alone() -
 
     assert [molecule.magnitude for molecule in found] == [2.0, 5.0, 7.0, 9.0]
     assert [len(molecule.conformers) for molecule in found] == [2, 1, 1, 1]
+
+
+def test_errors_of_an_average() -> None:
+    # Both far apart: the second has no weight whatever the error of the energies.
+    far = average_errors([conformer(0, 1.0), conformer(1000 * ENERGY_ERROR, 9.0)], 298.15, 3)
+    # 500 draws: standard deviation of their standard deviation 3 %.
+    assert far.std() == pytest.approx(3 * SEARCH_ERROR, rel=0.1)
+    # In the cold, one of two equal conformers is the lowest: 1 or 3 D instead of 2 D.
+    pair = average_errors([conformer(0, 1.0), conformer(0, 3.0)], 0.01, 0)
+    assert np.quantile(np.abs(pair), 0.9) == pytest.approx(1.0, abs=1e-3)
+    assert abs(pair.mean()) < 0.1
+    # In the heat, energies do not matter.
+    assert average_errors([conformer(0, 1.0), conformer(0, 3.0)], 1e9, 0).std() < 1e-5
+
+
+def test_intervals_of_flexible_molecules_from_smiles_include_the_conformers() -> None:
+    model = load_model("painn-organic")
+    ethanol, benzene = predict_smiles(model, ["CCO", "c1ccccc1"]).molecules
+    (one,) = predict_smiles(model, ["CCO"], conformers=ConformerConfig(conformers=1)).molecules
+    (given,) = average(predict(model, from_smiles("CCO")))
+
+    def factor(molecule: MoleculePrediction) -> float:
+        whole, alone = molecule.half_width(0.9), molecule.lowest.half_width(0.9)
+        assert whole is not None
+        assert alone is not None
+        return whole / alone
+
+    assert factor(ethanol) > factor(one) > 1.2
+    assert factor(benzene) == factor(given) == pytest.approx(1.0)
 
 
 def test_smiles_to_dipoles_with_failures(model: DipoleModel) -> None:
