@@ -436,7 +436,7 @@ def _stereoisomers(
         isomer: tuple[Chem.Mol, dict[int, float]], number: int, text: str, notes: Sequence[str]
     ) -> list[Data]:
         embedded, energies = isomer
-        if most > first:
+        if count == "auto" and most > 1:
             chosen = _search(embedded, energies, most, config)
         else:
             chosen = _distinct(embedded, energies)
