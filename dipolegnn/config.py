@@ -163,13 +163,24 @@ class PredictConfig:
     """Coverage of the error bars, between 0 and 1."""
     level: str | None = None
     """Level of theory, one of those that the model distinguishes; None: the first of the model."""
-    energies: EnergyMethod = "mmff"
-    """Energies of the conformers of SMILES, for their weights: model (trained on DLPNO-CCSD(T)),
-    xtb (GFN2-xTB, requires the extra xtb, 10 to 100 ms per conformer), or mmff (force field)."""
+    energies: EnergyMethod | Literal["auto"] = "auto"
+    """Energies of conformers, for their weights: model (trained on DLPNO-CCSD(T)), xtb (GFN2-xTB,
+    requires the extra xtb, 10 to 100 ms per conformer), or mmff (force field); also of structures
+    of one molecule (same name or mol_id) in a file without energies. Energies in a file are kept.
+    auto: mmff for SMILES; structures without energies are not averaged."""
 
     def __post_init__(self) -> None:
         _require(self, "temperature", self.temperature > 0, "positive, in kelvin")
         _require(self, "coverage", 0 < self.coverage < 1, "between 0 and 1")
+
+    def energy_method(self, embedded: bool) -> EnergyMethod | None:
+        """Method for conformers from SMILES (``embedded``), or for structures without energies.
+
+        None: structures without energies are not averaged.
+        """
+        if self.energies == "auto":
+            return "mmff" if embedded else None
+        return self.energies
 
 
 @dataclass(frozen=True)

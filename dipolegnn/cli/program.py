@@ -200,7 +200,8 @@ class Predict(Debug):
     An argument that ends in .smi, .csv, .sdf, .xyz or .extxyz (or one of these and .gz) or in
     .parquet is a file; - reads SMILES from standard input, one per line as in a .smi file; any
     other argument is a SMILES. SMILES are embedded in 3D; structures are used as they are. The
-    magnitude is the Boltzmann average over the conformers, by their force-field energies. The
+    magnitude is the Boltzmann average over the conformers, also of structures with the same name or
+    mol_id in a file, if their energies are known (see --energies). The
     vector is that of the lowest conformer, in the frame of the printed or written geometry. The
     origin of an ion's vector is its centre of mass (in .extxyz, as in ASE, the origin of the
     coordinates). Arguments after -- are not interpreted as options.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
@@ -12,6 +13,7 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import EnergyMethod, XTBConfig
 from dipolegnn.inference.structures import evaluating, model_input
 from dipolegnn.molecules import MoleculeError
+from dipolegnn.molecules.chemistry import force_field_energies
 from dipolegnn.nn import EnergyOutput, PropertyModel
 
 SOURCES: dict[EnergyMethod, str] = {
@@ -32,35 +34,48 @@ def with_energies(
     """Returns conformers with the energies of a method, in kcal/mol.
 
     Args:
-        structures: Conformers of one or several molecules; not changed.
-        method: ``"model"``, ``"xtb"``, or ``"mmff"``, with which they are returned as they are.
+        structures: Conformers of one or several molecules, those of a molecule one after the other
+            and with the same ``mol_id``; not changed.
+        method: ``"model"``, ``"xtb"``, or ``"mmff"``, with which those from SMILES are returned as
+            they are.
         model: The model of energies; only with ``"model"``.
         embedded: True for geometries of the force field.
 
     Returns:
-        Copies, or the reason why there is no energy.
+        Copies with ``energy_source``, or the reason why there is no energy.
 
     Raises:
         ImportError: GFN2-xTB is not installed.
     """
-    if method == "mmff" or not structures:
+    if (method == "mmff" and embedded) or not structures:
         return list(structures)
+    energies: list[float | MoleculeError] = []
     if method == "model":
         assert model is not None
-        energies = model_energies(model, structures, embedded=embedded)
-        return [_with_energy(data, e) for data, e in zip(structures, energies, strict=True)]
+        energies += model_energies(model, structures, embedded=embedded)
+    elif method == "xtb":
+        energies += _xtb_energies(structures)
+    else:
+        for _, conformers in groupby(structures, lambda data: int(data.mol_id)):
+            energies += force_field_energies(list(conformers))
+    return [
+        energy if isinstance(energy, MoleculeError) else _with_energy(data, energy, SOURCES[method])
+        for data, energy in zip(structures, energies, strict=True)
+    ]
+
+
+def _xtb_energies(structures: Sequence[Data]) -> list[float | MoleculeError]:
     from dipolegnn.labels import label_many  # only here: it imports ASE's optimizers
 
     numbered = [_with_energy(data, math.nan) for data in structures]
     for place, data in enumerate(numbered):
         data.mol_id = torch.tensor([place])
     labelled = label_many(numbered, XTBConfig())
-    found: list[Data | MoleculeError] = [
+    found: list[float | MoleculeError] = [
         MoleculeError("GFN2-xTB gives no energy", remedy="Use other energies")
     ] * len(structures)
     for data in labelled.data:
-        place = int(data.mol_id)
-        found[place] = _with_energy(structures[place], float(data.energy))
+        found[int(data.mol_id)] = float(data.energy)
     for failure in labelled.failures:
         assert failure.row is not None
         found[failure.row - 1] = MoleculeError(failure.problem, remedy=failure.remedy)
@@ -83,7 +98,8 @@ def model_energies(
     return energies
 
 
-def _with_energy(data: Data, energy: float) -> Data:
+def _with_energy(data: Data, energy: float, source: str = "") -> Data:
     changed = copy.copy(data)
     changed.energy = torch.tensor([energy])
+    changed.energy_source = source
     return changed

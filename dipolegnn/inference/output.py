@@ -146,6 +146,7 @@ class Line(NamedTuple):
     dipole_y_D: float | None
     dipole_z_D: float | None
     conformers: int
+    energies: str
     symbols: str
     positions_angstrom: list[float]
     atomic_charges_e: list[float] | None
@@ -177,6 +178,7 @@ class Line(NamedTuple):
             dipole_y_D=vector[1],
             dipole_z_D=vector[2],
             conformers=len(molecule.conformers),
+            energies=molecule.energies,
             symbols=" ".join(lowest.symbols),
             positions_angstrom=lowest.data.pos.flatten().tolist(),
             atomic_charges_e=lowest.charges.tolist() if lowest.has_vector else None,

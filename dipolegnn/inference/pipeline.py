@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -132,13 +132,11 @@ def predict_batches(
             return [
                 found for members in batch for _, found in members if isinstance(found, Failure)
             ]
-        weighted = batch
-        if smiles and config.energies != "mmff":
-            weighted = _with_energies(batch, config, energies)
+        weighted = _with_energies(batch, config.energy_method(smiles), energies, embedded=smiles)
         return _outcomes(weighted, model(), config, refuse=refuse, embedded=smiles)
 
-    for _, members in groupby(embedded, lambda pair: _number(pair[0])):
-        molecule = list(members)
+    averaged = config.energy_method(embedded=False) is not None
+    for molecule in _molecules(embedded, averaged):
         size = sum(data.z.numel() for data in _structures(molecule))
         from_smiles = isinstance(molecule[0][0].content, SmilesRow)
         full = atoms + size > BATCH_ATOMS or records + len(molecule) > most_records
@@ -160,7 +158,7 @@ def predict_smiles(
     conformers: ConformerConfig | None = None,
     temperature: float = ROOM_TEMPERATURE_K,
     level: str | None = None,
-    energies: EnergyMethod = PredictConfig.energies,
+    energies: EnergyMethod | Literal["auto"] = PredictConfig.energies,
     workers: int = 1,
     progress: bool = False,
 ) -> Predictions:
@@ -173,7 +171,7 @@ def predict_smiles(
         temperature: Temperature of the average over conformers, in kelvin.
         level: Level of theory, one of ``model.levels``; None: the first of them.
         energies: Energies of the conformers, for their weights: of the model of energies, of
-            GFN2-xTB, or of the force field.
+            GFN2-xTB, or of the force field (also ``"auto"``).
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
 
@@ -230,9 +228,49 @@ _Molecule = list[tuple[Record, Outcome]]
 """The records of one molecule, with their structures."""
 
 
-def _number(record: Record) -> tuple[str, str | int, int | None]:
-    """Key of a molecule: equal for consecutive records that state the same number."""
-    return record.source, record.group or record.row, record.mol_id
+def _molecules(embedded: Iterable[tuple[Record, Outcome]], averaged: bool) -> Iterator[_Molecule]:
+    """Groups consecutive records of conformers.
+
+    Conformers state the same number, or have the same name, atoms and SMILES; the latter then get
+    the number of the first. Structures without energies are grouped by name only if ``averaged``:
+    the frames of a trajectory are single molecules, and all of them may not fit into memory.
+    """
+    molecule: _Molecule = []
+    key: tuple[object, ...] = ()
+    for record, found in embedded:
+        own = _number(record, found, averaged)
+        # A structure that cannot be read does not separate those of its name before and after it.
+        named = len(key) > 3 and key[:2] == (record.source, record.title)
+        failed = named and isinstance(found, Failure)
+        if molecule and not failed and own != key:
+            yield _one_number(molecule)
+            molecule = []
+        if not molecule:
+            key = own
+        molecule.append((record, found))
+    if molecule:
+        yield _one_number(molecule)
+
+
+def _number(record: Record, found: Outcome, averaged: bool) -> tuple[object, ...]:
+    """Key of a molecule; equal for conformers."""
+    if record.group or isinstance(record.content, SmilesRow):
+        return record.source, record.group or record.row, record.mol_id
+    if isinstance(found, Failure):
+        return record.source, record.row
+    (data,) = found
+    if not record.title or not (averaged or bool(data.energy.isfinite())):
+        return record.source, record.row
+    return record.source, record.title, tuple(data.z.tolist()), int(data.charge), data.smiles
+
+
+def _one_number(molecule: _Molecule) -> _Molecule:
+    """Gives the structures of a file the number of the first."""
+    structures = list(_structures(molecule))
+    if len(molecule) > 1:
+        for data in structures:
+            data.mol_id = structures[0].mol_id.clone()
+    return molecule
 
 
 def _structures(molecule: _Molecule) -> Iterator[Data]:
@@ -261,51 +299,70 @@ def _outcomes(
         outcomes += [found for _, found in molecule if isinstance(found, Failure)]
         records = {id(data): each[0] for each in molecule for data in _structures([each])}
         conformers = list(islice(predictions, len(records)))
+        apart = sum(not p.data.energy.isfinite() for p in conformers)
         # Structures without an energy are molecules of their own, each with its record.
         for prediction in average(conformers, config.temperature):
             given = [records[id(conformer.data)] for conformer in prediction.conformers]
             first = min(given, key=lambda record: record.row)
-            outcomes.append(_described(prediction, first, model.card, config))
+            described = _described(prediction, first, model.card, config)
+            if apart > 1 and not prediction.lowest.data.energy.isfinite():
+                note = f"one of {apart} conformers without energies, not averaged (option energies)"
+                described = replace(described, notes=(*described.notes, note))
+            outcomes.append(described)
     return outcomes
+
+
+_OTHER_ATOMS = MoleculeError(
+    "Structures with its number (mol_id) have other atoms, and are no conformers of it",
+    remedy="Give each molecule a number of its own",
+)
 
 
 def _with_energies(
     batch: Sequence[_Molecule],
-    config: PredictConfig,
+    method: EnergyMethod | None,
     model: Callable[[], PropertyModel[EnergyOutput]],
-) -> list[_Molecule]:
-    """Replaces the force-field energies of molecules with several conformers.
+    *,
+    embedded: bool,
+) -> Sequence[_Molecule]:
+    """Gives the conformers of a molecule the energies of a method, unless they are from a file.
 
     The model of energies is not used for elements that it was not trained on.
     """
-    by_model = config.energies == "model"
-    chosen = {
-        id(found): found
-        for molecule in batch
-        for _, found in molecule
-        if not isinstance(found, Failure)
-        and len(found) > 1
-        and not (by_model and unknown_elements(model(), found[0]))
-    }
-    conformers = [data for found in chosen.values() for data in found]
-    if not conformers:
-        return list(batch)
-    used = model() if by_model else None
-    changed = iter(with_energies(conformers, config.energies, used, embedded=True))
-    replaced = {key: list(islice(changed, len(found))) for key, found in chosen.items()}
+    if method is None or (method == "mmff" and embedded):
+        return batch
+    conformers: list[Data] = []
+    problems: dict[int, MoleculeError] = {}
+    for molecule in batch:
+        several = list(_structures(molecule))
+        given = not embedded and all(bool(data.energy.isfinite()) for data in several)
+        unknown = method == "model" and any(unknown_elements(model(), d) for d in several)
+        if len(several) < 2 or given or unknown:
+            continue
+        if len({tuple(sorted(data.z.tolist())) for data in several}) == 1:
+            conformers += several
+        else:
+            problems |= dict.fromkeys(map(id, several), _OTHER_ATOMS)
+    used = model() if method == "model" and conformers else None
+    changed = with_energies(conformers, method, used, embedded=embedded)
+    replaced = {id(data): other for data, other in zip(conformers, changed, strict=True)}
+    replaced |= problems
     return [
         [
-            (record, _one_outcome(record, replaced.get(id(found), found)))
-            for record, found in members
+            (
+                record,
+                found
+                if isinstance(found, Failure)
+                else _one_outcome(record, [replaced.get(id(data), data) for data in found]),
+            )
+            for record, found in molecule
         ]
-        for members in batch
+        for molecule in batch
     ]
 
 
-def _one_outcome(record: Record, found: Sequence[Data | MoleculeError] | Failure) -> Outcome:
+def _one_outcome(record: Record, found: Sequence[Data | MoleculeError]) -> Outcome:
     """The conformers, or the first error among them as the failure of the record."""
-    if isinstance(found, Failure):
-        return found
     for data in found:
         if isinstance(data, MoleculeError):
             return data.failure(
@@ -358,19 +415,17 @@ def _described(
         row=record.row,
         model=card.name,
         accuracy=card.accuracy,
-        energies=_energies_of(molecule, record, config),
+        energies=_energies_of(molecule, record),
         notes=tuple(notes),
     )
 
 
-def _energies_of(molecule: MoleculePrediction, record: Record, config: PredictConfig) -> str:
+def _energies_of(molecule: MoleculePrediction, record: Record) -> str:
     """What the energies of the weights come from."""
     if len(molecule.conformers) == 1:
         return ""
-    if not isinstance(record.content, SmilesRow):
-        return "the file"
-    unknown = config.energies == "model" and unknown_elements(energy_model(), molecule.lowest.data)
-    return SOURCES["mmff" if unknown else config.energies]
+    source: str = molecule.lowest.data.get("energy_source") or ""
+    return source or (SOURCES["mmff"] if isinstance(record.content, SmilesRow) else "the file")
 
 
 @dataclass(frozen=True)
@@ -404,7 +459,7 @@ def predict_files(
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
     level: str | None = None,
-    energies: EnergyMethod = PredictConfig.energies,
+    energies: EnergyMethod | Literal["auto"] = PredictConfig.energies,
     workers: int | None = None,
     device: torch.device | str | None = None,
     part_records: int = PART_RECORDS,
@@ -431,7 +486,8 @@ def predict_files(
         coverage: Coverage of the error bars, between 0 and 1.
         level: Level of theory; None: the first of the model. The output contains it if the model
             distinguishes levels.
-        energies: Energies of the conformers of SMILES, for their weights.
+        energies: Energies of the conformers, for their weights, also of structures without
+            energies.
         workers: Number of processes that read and embed; 0: the calling process, which ends if a
             molecule crashes RDKit; None: one per core, or 0 for a small file.
         device: Device of the model; None: a CUDA device if available.

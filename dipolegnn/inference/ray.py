@@ -19,7 +19,7 @@ import pickle
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ase.data import chemical_symbols
 
@@ -93,7 +93,7 @@ def predict_dataset(
     temperature: float = ROOM_TEMPERATURE_K,
     coverage: float = COVERAGE,
     level: str | None = None,
-    energies: EnergyMethod = PredictConfig.energies,
+    energies: EnergyMethod | Literal["auto"] = PredictConfig.energies,
     actors: int | tuple[int, int] = 1,
     gpus_per_actor: float = 0.0,
     rows_per_task: int = ROWS_PER_TASK,

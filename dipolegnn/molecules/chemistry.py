@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
+import torch
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers, rdMolAlign
 from rdkit.Chem.Scaffolds import MurckoScaffold
+from rdkit.ForceField.rdForceField import ForceField
 from rdkit.Geometry import Point3D
 
 from dipolegnn._pyg import Data
@@ -328,6 +330,43 @@ def _perceive_bonds(data: Data) -> Chem.Mol:
     return mol.GetMol()
 
 
+def force_field_energies(conformers: Sequence[Data]) -> list[float | MoleculeError]:
+    """Energies of structures of one molecule in kcal/mol, without minimization.
+
+    They are those of MMFF94s, else UFF, with the bonds of the first structure, if the atoms are in
+    the same order.
+
+    Example:
+        >>> conformers = from_smiles("OCCO", conformers=4)
+        >>> energies = force_field_energies(conformers)
+        >>> [bool(abs(e - c.energy) < 0.01) for e, c in zip(energies, conformers)][:2]
+        [True, True]
+    """
+    energies: list[float | MoleculeError] = []
+    mol = None
+    for data in conformers:
+        try:
+            if mol is None or not torch.equal(data.z, conformers[0].z):
+                mol = to_rdkit(data)
+            with captured_log():
+                energies.append(_force_field_energy(mol, data))
+        except MoleculeError as error:
+            remedy = "Take another method (--energies), or give the energies in the file"
+            energies.append(MoleculeError(error.problem, remedy=remedy, molecule=data.name))
+    return energies
+
+
+def _force_field_energy(mol: Chem.Mol, data: Data) -> float:
+    mol = Chem.Mol(mol)
+    for atom, xyz in enumerate(data.pos.tolist()):
+        mol.GetConformer().SetAtomPosition(atom, Point3D(*xyz))
+    if mol.GetNumAtoms() == 1:
+        return 0.0
+    field = _force_field(mol)(mol.GetConformer().GetId())
+    field.Initialize()
+    return float(field.CalcEnergy())
+
+
 def from_smiles(
     smiles: str,
     *,
@@ -593,6 +632,21 @@ def _make_conformers(mol: Chem.Mol, conformers: int, seed: int, limit: int) -> N
         )
 
 
+def _force_field(mol: Chem.Mol) -> Callable[[int], ForceField]:
+    """Function that returns the force field of a conformer: MMFF94s, else UFF."""
+    mmff = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
+    if mmff is not None:
+        return lambda conformer: rdForceFieldHelpers.MMFFGetMoleculeForceField(
+            mol, mmff, confId=conformer
+        )
+    if not rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
+        raise MoleculeError(
+            "Neither MMFF94s nor UFF has parameters for all of its atoms",
+            remedy="Give a 3D structure (.sdf, .xyz)",
+        )
+    return lambda conformer: rdForceFieldHelpers.UFFGetMoleculeForceField(mol, confId=conformer)
+
+
 def _minimize(mol: Chem.Mol, limit: int) -> dict[int, float]:
     """Minimizes all conformers in place; energies in kcal/mol of those that converged.
 
@@ -601,19 +655,11 @@ def _minimize(mol: Chem.Mol, limit: int) -> dict[int, float]:
     ids = [conformer.GetId() for conformer in mol.GetConformers()]
     if mol.GetNumAtoms() == 1:
         return dict.fromkeys(ids, 0.0)
-    mmff = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
-    if mmff is None and not rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
-        raise MoleculeError(
-            "Neither MMFF94s nor UFF has parameters for all of its atoms",
-            remedy="Give a 3D structure (.sdf, .xyz)",
-        )
+    force_field = _force_field(mol)
     deadline = time.monotonic() + limit * len(ids)
     energies = {}
     for conformer in ids:
-        if mmff is not None:
-            field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, mmff, confId=conformer)
-        else:
-            field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol, confId=conformer)
+        field = force_field(conformer)
         field.Initialize()
         # Minimize returns 0 on convergence. It runs in stages so that the time can be checked.
         for _ in range(MINIMIZER_STEPS // 500):

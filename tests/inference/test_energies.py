@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from dipolegnn.config import ConformerConfig, PredictConfig, XTBConfig
-from dipolegnn.inference.energies import model_energies, with_energies
-from dipolegnn.inference.output import as_json
+from dipolegnn._pyg import Data
+from dipolegnn.config import ConformerConfig, EnergyMethod, PredictConfig, XTBConfig
+from dipolegnn.inference.energies import SOURCES, model_energies, with_energies
+from dipolegnn.inference.output import Line, as_json
 from dipolegnn.inference.pipeline import predict_list
-from dipolegnn.inference.structures import predict
+from dipolegnn.inference.structures import Predictions, predict
 from dipolegnn.labels import label, xtb_calculator
 from dipolegnn.models import load_model
-from dipolegnn.molecules import MoleculeError, SmilesRow, from_smiles
-from dipolegnn.molecules.records import Record
+from dipolegnn.molecules import MoleculeError, SmilesRow, from_smiles, text_of
+from dipolegnn.molecules.molecule import relabelled
+from dipolegnn.molecules.records import Record, read_records
 from dipolegnn.nn import ConformerEnergyHead, PaiNN, PropertyModel
 from dipolegnn.units import BOLTZMANN_KCAL_PER_MOL_K
 
@@ -77,3 +83,96 @@ def test_energies_of_a_model() -> None:
         pytest.approx(embedded)
     )
     assert not np.allclose([float(data.energy) for data in conformers], embedded)  # copies
+
+
+def file_of(structures: Sequence[Data], energies: Sequence[float | None], suffix: str) -> str:
+    """Structures with names and energies, without numbers."""
+    text = ""
+    for data, energy in zip(structures, energies, strict=True):
+        one = relabelled(data, energy=energy)
+        if suffix == ".sdf":
+            block = text_of([one], suffix)
+            text += re.sub(r">  <mol_id>.*\n.*\n\n", "", block)
+        else:
+            text += re.sub(r" mol_id=\S+", "", text_of([one], suffix))
+    assert "mol_id" not in text
+    return text
+
+
+def averages(text: str, name: str, energies: str = "auto") -> Predictions:
+    config = replace(PredictConfig(), energies=cast(EnergyMethod, energies))
+    return predict_list(read_records(text, name), load_model("painn-organic"), config)
+
+
+@pytest.mark.parametrize("suffix", [".sdf", ".extxyz"])
+def test_conformers_of_one_name_are_weighted_by_the_energies_of_the_file(suffix: str) -> None:
+    glycol = from_smiles("OCCO", conformers=3, name="glycol")
+    assert len(glycol) == 3
+    others = [from_smiles("O", name="glycol")[0], from_smiles("O", name="water")[0]]
+    gap = 298.15 * BOLTZMANN_KCAL_PER_MOL_K * math.log(2)
+    text = file_of([*glycol, *others], [gap, 0.0, gap, 0.0, 0.0], suffix)
+
+    found = averages(text, f"x{suffix}")
+
+    assert [len(molecule.conformers) for molecule in found.molecules] == [3, 1, 1]
+    assert [molecule.row for molecule in found.molecules] == [1, 4, 5]
+    first = found.molecules[0]
+    np.testing.assert_allclose(first.weights, [0.5, 0.25, 0.25], atol=1e-4)
+    assert first.energies == "the file"
+    assert Line.of(first, 0.9).energies == "the file"
+    assert {int(conformer.data.mol_id) for conformer in first.conformers} == {0}
+    # Given energies are kept.
+    again = averages(text, f"x{suffix}", "mmff").molecules[0]
+    assert (again.magnitude, again.energies) == (first.magnitude, "the file")
+
+
+@pytest.mark.parametrize("method", ["mmff", "xtb"])
+@pytest.mark.parametrize("suffix", [".sdf", ".extxyz"])
+def test_conformers_without_energies(suffix: str, method: str) -> None:
+    if method == "xtb":
+        pytest.importorskip("tblite", reason="GFN2-xTB needs the extra xtb")
+    glycol = from_smiles("OCCO", conformers=3, name="glycol")
+    text = file_of([*glycol, from_smiles("O")[0]], [None] * 4, suffix)
+
+    apart = averages(text, f"x{suffix}")
+    assert [len(molecule.conformers) for molecule in apart.molecules] == [1] * 4
+
+    found = averages(text, f"x{suffix}", method)
+    assert [len(molecule.conformers) for molecule in found.molecules] == [3, 1]
+    molecule = found.molecules[0]
+    assert molecule.energies == SOURCES[cast(EnergyMethod, method)]
+    expected = [float(data.energy) for data in glycol]
+    if method == "xtb":
+        expected = [float(label(data, xtb_calculator(XTBConfig())).energy) for data in glycol]
+    energies = [float(conformer.data.energy) for conformer in molecule.conformers]
+    # The coordinates in the file have few decimals.
+    assert np.diff(energies) == pytest.approx(np.diff(sorted(expected)), abs=0.02)
+
+
+def test_structures_of_one_number_without_energies_are_named() -> None:
+    glycol = from_smiles("OCCO", conformers=2, name="glycol")
+    text = text_of([relabelled(data) for data in glycol], ".extxyz")
+    found = averages(text, "x.extxyz")
+    note = "one of 2 conformers without energies, not averaged (option energies)"
+    assert [note in molecule.notes for molecule in found.molecules] == [True, True]
+    (molecule,) = averages(text, "x.extxyz", "mmff").molecules
+    assert len(molecule.conformers) == 2
+    assert note not in molecule.notes
+
+
+def test_other_atoms_are_no_conformers() -> None:
+    text = text_of([relabelled(from_smiles(s)[0]) for s in ("O", "N")], ".extxyz")
+    assert len(averages(text, "x.extxyz").molecules) == 2
+    found = averages(text, "x.extxyz", "mmff")
+    assert [failure.stage for failure in found.failures] == ["energy", "energy"]
+    assert "other atoms" in found.failures[0].problem
+
+
+def test_a_broken_structure_does_not_separate_conformers() -> None:
+    glycol = from_smiles("OCCO", conformers=2, name="glycol")
+    first, second = (file_of([data], [0.0], ".extxyz") for data in glycol)
+    broken = first.replace(first.splitlines()[-1], "Xx 0 0 0")
+    found = averages(first + broken + second, "x.extxyz")
+    assert [failure.row for failure in found.failures] == [2]
+    (molecule,) = found.molecules
+    assert len(molecule.conformers) == 2
