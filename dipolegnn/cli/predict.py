@@ -195,5 +195,6 @@ def _describe(failure: Failure) -> str:
         where = [failure.source, f"row {failure.row}"]
     else:  # without a file, the row is the position on the command line
         where = [f"argument {failure.row}"]
-    where += [failure.molecule] if failure.molecule.strip() else []
+    name = failure.molecule.strip()
+    where += [name if len(name) <= 80 else f"{name[:77]}..."] if name else []
     return f"{', '.join(where)}: {failure.problem}. {failure.remedy}."

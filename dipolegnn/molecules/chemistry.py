@@ -42,6 +42,10 @@ BOND_ORDER_ITERATIONS = 100_000
 SEED_FOR_0 = 1_000_003
 """Seed of RDKit for the seed 0."""
 
+MOST_PARSED_ATOMS = 5_000
+"""Largest number of atoms in the text of a SMILES. RDKit parses 5,000 in up to 4 s, and the time is
+proportional to the square of the number."""
+
 MINIMIZER_STEPS = 10_000
 """Maximum number of minimizer steps for a conformer; hundreds are usual."""
 
@@ -70,6 +74,8 @@ weight of each at room temperature is below 1e-4, and errors of energies are 1 t
 # Symmetry-equivalent numberings tried per comparison. More exist only in molecules with many
 # equivalent groups, where the worst case is that a duplicate is kept.
 _MAX_MATCHES = 1000
+
+_ATOM_IN_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|[BCNOPSFIbcnops*]")
 
 # RDKit's log is one stream per process: two threads must not redirect it at the same time.
 _LOG_LOCK = threading.RLock()
@@ -102,10 +108,18 @@ def parse_smiles(smiles: str, *, name: str = "", several: bool = False) -> Chem.
         several: True if it may have several fragments.
 
     Raises:
-        MoleculeError: Invalid SMILES or valence, no atoms, several fragments, a dummy atom, or a
-            radical.
+        MoleculeError: Invalid SMILES or valence, no atoms or too many, several fragments, a dummy
+            atom, or a radical.
     """
     text = smiles.strip()
+    atoms = sum(1 for _ in _ATOM_IN_SMILES.finditer(text))
+    if atoms > MOST_PARSED_ATOMS:
+        raise MoleculeError(
+            f"The SMILES has {atoms:,} atoms without hydrogens, expected up to "
+            f"{MOST_PARSED_ATOMS:,}",
+            remedy="Give a 3D structure (.sdf, .xyz)",
+            molecule=name or f"{text[:60]}...",
+        )
     params = Chem.SmilesParserParams()
     # Text after the SMILES is an error, not a name. (RDKit's stubs have no setters.)
     params.parseName = False  # type: ignore[assignment]

@@ -29,6 +29,9 @@ MIN_DISTANCE = 0.4
 MAX_COORDINATE = 1e4
 """Largest coordinate in angstrom; beyond, the resolution of single precision is above 0.001."""
 
+MAX_MOL_ID = 2**63 - 1
+"""Largest number of a molecule, that of a 64-bit integer."""
+
 MAGNITUDE_TOLERANCE = 0.05
 """Largest accepted difference between a magnitude and the norm of the vector, in debye."""
 
@@ -205,6 +208,10 @@ def make_data(
         _check_electrons(numbers, charge)
         vector, magnitude = _dipole_labels(dipole, dipole_magnitude)
         partial = _per_atom(atomic_charges, len(numbers))
+        if not -MAX_MOL_ID <= mol_id <= MAX_MOL_ID:
+            raise MoleculeError(
+                f"mol_id is {mol_id:.3g}, expected a 64-bit integer", remedy="Number the molecules"
+            )
         if energy is not None and math.isinf(energy):
             raise MoleculeError(f"The energy is {energy}", remedy="Leave it out if it is unknown")
         fragment, fragment_charge = _fragments(fragments, numbers, positions, round(charge))

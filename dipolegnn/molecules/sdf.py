@@ -64,7 +64,7 @@ def read_record(record: str, mol_id: int) -> Data:
         )
     labels = {name: mol.GetProp(name) for name in mol.GetPropNames()}
     stated = labels.get("mol_id", "")  # other programs may use the name for other identifiers
-    number = int(stated) if stated.isascii() and stated.isdigit() else mol_id
+    number = int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 19 else mol_id
     data = from_rdkit(mol, mol_id=number)[0]
     charges = [("the sum of the formal charges", data.charge.item())]
     for name, value in labels.items():

@@ -21,7 +21,7 @@ TOTAL_CHARGE = (
 
 _CHARGE = re.compile(TOTAL_CHARGE, re.IGNORECASE)
 _IN_TEXT = re.compile(
-    rf"(?<![^\s,;])({TOTAL_CHARGE})\s*[=:]\s*(\"?)([+-]?\d+(?:\.0*)?)\2(?![^\s,;])[,;]?",
+    rf"(?<![^\s,;])({TOTAL_CHARGE})\s*[=:]\s*(\"?)([+-]?\d{{1,9}}(?:\.0*)?)\2(?![^\s,;])[,;]?",
     re.IGNORECASE,
 )
 _LABEL_WORDS = frozenset(
@@ -85,7 +85,7 @@ def agreed_charge(stated: Sequence[tuple[str, float]]) -> float | None:
 
 def whole_number(text: str) -> int | None:
     """The whole number in a cell or data field, such as ``-1``, ``+1`` or ``1.0``; else None."""
-    match = re.fullmatch(r"([+-]?\d+)(?:\.0*)?", text.strip())
+    match = re.fullmatch(r"([+-]?\d{1,9})(?:\.0*)?", text.strip())
     return int(match[1]) if match else None
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dipolegnn._pyg import Data
 from dipolegnn.files import Lines
-from dipolegnn.molecules.molecule import MoleculeError, make_data
+from dipolegnn.molecules.molecule import MAX_MOL_ID, MoleculeError, make_data
 from dipolegnn.molecules.stated import (
     agreed_charge,
     charges_in,
@@ -47,6 +47,9 @@ _QM9 = re.compile(r"gdb\s+(\d+)((?:\s+\S+){15})")
 _QM9_MU = 3  # of the properties A, B, C, mu, ...
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BARE = re.compile(r"(?i)(?<![^\s,;])(charge|dipole)\s+[+-]?\d")
+MOST_ATOMS = 1_000_000
+"""Largest number of atoms of a frame, which bounds what is read at once."""
+
 MAX_CHARGE_ERROR = 0.5
 """Difference in e from which on the sum of atomic charges contradicts a total charge; they are
 rounded, and their sum therefore need not be a whole number."""
@@ -82,7 +85,7 @@ class Frame(NamedTuple):
             return unused([*_values(text), *_BARE.findall(text)], "key")
         values = _values(self.comment)
         columns = _columns(values.get("Properties", ""))
-        names = [name for name, *_ in columns if name not in _USED_COLUMNS]
+        names = [name for name, _ in columns if name not in _USED_COLUMNS]
         for key, value in values.items():
             single = len(value.split()) == 1
             if key not in _USED_KEYS and not (single and is_charge_name(key)):
@@ -127,6 +130,12 @@ def frames(text: Iterable[str]) -> Iterator[Frame]:
                 "", [], f"Expected the number of atoms on line {lines.number}, got {count!r}"
             )
             lines.skip(1)
+            lines.skip_until(_is_count)
+            continue
+        if len(count) > len(str(MOST_ATOMS)) or int(count) > MOST_ATOMS:
+            shown = count if len(count) < 20 else f"{count[:20]}..."
+            yield Frame("", [], f"{shown} atoms announced, expected up to {MOST_ATOMS:,}")
+            lines.skip(2)
             lines.skip_until(_is_count)
             continue
         _, comment, *atoms = [*lines.ahead(2 + int(count)), ""]
@@ -224,7 +233,7 @@ def _qm9_labels(frame: Frame) -> tuple[float, list[float]] | None:
 
 
 def _atomic_number(symbol: str, row: int) -> int:
-    if symbol.isdecimal():
+    if symbol.isdecimal() and len(symbol) < 9:
         return int(symbol)
     number = atomic_numbers.get(_ISOTOPES.get(symbol.upper(), symbol.capitalize()), 0)
     if number == 0:
@@ -236,6 +245,14 @@ def _atomic_number(symbol: str, row: int) -> int:
 
 
 def _read_extended(frame: Frame, mol_id: int) -> Data:
+    columns = _columns(_values(frame.comment).get("Properties", ""))
+    widths = sum(width for _, width in columns)
+    if frame.atoms and widths > len(frame.atoms[0].split()):  # ASE would make each of them
+        raise MoleculeError(
+            f"Properties= states {widths} columns, and the first atom has "
+            f"{len(frame.atoms[0].split())}",
+            remedy="Correct Properties=, or complete the lines of the atoms",
+        )
     atom_lines = _without_isotopes(frame)
     text = "\n".join([str(len(frame.atoms)), frame.comment, *atom_lines, ""])
     try:
@@ -262,17 +279,17 @@ def _read_extended(frame: Frame, mol_id: int) -> Data:
     agreed_charge(charges)
     atoms.info = dict(charges) | atoms.info
     stated = atoms.info.get("mol_id")  # others use the key for identifiers of their own
-    usable = isinstance(stated, (int, np.integer)) and stated >= 0
+    usable = isinstance(stated, (int, np.integer)) and 0 <= stated <= MAX_MOL_ID
     return from_ase(atoms, mol_id=None if usable else mol_id)
 
 
 def _without_isotopes(frame: Frame) -> list[str]:
     """Lines of the atoms of an extended frame, with H for D and T."""
     places = 0
-    for name, _, width in _columns(_values(frame.comment).get("Properties", "species:S:1")):
+    for name, width in _columns(_values(frame.comment).get("Properties", "species:S:1")):
         if name == "species":
             break
-        places += int(width) if width.isdecimal() else 1
+        places += width
     lines = []
     for line in frame.atoms:
         words = line.split()
@@ -283,10 +300,13 @@ def _without_isotopes(frame: Frame) -> list[str]:
     return lines
 
 
-def _columns(properties: str) -> list[tuple[str, str, str]]:
-    """Name, type and width of the columns in ``Properties=``."""
+def _columns(properties: str) -> list[tuple[str, int]]:
+    """Name and width of the columns in ``Properties=``; the width is 1 where it is no number."""
     words = properties.split(":")
-    return list(zip(words[::3], words[1::3], words[2::3], strict=False))
+    return [
+        (name, int(width[:18]) if width.isdecimal() else 1)  # int() takes no thousands of digits
+        for name, width in zip(words[::3], words[2::3], strict=False)
+    ]
 
 
 def _text_value(comment: str, key: str) -> str | None:

@@ -47,6 +47,7 @@ TOKENS = (
         b"nan",
     ),
     *(b"inf", b"*^-6", b"charge=1", b"q=-3", b"Properties=", b"species:S:1:pos:R:3", b"H 0 0 0\n"),
+    *(b"R:99999999", b"\n99999999999999999999\n", b"9" * 5000, b"C(" * 9000, b"[" * 9000),
     *(b"X", b"[", b"]", b"(", b")", b"%99", b"=", b"#", b"@", b".", b"*", b"D", b"Uue", b"<", b">"),
 )
 
@@ -193,3 +194,35 @@ def test_a_changed_line_costs_its_record_alone(
             assert not isinstance(old, Failure)
             changed += isinstance(new, Failure) or not torch.equal(new[0].pos, old[0].pos)
         assert changed <= 1, seed
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "problem"),
+    [
+        (".smi", "C(C)" * 100_000, "200,000 atoms without hydrogens, expected up to 5,000"),
+        (".smi", "[C@H](F)" * 100_000, "200,000 atoms"),
+        (".csv", "smiles\n" + "C1CC1" * 20_000, "60,000 atoms"),
+        (".xyz", "9" * 5000 + "\nx\nH 0 0 0\n", "99999999999999999999... atoms announced"),
+        (".xyz", "1000001\nx\nH 0 0 0\n", "1000001 atoms announced, expected up to 1,000,000"),
+        (".xyz", "1\nx\n" + "9" * 5000 + " 0 0 0\n", "which is not an element"),
+        (
+            ".extxyz",
+            "1\nProperties=species:S:1:pos:R:3999999999\nAr 0 0 0\n",
+            "states 4000000000 columns, and the first atom has 4",
+        ),
+        (
+            ".extxyz",
+            f"1\nProperties=species:S:1:pos:R:{'9' * 5000}\nAr 0 0 0\n",
+            "columns, and the first atom has 4",
+        ),
+        (".csv", "smiles,charge\n[OH-]," + "9" * 5000, ""),
+    ],
+)
+def test_absurd_sizes_cost_no_time(suffix: str, text: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text(text)
+    start = time.monotonic()
+    ((_, failure),) = outcomes(path)
+    assert time.monotonic() - start < MAX_SECONDS
+    assert isinstance(failure, Failure) == bool(problem)
+    assert not isinstance(failure, Failure) or problem in failure.problem
