@@ -17,6 +17,7 @@ from dipolegnn.app.service import (
     MAX_CHARACTERS,
     MAX_CONFORMERS,
     MAX_MOLECULES,
+    MAX_STEREOISOMERS,
     TOO_MUCH,
     Request,
     Service,
@@ -27,6 +28,9 @@ from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
 
 DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
+
+LARGEST = "largest"
+"""Value of the choice to keep only the largest fragment of a salt."""
 
 AS_STARTED = "as started"
 """Value that selects the model of ``serve --model``, or the default model for the input."""
@@ -63,6 +67,9 @@ def _layout(service: Service) -> html.Div:
         dcc.Input(
             id="conformers", type="number", placeholder="auto", min=1, max=MAX_CONFORMERS, step=1
         ),
+        html.Label("Stereoisomers of a SMILES that leaves them open", htmlFor="stereoisomers"),
+        dcc.Input(id="stereoisomers", type="number", value=1, min=1, max=MAX_STEREOISOMERS, step=1),
+        dcc.Checklist({LARGEST: "Keep only the largest fragment of a salt"}, id="salts"),
         html.Label("Model", htmlFor="model"),
         dcc.Dropdown([default, *pretrained_names()], AS_STARTED, id="model", clearable=False),
         html.Div(
@@ -174,6 +181,8 @@ def _connect(page: Dash, service: Service) -> None:
         Input("dropped", "data"),
         State("smiles", "value"),
         State("conformers", "value"),
+        State("stereoisomers", "value"),
+        State("salts", "value"),
         State("model", "value"),
         State("level", "value"),
     )
@@ -182,6 +191,8 @@ def _connect(page: Dash, service: Service) -> None:
         dropped: Mapping[str, str] | None,
         smiles: str | None,
         conformers: Any,
+        stereoisomers: Any,
+        salts: Sequence[str] | None,
         model: str | None,
         level: str | None,
     ) -> tuple[Any, ...]:
@@ -190,6 +201,8 @@ def _connect(page: Dash, service: Service) -> None:
             conformers="auto" if conformers is None else conformers,
             model=None if model == AS_STARTED else model,
             level=level,
+            stereoisomers=1 if stereoisomers is None else stereoisomers,
+            largest_fragment=LARGEST in (salts or ()),
         )
         if dash.ctx.triggered_id == "dropped" and dropped is not None:  # only the file is predicted
             try:
@@ -328,7 +341,8 @@ def _magnitude(molecule: Report, report: Report) -> list[Any]:
     if len(molecule["conformers"]) > 1:
         about.append(
             f"average over {len(molecule['conformers'])} conformers, "
-            f"{molecule['smallest']:.3f} to {molecule['largest']:.3f} D"
+            f"{molecule['smallest']:.3f} to {molecule['largest']:.3f} D, by energies of "
+            f"{molecule['energies']}"
         )
     level = molecule.get("level")
     about.append(f"model {molecule['model']}{f' at {level}' if level else ''}")

@@ -34,6 +34,9 @@ MAX_ATOMS = 300
 MAX_CONFORMERS = 20
 """Maximum number of conformers per molecule."""
 
+MAX_STEREOISOMERS = 8
+"""Maximum number of stereoisomers per SMILES."""
+
 TOO_MUCH = (
     f"The input is too large: at most {MAX_CHARACTERS:,} characters. Use the command "
     "'dipolegnn predict' for large files."
@@ -53,6 +56,8 @@ class Request(NamedTuple):
         conformers: Conformers per molecule; ``"auto"``: as many as the molecule needs.
         model: The model; None: the model of the server, or the default model.
         level: Level of theory; None: the first of the model.
+        stereoisomers: Stereoisomers per SMILES that does not define them.
+        largest_fragment: True to keep only the largest fragment of a salt.
     """
 
     smiles: str = ""
@@ -61,6 +66,8 @@ class Request(NamedTuple):
     conformers: int | Literal["auto"] = "auto"
     model: str | None = None
     level: str | None = None
+    stereoisomers: int = 1
+    largest_fragment: bool = False
 
 
 class Response(NamedTuple):
@@ -100,7 +107,18 @@ def _respond(request: Request) -> Response:
             f"Conformers per molecule must be a whole number from 1 to {MAX_CONFORMERS}, or empty "
             "for as many as the molecule needs."
         )
-    config = PredictConfig(ConformerConfig(conformers=request.conformers), level=request.level)
+    if not 1 <= request.stereoisomers <= MAX_STEREOISOMERS:
+        raise ValueError(
+            f"Stereoisomers must be a whole number from 1 to {MAX_STEREOISOMERS}, got "
+            f"{request.stereoisomers}."
+        )
+    embedding = ConformerConfig(
+        request.conformers,
+        max_atoms=MAX_ATOMS,
+        stereoisomers=request.stereoisomers,
+        largest_fragment=request.largest_fragment,
+    )
+    config = PredictConfig(embedding, level=request.level)
     records, models = _records(request), _models(request.model)
     models.model.level_named(config.level)
     embedded = list(embed_records(records, config.embedding, workers=0))

@@ -173,6 +173,20 @@ def test_conformers_can_be_selected(page: Page) -> None:
 
 
 @needs_browser
+def test_stereoisomers_and_salts(page: Page) -> None:
+    page.fill("#stereoisomers", "2")
+    page.get_by_text("Keep only the largest fragment of a salt").click()
+    ask(page, "ClC=CCl\n[Na+].CC(=O)[O-] acetate")
+    shown(page, "does not define the double bond C2=C3")
+    page.click("#molecule")
+    for isomer in ("Cl/C=C/Cl", r"Cl/C=C\Cl"):
+        expect(page.get_by_text(isomer, exact=True).last).to_be_visible()
+    page.get_by_text("acetate", exact=True).last.click()
+    shown(page, "left out: [Na+]")
+    assert page.inner_text("#failures") == ""
+
+
+@needs_browser
 def test_another_model_can_be_chosen(page: Page) -> None:
     page.click("#model")
     page.get_by_text("painn-qm9", exact=True).last.click()

@@ -206,3 +206,17 @@ def test_a_level_of_theory_can_be_chosen(tmp_path: Path) -> None:
         assert dict(zip(header.split(","), line.split(","), strict=False))["level"] == stated
     response = respond(Request("O\nN", model=str(path), level="MP2"))
     assert "no level of theory 'MP2'; it has DFT, xTB" in response.refusal
+
+
+def test_stereoisomers_and_salts() -> None:
+    asked = Request("ClC=CCl", conformers=1, model=MODEL, stereoisomers=2)
+    isomers = respond(asked).report["molecules"]
+    assert {isomer["smiles"] for isomer in isomers} == {"Cl/C=C/Cl", r"Cl/C=C\Cl"}
+    salt = Request("[Na+].CC(=O)[O-]", conformers=1, model=MODEL)
+    (failure,) = respond(salt).report["failures"]
+    assert "2 fragments" in failure["problem"]
+    (acetate,) = respond(salt._replace(largest_fragment=True)).report["molecules"]
+    assert acetate["smiles"] == "CC(=O)[O-]"
+    assert "the largest fragment, CC(=O)[O-]; left out: [Na+]" in acetate["notes"]
+    refused = respond(asked._replace(stereoisomers=9))
+    assert refused.refusal == "Stereoisomers must be a whole number from 1 to 8, got 9."
