@@ -167,20 +167,16 @@ class PredictConfig:
     """Energies of conformers, for their weights: model (trained on DLPNO-CCSD(T)), xtb (GFN2-xTB,
     requires the extra xtb, 10 to 100 ms per conformer), or mmff (force field); also of structures
     of one molecule (same name or mol_id) in a file without energies. Energies in a file are kept.
-    auto: mmff for SMILES; structures without energies are not averaged."""
+    auto: model, but structures of the same name are not averaged (frames of a trajectory)."""
 
     def __post_init__(self) -> None:
         _require(self, "temperature", self.temperature > 0, "positive, in kelvin")
         _require(self, "coverage", 0 < self.coverage < 1, "between 0 and 1")
 
-    def energy_method(self, embedded: bool) -> EnergyMethod | None:
-        """Method for conformers from SMILES (``embedded``), or for structures without energies.
-
-        None: structures without energies are not averaged.
-        """
-        if self.energies == "auto":
-            return "mmff" if embedded else None
-        return self.energies
+    @property
+    def energy_method(self) -> EnergyMethod:
+        """Method for conformers from SMILES, and for structures without energies."""
+        return "model" if self.energies == "auto" else self.energies
 
 
 @dataclass(frozen=True)

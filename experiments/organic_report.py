@@ -22,7 +22,7 @@ import tyro
 from common import NOTHING, ROOT, data_folder, markdown_table
 
 from dipolegnn._pyg import Data
-from dipolegnn.config import ConformerConfig, PredictConfig, XTBConfig
+from dipolegnn.config import ConformerConfig, XTBConfig
 from dipolegnn.data import ConformerDataset, JoinedDataset
 from dipolegnn.evaluation import score
 from dipolegnn.inference.structures import Prediction, average, predict
@@ -241,7 +241,7 @@ def answered(model: DipoleModel, path: Path, options: Options) -> str:
         smiles = [row["smiles"] for row in csv.DictReader(file)]
     drawn = np.random.default_rng(0).permutation(len(smiles))[: options.chemicals]
     rows = [SmilesRow(k, smiles[place]) for k, place in enumerate(drawn.tolist(), start=1)]
-    found = embed_smiles(rows, PredictConfig().embedding, workers=options.workers)
+    found = embed_smiles(rows, ConformerConfig(), workers=options.workers)
     good = sum(unknown_elements(model, data) is None for data in found.data)
     why = Counter(failure.problem.split("(")[0][:60] for failure in found.failures)
     if good < len(found.data):

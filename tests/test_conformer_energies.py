@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dipolegnn._pyg import Batch, Data
 from dipolegnn.data import About, ConformerDataset, JoinedDataset, Split, save_dataset
+from dipolegnn.inference.pipeline import predict_smiles
 from dipolegnn.models import load_model
 from dipolegnn.molecules import Molecules, from_smiles
 from dipolegnn.molecules.molecule import relabelled
@@ -65,3 +70,61 @@ def test_levels_can_be_given(tmp_path: Path) -> None:
     assert joined[0].level == "other"
     with pytest.raises(ValueError, match="one level of theory for each of 1 data sets, got 2"):
         JoinedDataset([ConformerDataset(tmp_path / "a")], ["one", "two"])
+
+
+def test_the_report_compares_averages(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(project_root / "experiments")  # for its module common
+    report = script(project_root, "experiments", "conformer_report")
+    pools = {text: conformers(k, text)[:3] for k, text in enumerate(("OCCO", "NCCCO", "CCCCO"))}
+    found = [data for pool in pools.values() for data in pool]
+    rng = np.random.default_rng(0)
+    magnitudes = rng.uniform(0, 4, len(found))
+    energies = {name: rng.uniform(0, 2, len(found)) for name in ("dlpno", "mmff", "gfn2", "b3lyp")}
+    names = [data.smiles for data in found]
+    arrays: dict[str, Any] = {
+        "n": [len(data.z) for data in found],
+        "z": torch.cat([data.z for data in found]),
+        "pos": torch.cat([data.pos for data in found]),
+        "charge": np.zeros(len(found)),
+        "molecule": names,
+        "smiles": names,
+        "mu_b3lyp": magnitudes,
+        **{f"energy_{name}": values for name, values in energies.items()},
+    }
+    np.savez(tmp_path / "drug_conformers.npz", **arrays)
+    ids = torch.tensor([int(data.mol_id) for data in found])
+    places = torch.arange(len(found))
+    split = Split(places[ids == 0], places[ids > 0], places[:0])
+    about = About(name="drug_conformers")
+    save_dataset(tmp_path / "drug_conformers", Molecules(found, []), about, split=split)
+
+    words = ["--sets", tmp_path, "--data", tmp_path, "--output", tmp_path / "out"]
+    report.main([*map(str, words), "--methods", "mmff"])
+    rows = json.loads((tmp_path / "out" / "conformers.json").read_text())
+    by_method = {row["energies"]: row for row in rows if "average, MAE (D)" in row}
+
+    def average(kind: NDArray[np.float64], rows: slice) -> float:
+        weights = np.exp(-kind[rows] / 0.0019872 / 298.15)
+        return float(weights @ magnitudes[rows] / weights.sum())
+
+    second, third = slice(3, 6), slice(6, 9)
+    for method, kind in (("GFN2-xTB", "gfn2"), ("equal weights", None)):
+        errors = [
+            abs(
+                average(np.zeros(len(found)) if kind is None else energies[kind], rows)
+                - average(energies["dlpno"], rows)
+            )
+            for rows in (second, third)
+        ]
+        assert by_method[method]["average, MAE (D)"] == pytest.approx(np.mean(errors), abs=6e-4)
+        assert by_method[method]["molecules"] == 2  # the validation molecules
+    (of_smiles,) = [row for row in rows if "s per molecule" in row]
+    predicted = predict_smiles(load_model("painn-organic"), list(pools)[1:], energies="mmff")
+    errors = [
+        abs(one.magnitude - average(energies["dlpno"], rows))
+        for one, rows in zip(predicted.molecules, (second, third), strict=True)
+    ]
+    assert of_smiles["MAE (D)"] == pytest.approx(np.mean(errors), abs=2e-3)
+    assert "| GFN2-xTB | 2 |" in (tmp_path / "out" / "conformers.md").read_text()

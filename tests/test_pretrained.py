@@ -13,13 +13,16 @@ from dipolegnn.cli import main
 from dipolegnn.inference.structures import predict
 from dipolegnn.models import (
     DEFAULT,
+    ENERGIES,
     FOLDER,
     elements_of,
+    energy_model,
     load_model,
     names_for,
     pretrained_names,
 )
 from dipolegnn.molecules import from_smiles, write_file
+from dipolegnn.nn import ConformerEnergyHead
 from dipolegnn.nn.model import FROM_FORCE_FIELD
 from tests.cli.helpers import assert_message, predictions
 
@@ -54,6 +57,19 @@ def test_each_has_a_card_and_says_where_it_comes_from() -> None:
         mae = val["dipole_mae"]
         assert isinstance(mae, float)
         assert f"MAE {mae:.4f} D" in card
+
+
+def test_the_model_of_conformer_energies() -> None:
+    card = (FOLDER / f"{ENERGIES}.md").read_text(encoding="utf-8")
+    for what in (f"# {ENERGIES}", "licence", "level of theory", "## Accuracy", "## Limitations"):
+        assert what in card
+    model = energy_model()
+    assert isinstance(model.head, ConformerEnergyHead)
+    assert model.levels == ["DLPNO-CCSD(T)", "GFN2-xTB"]
+    assert model.card.elements == frozenset(("H", *"CNOFPSI", "Cl", "Br"))
+    val = model.card.get("result", "val")
+    assert f"MAE {val['energy_mae']:.2f} kcal/mol" in card
+    assert (FOLDER / f"{ENERGIES}.safetensors").stat().st_size <= LARGEST_MB * 2**20
 
 
 # The atoms at the negative and the positive end, and the magnitude in debye by experiment (NIST

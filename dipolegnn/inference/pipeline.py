@@ -132,11 +132,10 @@ def predict_batches(
             return [
                 found for members in batch for _, found in members if isinstance(found, Failure)
             ]
-        weighted = _with_energies(batch, config.energy_method(smiles), energies, embedded=smiles)
+        weighted = _with_energies(batch, config, energies, embedded=smiles)
         return _outcomes(weighted, model(), config, refuse=refuse, embedded=smiles)
 
-    averaged = config.energy_method(embedded=False) is not None
-    for molecule in _molecules(embedded, averaged):
+    for molecule in _molecules(embedded, by_name=config.energies != "auto"):
         size = sum(data.z.numel() for data in _structures(molecule))
         from_smiles = isinstance(molecule[0][0].content, SmilesRow)
         full = atoms + size > BATCH_ATOMS or records + len(molecule) > most_records
@@ -228,17 +227,17 @@ _Molecule = list[tuple[Record, Outcome]]
 """The records of one molecule, with their structures."""
 
 
-def _molecules(embedded: Iterable[tuple[Record, Outcome]], averaged: bool) -> Iterator[_Molecule]:
+def _molecules(embedded: Iterable[tuple[Record, Outcome]], *, by_name: bool) -> Iterator[_Molecule]:
     """Groups consecutive records of conformers.
 
     Conformers state the same number, or have the same name, atoms and SMILES; the latter then get
-    the number of the first. Structures without energies are grouped by name only if ``averaged``:
+    the number of the first. Structures without energies are grouped by name only if ``by_name``:
     the frames of a trajectory are single molecules, and all of them may not fit into memory.
     """
     molecule: _Molecule = []
     key: tuple[object, ...] = ()
     for record, found in embedded:
-        own = _number(record, found, averaged)
+        own = _number(record, found, by_name)
         # A structure that cannot be read does not separate those of its name before and after it.
         named = len(key) > 3 and key[:2] == (record.source, record.title)
         failed = named and isinstance(found, Failure)
@@ -252,14 +251,14 @@ def _molecules(embedded: Iterable[tuple[Record, Outcome]], averaged: bool) -> It
         yield _one_number(molecule)
 
 
-def _number(record: Record, found: Outcome, averaged: bool) -> tuple[object, ...]:
+def _number(record: Record, found: Outcome, by_name: bool) -> tuple[object, ...]:
     """Key of a molecule; equal for conformers."""
     if record.group or isinstance(record.content, SmilesRow):
         return record.source, record.group or record.row, record.mol_id
     if isinstance(found, Failure):
         return record.source, record.row
     (data,) = found
-    if not record.title or not (averaged or bool(data.energy.isfinite())):
+    if not record.title or not (by_name or bool(data.energy.isfinite())):
         return record.source, record.row
     return record.source, record.title, tuple(data.z.tolist()), int(data.charge), data.smiles
 
@@ -320,16 +319,18 @@ _OTHER_ATOMS = MoleculeError(
 
 def _with_energies(
     batch: Sequence[_Molecule],
-    method: EnergyMethod | None,
+    config: PredictConfig,
     model: Callable[[], PropertyModel[EnergyOutput]],
     *,
     embedded: bool,
 ) -> Sequence[_Molecule]:
     """Gives the conformers of a molecule the energies of a method, unless they are from a file.
 
-    The model of energies is not used for elements that it was not trained on.
+    The model of energies is not used for elements that it was not trained on. Structures with the
+    same number and other atoms are an error if a method was chosen, else single molecules.
     """
-    if method is None or (method == "mmff" and embedded):
+    method = config.energy_method
+    if method == "mmff" and embedded:
         return batch
     conformers: list[Data] = []
     problems: dict[int, MoleculeError] = {}
@@ -341,7 +342,7 @@ def _with_energies(
             continue
         if len({tuple(sorted(data.z.tolist())) for data in several}) == 1:
             conformers += several
-        else:
+        elif config.energies != "auto":
             problems |= dict.fromkeys(map(id, several), _OTHER_ATOMS)
     used = model() if method == "model" and conformers else None
     changed = with_energies(conformers, method, used, embedded=embedded)

@@ -77,9 +77,9 @@ def test_one_conformer_of_a_flexible_molecule_gives_a_warning(
 
 
 def test_temperature_moves_the_average(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("CCCO", "--model", str(trained), "--conformers", "4", "--temperature")
-    (cold,) = predictions(capsys, *words, "1")["molecules"]
-    (hot,) = predictions(capsys, *words, "100000")["molecules"]
+    words = ("CCCO", "--model", str(trained), "--conformers", "4", "--energies", "mmff")
+    (cold,) = predictions(capsys, *words, "--temperature", "1")["molecules"]
+    (hot,) = predictions(capsys, *words, "--temperature", "100000")["molecules"]
 
     assert cold["magnitude"] == pytest.approx(cold["conformers"][0]["magnitude"])
     magnitudes = [c["magnitude"] for c in hot["conformers"]]

@@ -20,7 +20,7 @@ from dipolegnn.inference.output import Line, as_json
 from dipolegnn.inference.pipeline import predict_list
 from dipolegnn.inference.structures import Predictions, predict
 from dipolegnn.labels import label, xtb_calculator
-from dipolegnn.models import load_model
+from dipolegnn.models import energy_model, load_model
 from dipolegnn.molecules import MoleculeError, SmilesRow, from_smiles, text_of
 from dipolegnn.molecules.molecule import relabelled
 from dipolegnn.molecules.records import Record, read_records
@@ -126,7 +126,7 @@ def test_conformers_of_one_name_are_weighted_by_the_energies_of_the_file(suffix:
     assert (again.magnitude, again.energies) == (first.magnitude, "the file")
 
 
-@pytest.mark.parametrize("method", ["mmff", "xtb"])
+@pytest.mark.parametrize("method", ["mmff", "xtb", "model"])
 @pytest.mark.parametrize("suffix", [".sdf", ".extxyz"])
 def test_conformers_without_energies(suffix: str, method: str) -> None:
     if method == "xtb":
@@ -142,6 +142,8 @@ def test_conformers_without_energies(suffix: str, method: str) -> None:
     molecule = found.molecules[0]
     assert molecule.energies == SOURCES[cast(EnergyMethod, method)]
     expected = [float(data.energy) for data in glycol]
+    if method == "model":
+        expected = model_energies(energy_model(), glycol)
     if method == "xtb":
         expected = [float(label(data, xtb_calculator(XTBConfig())).energy) for data in glycol]
     energies = [float(conformer.data.energy) for conformer in molecule.conformers]
@@ -149,15 +151,42 @@ def test_conformers_without_energies(suffix: str, method: str) -> None:
     assert np.diff(energies) == pytest.approx(np.diff(sorted(expected)), abs=0.02)
 
 
-def test_structures_of_one_number_without_energies_are_named() -> None:
+def test_structures_of_one_number_are_averaged() -> None:
     glycol = from_smiles("OCCO", conformers=2, name="glycol")
     text = text_of([relabelled(data) for data in glycol], ".extxyz")
+    (molecule,) = averages(text, "x.extxyz").molecules
+    assert len(molecule.conformers) == 2
+    assert molecule.energies == SOURCES["model"]
+
+
+def test_without_energies_structures_of_one_number_are_named() -> None:
+    """The model of energies was not trained on silicon."""
+    silanes = from_smiles("C[SiH2]CCC", conformers=4, name="silane")[:2]
+    text = text_of([relabelled(data) for data in silanes], ".extxyz")
     found = averages(text, "x.extxyz")
     note = "one of 2 conformers without energies, not averaged (option energies)"
     assert [note in molecule.notes for molecule in found.molecules] == [True, True]
     (molecule,) = averages(text, "x.extxyz", "mmff").molecules
     assert len(molecule.conformers) == 2
     assert note not in molecule.notes
+
+
+def test_the_force_field_where_the_model_of_energies_lacks_an_element() -> None:
+    config = PredictConfig(FEW)
+    found = predict_list(records("C[SiH2]CCC", "CCCO"), load_model("painn-organic"), config)
+    assert [molecule.energies for molecule in found.molecules] == [
+        SOURCES["mmff"],
+        SOURCES["model"],
+    ]
+
+
+def test_the_model_of_energies_on_known_cases() -> None:
+    """1,2-Dichloroethane in the gas is mostly anti; experiment: 1.2 kcal/mol below gauche."""
+    anti, *gauche = sorted(
+        from_smiles("ClCCCl", conformers=20), key=lambda data: -float(torch.pdist(data.pos).max())
+    )
+    energies = model_energies(energy_model(), [anti, gauche[0]], embedded=True)
+    assert 0.3 < energies[1] - energies[0] < 1.6
 
 
 def test_other_atoms_are_no_conformers() -> None:
