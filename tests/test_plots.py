@@ -170,3 +170,41 @@ def test_the_arrow_in_space_is_to_scale(length: float) -> None:
     scale = re.search(r"([\d.]+) Å per D", str(figure.layout.annotations))
     assert scale
     assert np.ptp(points) == pytest.approx(float(scale[1]) * length, rel=0.02)
+
+
+class TestConformers:
+    def test_area_is_weight_and_the_band_is_the_interval(self) -> None:
+        weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")
+        figure = weights.conformer_plot(
+            [0.0, 0.5, 1.0],
+            [1.0, 2.0, 4.0],
+            [0.64, 0.32, 0.04],
+            average=1.44,
+            half_width=0.5,
+            selected=1,
+        )
+        (points,) = figure.data
+        assert list(points.x) == [0.0, 0.5, 1.0]
+        assert list(points.y) == [1.0, 2.0, 4.0]
+        size = np.array(points.marker.size)
+        np.testing.assert_allclose((size / size[0]) ** 2, [1.0, 0.5, 0.0625], rtol=1e-6)
+        assert [color == weights.RED for color in points.marker.line.color] == [False, True, False]
+        line, band = figure.layout.shapes
+        assert line.y0 == line.y1 == 1.44
+        assert (band.y0, band.y1) == (pytest.approx(0.94), pytest.approx(1.94))
+        low, high = figure.layout.yaxis.range
+        assert low < 0
+        assert high > 4.0
+        assert "1.44 ± 0.50 D" in figure.layout.title.text
+
+    def test_without_an_interval(self) -> None:
+        weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")
+        for width in (None, np.inf):
+            figure = weights.conformer_plot([0.0], [0.0], [1.0], average=0.0, half_width=width)
+            assert len(figure.layout.shapes) == 1
+            assert "nan" not in str(figure.layout).lower()
+
+    def test_wrong_sizes(self) -> None:
+        weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")
+        with pytest.raises(ValueError, match=r"as many energies as magnitudes and weights"):
+            weights.conformer_plot([0.0, 1.0], [0.0], [1.0], average=0.0)

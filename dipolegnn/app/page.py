@@ -26,6 +26,7 @@ from dipolegnn.files import READABLE_TEXT
 from dipolegnn.models import DEFAULT, pretrained_names
 from dipolegnn.plots import draw_molecule
 from dipolegnn.plots.scene import scene
+from dipolegnn.plots.weights import conformer_plot
 
 DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
 
@@ -104,6 +105,10 @@ def _layout(service: Service) -> html.Div:
         dcc.Graph(id="scene", className="scene", config={"displayModeBar": False}),
         html.Div(downloads, className="downloads"),
         html.H2("Conformers"),
+        html.Div(
+            dcc.Graph(id="conformer-plot", className="weights", config={"displayModeBar": False}),
+            id="several-conformers",
+        ),
         html.Div(id="conformer-table"),
         html.H2("Atoms"),
         html.Div(id="atoms-table"),
@@ -242,9 +247,17 @@ def _connect(page: Dash, service: Service) -> None:
         return options, 0, _conformer_table(molecule), _magnitude(molecule, report)
 
     @page.callback(
+        Output("conformer", "value", allow_duplicate=True), Input("conformer-plot", "clickData")
+    )
+    def choose_point(click: Mapping[str, Any] | None) -> Any:
+        return click["points"][0]["pointIndex"] if click else dash.no_update
+
+    @page.callback(
         Output("scene", "figure"),
         Output("details", "children"),
         Output("atoms-table", "children"),
+        Output("conformer-plot", "figure"),
+        Output("several-conformers", "hidden"),
         Input("molecule", "value"),
         Input("conformer", "value"),
         Input("colour", "value"),
@@ -255,13 +268,16 @@ def _connect(page: Dash, service: Service) -> None:
     ) -> tuple[Any, ...]:
         molecule = _chosen(number, report)
         if molecule is None:
-            return {}, None, None
+            return {}, None, None, {}, True
         conformer = _conformer(molecule, row)
         charges = conformer["charges"] if colour == "charge" else None
         figure = scene(*_drawn(molecule, conformer), charges=charges)
         # The view is kept when the colour changes and reset when the structure changes.
         figure.update_layout(uirevision=f"{molecule['name']} {number} {row}")
-        return figure, _details(conformer), _atom_table(molecule, conformer)
+        details, atoms = _details(conformer), _atom_table(molecule, conformer)
+        several = len(molecule["conformers"]) > 1
+        weights = _conformer_plot(molecule, row) if several else {}
+        return figure, details, atoms, weights, not several
 
     @page.callback(
         Output("download", "data", allow_duplicate=True),
@@ -365,6 +381,16 @@ def _details(conformer: Report) -> html.Div:
         f"This conformer: |μ| = {length:.3f} D, μ = ({x:.3f}, {y:.3f}, {z:.3f}) D, in the frame of "
         "the coordinates below. The arrow points from – to +.",
         className="small",
+    )
+
+
+def _conformer_plot(molecule: Report, row: int | None) -> Any:
+    conformers = molecule["conformers"]
+    return conformer_plot(
+        *([c[name] for c in conformers] for name in ("energy", "magnitude", "weight")),
+        average=molecule["magnitude"],
+        half_width=molecule["half_width"],
+        selected=row,
     )
 
 

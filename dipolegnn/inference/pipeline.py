@@ -169,8 +169,8 @@ def predict_smiles(
         conformers: Embedding in 3D; None: as many conformers as each molecule needs.
         temperature: Temperature of the average over conformers, in kelvin.
         level: Level of theory, one of ``model.levels``; None: the first of them.
-        energies: Energies of the conformers, for their weights: of the model of energies, of
-            GFN2-xTB, or of the force field (also ``"auto"``).
+        energies: Energies of the conformers, for their weights: of the model of energies (also
+            ``"auto"``), of GFN2-xTB, or of the force field.
         workers: Processes that embed; 1: the calling process.
         progress: Show a progress bar on standard error.
 

@@ -474,8 +474,8 @@ def embed(
                 f"No 3D structure of it can be built: {reason(str(error))}",
                 remedy="Give a 3D structure (.sdf, .xyz)",
             ) from None
-    for data in found:
-        data.notes = (*notes, *data.notes)
+    for data in found if notes else ():
+        data.notes = [*notes, *(data.get("notes") or ())]
     return found
 
 
@@ -500,8 +500,8 @@ def _stereoisomers(
             )
             for k in chosen
         ]
-        for data in found:
-            data.notes = tuple(notes)
+        for data in found if notes else ():
+            data.notes = list(notes)
         return found
 
     given = Chem.AddHs(mol)

@@ -173,6 +173,25 @@ def test_conformers_can_be_selected(page: Page) -> None:
 
 
 @needs_browser
+def test_conformers_are_plotted_and_a_point_selects_one(page: Page) -> None:
+    ask(page, "CCCO propanol\nO water")
+    points = page.locator("#conformer-plot .scatterlayer .point")
+    expect(points.nth(1)).to_be_visible()
+    expect(page.locator("#conformer-table tbody tr")).to_have_count(points.count())
+    expect(page.locator("#conformer-plot")).to_contain_text("average")
+    page.locator("#conformer-plot").scroll_into_view_if_needed()
+    before = page.inner_text("#details")
+    place = points.last.bounding_box()
+    assert place is not None
+    page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    expect(page.locator("#details")).not_to_have_text(before)
+    # A rigid molecule has nothing to plot.
+    page.click("#molecule")
+    page.get_by_text("water", exact=True).last.click()
+    expect(page.locator("#conformer-plot")).to_be_hidden()
+
+
+@needs_browser
 def test_stereoisomers_and_salts(page: Page) -> None:
     page.fill("#stereoisomers", "2")
     page.get_by_text("Keep only the largest fragment of a salt").click()

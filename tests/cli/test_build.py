@@ -75,6 +75,7 @@ def test_build_does_not_replace_a_data_set_unasked(
     assert "already contains a data set. Add --overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:table.csv, 12 records. the column 'mu' looks like a charge")
 def test_build_interrupted_says_how_to_go_on(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_build_interrupted_says_how_to_go_on(
     assert "Repeat the same command to resume" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:table.csv, 12 records. the column 'mu' looks like a charge")
 @pytest.mark.parametrize(
     ("words", "message"),
     [

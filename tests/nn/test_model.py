@@ -371,7 +371,10 @@ def test_default_config_is_the_default_model(representation: Literal["painn", "s
     ("config", "message"),
     [
         (ModelConfig(representation="gcn"), "no representation 'gcn' among PaiNN, SchNet"),
-        (ModelConfig(head="energy"), "no head 'energy' among AtomwiseHead, DipoleHead"),
+        (
+            ModelConfig(head="energy"),
+            "no head 'energy' among AtomwiseHead, ConformerEnergyHead, DipoleHead",
+        ),
         ({"representation": {"class": "PaiNN", "layers": 3}, "head": {}}, "unknown: layers"),
         (
             {"representation": {"class": "PaiNN"}, "head": {"class": "DipoleHead"}},
