@@ -195,7 +195,7 @@ class TestConformers:
         low, high = figure.layout.yaxis.range
         assert low < 0
         assert high > 4.0
-        assert "1.44 ± 0.50 D" in figure.layout.title.text
+        assert "1.440 ± 0.500 D" in figure.layout.title.text
 
     def test_without_an_interval(self) -> None:
         weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")

@@ -77,10 +77,10 @@ def conformer_plot(
         low = max(average - half_width, 0.0)
         figure.add_hrect(low, average + half_width, fillcolor=RED, opacity=0.1, line_width=0)
         top = max(top, average + half_width)
-        bar = f" ± {half_width:.2f}"
+        bar = f" ± {half_width:.3f}"
     width = max(float(x.max()), 0.5)
     figure.update_layout(
-        title={"text": f"average {average:.2f}{bar} D", "font": {"size": 14}},
+        title={"text": f"average {average:.3f}{bar} D", "font": {"size": 14}},
         xaxis={"title": "energy (kcal/mol)", "range": [-0.05 * width, 1.03 * width]},
         yaxis={"title": "|μ| (D)", "range": [-0.04 * top, 1.08 * max(top, 0.1)]},
         template="simple_white",
