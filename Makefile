@@ -39,7 +39,7 @@ demo: setup  ## Train PaiNN on the data set that comes along and predict some di
 test: lint  ## Lint, types and the tests of the code
 	$(VENV)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup -m 'not committed_data'
 
-fuzz: setup  ## The readers with 5,000 damaged files of each kind (20 minutes; FUZZ=500 for fewer)
+fuzz: setup  ## The readers with 5,000 damaged files of each kind (FUZZ=500 for fewer)
 	DIPOLEGNN_FUZZ=$(FUZZ) $(VENV)/python -m pytest -n auto --maxprocesses 8 tests/molecules/test_fuzz.py
 
 check-data: setup  ## Check the data sets in the repository
