@@ -174,7 +174,9 @@ def test_the_arrow_in_space_is_to_scale(length: float) -> None:
 
 class TestConformers:
     def test_area_is_weight_and_the_band_is_the_interval(self) -> None:
-        weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")
+        weights = pytest.importorskip(
+            "dipolegnn.plots.conformers", reason="plotly is not installed"
+        )
         figure = weights.conformer_plot(
             [0.0, 0.5, 1.0],
             [1.0, 2.0, 4.0],
@@ -198,13 +200,17 @@ class TestConformers:
         assert "1.440 ± 0.500 D" in figure.layout.title.text
 
     def test_without_an_interval(self) -> None:
-        weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")
+        weights = pytest.importorskip(
+            "dipolegnn.plots.conformers", reason="plotly is not installed"
+        )
         for width in (None, np.inf):
             figure = weights.conformer_plot([0.0], [0.0], [1.0], average=0.0, half_width=width)
             assert len(figure.layout.shapes) == 1
             assert "nan" not in str(figure.layout).lower()
 
     def test_wrong_sizes(self) -> None:
-        weights = pytest.importorskip("dipolegnn.plots.weights", reason="plotly is not installed")
+        weights = pytest.importorskip(
+            "dipolegnn.plots.conformers", reason="plotly is not installed"
+        )
         with pytest.raises(ValueError, match=r"as many energies as magnitudes and weights"):
             weights.conformer_plot([0.0, 1.0], [0.0], [1.0], average=0.0)

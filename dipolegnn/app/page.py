@@ -25,8 +25,8 @@ from dipolegnn.app.service import (
 from dipolegnn.files import READABLE_TEXT
 from dipolegnn.models import DEFAULT, pretrained_names
 from dipolegnn.plots import draw_molecule
+from dipolegnn.plots.conformers import conformer_plot
 from dipolegnn.plots.scene import scene
-from dipolegnn.plots.weights import conformer_plot
 
 DOWNLOADS = {".csv": "CSV", ".json": "JSON", ".sdf": "SDF", ".extxyz": "extended XYZ"}
 

@@ -11,7 +11,7 @@ import torch
 
 from dipolegnn._pyg import Data
 from dipolegnn.config import EnergyMethod, XTBConfig
-from dipolegnn.inference.structures import evaluating, model_input
+from dipolegnn.inference.structures import BATCH_ATOMS, evaluating, in_batches, model_input
 from dipolegnn.molecules import MoleculeError
 from dipolegnn.molecules.chemistry import force_field_energies
 from dipolegnn.nn import EnergyOutput, PropertyModel
@@ -42,7 +42,7 @@ def with_energies(
         embedded: True for geometries of the force field.
 
     Returns:
-        Copies with ``energy_source``, or the reason why there is no energy.
+        Copies, or the reason why there is no energy.
 
     Raises:
         ImportError: GFN2-xTB is not installed.
@@ -59,7 +59,7 @@ def with_energies(
         for _, conformers in groupby(structures, lambda data: int(data.mol_id)):
             energies += force_field_energies(list(conformers))
     return [
-        energy if isinstance(energy, MoleculeError) else _with_energy(data, energy, SOURCES[method])
+        energy if isinstance(energy, MoleculeError) else _with_energy(data, energy)
         for data, energy in zip(structures, energies, strict=True)
     ]
 
@@ -93,13 +93,14 @@ def model_energies(
         embedded: True for geometries of the force field, as those from SMILES are.
     """
     level = model.level_named(None, embedded) or None
+    energies: list[float] = []
     with evaluating(model), torch.no_grad():
-        energies: list[float] = model(model_input(model, structures, level)).energy.tolist()
+        for batch in in_batches(structures, BATCH_ATOMS):
+            energies += model(model_input(model, batch, level)).energy.tolist()
     return energies
 
 
-def _with_energy(data: Data, energy: float, source: str = "") -> Data:
+def _with_energy(data: Data, energy: float) -> Data:
     changed = copy.copy(data)
     changed.energy = torch.tensor([energy])
-    changed.energy_source = source
     return changed

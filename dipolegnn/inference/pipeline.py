@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -45,6 +45,7 @@ from dipolegnn.molecules.embedding import Outcome, embed_records
 from dipolegnn.molecules.records import Record, Records
 from dipolegnn.molecules.workers import usable_cores
 from dipolegnn.nn import DipoleModel, EnergyOutput, ModelCard, PropertyModel
+from dipolegnn.nn.model import Model
 from dipolegnn.units import ROOM_TEMPERATURE_K
 
 KERNELS_FROM_ATOMS = 1000
@@ -132,8 +133,8 @@ def predict_batches(
             return [
                 found for members in batch for _, found in members if isinstance(found, Failure)
             ]
-        weighted = _with_energies(batch, config, energies, embedded=smiles)
-        return _outcomes(weighted, model(), config, refuse=refuse, embedded=smiles)
+        weighted, computed = _with_energies(batch, config, energies, embedded=smiles)
+        return _outcomes(weighted, computed, model(), config, refuse=refuse, embedded=smiles)
 
     for molecule in _molecules(embedded, by_name=config.energies != "auto"):
         size = sum(data.z.numel() for data in _structures(molecule))
@@ -280,17 +281,17 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
 
 def _outcomes(
     batch: Sequence[_Molecule],
+    computed: Collection[int],
     model: DipoleModel,
     config: PredictConfig,
     *,
     refuse: bool,
     embedded: bool,
 ) -> list[MoleculePrediction | Failure]:
-    """Failures and predictions of a batch, in order."""
+    """Failures and predictions of a batch, in order; ``computed`` as of :func:`_with_energies`."""
     checked = [[_checked(record, found, model, refuse) for record, found in m] for m in batch]
     structures = [data for molecule in checked for data in _structures(molecule)]
-    few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
-    used = with_plain_kernels(model) if few else model
+    used = _with_suitable_kernels(model, structures)
     level = model.level_named(config.level, embedded) or None
     predictions = iter(predict(used, structures, level=level))
     outcomes: list[MoleculePrediction | Failure] = []
@@ -304,6 +305,8 @@ def _outcomes(
             given = [records[id(conformer.data)] for conformer in prediction.conformers]
             first = min(given, key=lambda record: record.row)
             described = _described(prediction, first, model.card, config)
+            if id(prediction.lowest.data) in computed:
+                described = replace(described, energies=SOURCES[config.energy_method])
             if apart > 1 and not prediction.lowest.data.energy.isfinite():
                 note = f"one of {apart} conformers without energies, not averaged (option energies)"
                 described = replace(described, notes=(*described.notes, note))
@@ -323,30 +326,37 @@ def _with_energies(
     model: Callable[[], PropertyModel[EnergyOutput]],
     *,
     embedded: bool,
-) -> Sequence[_Molecule]:
+) -> tuple[Sequence[_Molecule], Collection[int]]:
     """Gives the conformers of a molecule the energies of a method, unless they are from a file.
+
+    Returns the molecules, and the ``id`` of each structure that got an energy.
 
     The model of energies is not used for elements that it was not trained on. Structures with the
     same number and other atoms are an error if a method was chosen, else single molecules.
     """
     method = config.energy_method
     if method == "mmff" and embedded:
-        return batch
+        return batch, ()
     conformers: list[Data] = []
     problems: dict[int, MoleculeError] = {}
     for molecule in batch:
         several = list(_structures(molecule))
-        given = not embedded and all(bool(data.energy.isfinite()) for data in several)
-        unknown = method == "model" and any(unknown_elements(model(), d) for d in several)
-        if len(several) < 2 or given or unknown:
+        if len(several) < 2 or (
+            not embedded and all(bool(data.energy.isfinite()) for data in several)
+        ):
+            continue
+        if method == "model" and any(unknown_elements(model(), data) for data in several):
             continue
         if len({tuple(sorted(data.z.tolist())) for data in several}) == 1:
             conformers += several
         elif config.energies != "auto":
             problems |= dict.fromkeys(map(id, several), _OTHER_ATOMS)
-    used = model() if method == "model" and conformers else None
+    used = None
+    if method == "model" and conformers:
+        used = _with_suitable_kernels(model(), conformers)
     changed = with_energies(conformers, method, used, embedded=embedded)
     replaced = {id(data): other for data, other in zip(conformers, changed, strict=True)}
+    computed = {id(data) for data in changed if isinstance(data, Data)}
     replaced |= problems
     return [
         [
@@ -359,7 +369,13 @@ def _with_energies(
             for record, found in molecule
         ]
         for molecule in batch
-    ]
+    ], computed
+
+
+def _with_suitable_kernels(model: Model, structures: Sequence[Data]) -> Model:
+    """The model, without fused kernels if there are few atoms."""
+    few = sum(data.z.numel() for data in structures) < KERNELS_FROM_ATOMS
+    return with_plain_kernels(model) if few else model
 
 
 def _one_outcome(record: Record, found: Sequence[Data | MoleculeError]) -> Outcome:
@@ -422,11 +438,10 @@ def _described(
 
 
 def _energies_of(molecule: MoleculePrediction, record: Record) -> str:
-    """What the energies of the weights come from."""
+    """What the energies of the weights come from, unless they are computed."""
     if len(molecule.conformers) == 1:
         return ""
-    source: str = molecule.lowest.data.get("energy_source") or ""
-    return source or (SOURCES["mmff"] if isinstance(record.content, SmilesRow) else "the file")
+    return SOURCES["mmff"] if isinstance(record.content, SmilesRow) else "the file"
 
 
 @dataclass(frozen=True)

@@ -464,7 +464,7 @@ def predict(
         Progress(console=console, disable=not progress) as bar,
     ):
         task = bar.add_task("Predicting", total=len(molecules))
-        for batch in _batches(molecules, batch_atoms):
+        for batch in in_batches(molecules, batch_atoms):
             predictions += _predict_batch(model, batch, level)
             bar.advance(task, len(batch))
     return predictions
@@ -524,7 +524,8 @@ def require_vectors(model: DipoleModel) -> None:
         )
 
 
-def _batches(molecules: Sequence[Data], batch_atoms: int) -> Iterator[list[Data]]:
+def in_batches(molecules: Sequence[Data], batch_atoms: int) -> Iterator[list[Data]]:
+    """Consecutive structures of at most so many atoms, or single larger ones."""
     batch: list[Data] = []
     atoms = 0
     for data in molecules:

@@ -22,7 +22,7 @@ from dipolegnn.molecules.conformers import FEWEST_CONFORMERS
 from dipolegnn.molecules.molecule import Failure, MoleculeError, Molecules, from_arrays, to_arrays
 from dipolegnn.molecules.records import Record, SmilesRow
 from dipolegnn.molecules.sdf import read_record
-from dipolegnn.molecules.stated import agreed_charge
+from dipolegnn.molecules.total_charge import agreed_charge
 from dipolegnn.molecules.workers import Lost, Pool
 from dipolegnn.molecules.xyz import read_frame
 

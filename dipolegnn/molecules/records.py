@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from dipolegnn.files import READABLE_TEXT, Lines, molecule_format
 from dipolegnn.molecules.molecule import Failure, MoleculeError
 from dipolegnn.molecules.sdf import LABEL_FIELDS, sdf_records
-from dipolegnn.molecules.stated import is_charge_name, is_like_a_label, unused, whole_number
+from dipolegnn.molecules.total_charge import is_charge_name, is_like_a_label, unused, whole_number
 from dipolegnn.molecules.xyz import Frame, frames
 
 PARQUET_ROWS = 1000

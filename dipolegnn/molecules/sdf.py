@@ -15,7 +15,7 @@ from rdkit import Chem
 from dipolegnn._pyg import Data
 from dipolegnn.molecules.chemistry import captured_log, from_rdkit, to_rdkit
 from dipolegnn.molecules.molecule import MoleculeError, relabelled
-from dipolegnn.molecules.stated import agreed_charge, is_charge_name, whole_number
+from dipolegnn.molecules.total_charge import agreed_charge, is_charge_name, whole_number
 
 LABEL_FIELDS = {
     "dipole": "dipole_debye",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dipolegnn._pyg import Data
 from dipolegnn.files import Lines
 from dipolegnn.molecules.molecule import MAX_MOL_ID, MoleculeError, make_data
-from dipolegnn.molecules.stated import (
+from dipolegnn.molecules.total_charge import (
     agreed_charge,
     charges_in,
     is_charge_name,

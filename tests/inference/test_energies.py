@@ -7,14 +7,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from dipolegnn._pyg import Data
+from dipolegnn._pyg import Batch, Data
 from dipolegnn.config import ConformerConfig, EnergyMethod, PredictConfig, XTBConfig
+from dipolegnn.data import read_molecules, write_molecules
 from dipolegnn.inference.energies import SOURCES, model_energies, with_energies
 from dipolegnn.inference.output import Line, as_json
 from dipolegnn.inference.pipeline import predict_list
@@ -178,6 +180,32 @@ def test_the_force_field_where_the_model_of_energies_lacks_an_element() -> None:
         SOURCES["mmff"],
         SOURCES["model"],
     ]
+
+
+def test_rigid_molecules_do_not_load_the_model_of_energies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("dipolegnn.inference.pipeline.energy_model", load)
+    found = predict_list(records("O", "c1ccccc1"), load_model("painn-organic"), PredictConfig())
+    assert [molecule.energies for molecule in found.molecules] == ["", ""]
+
+
+def test_predicted_structures_have_the_usual_fields(tmp_path: Path) -> None:
+    """They can be put into one batch and one file, with weights from energies or not."""
+    config = PredictConfig(FEW)
+    found = predict_list(records("O", "OCCO"), load_model("painn-organic"), config).molecules
+    structures = [c.as_labels() for molecule in found for c in molecule.conformers]
+    assert Batch.from_data_list(structures).num_graphs == len(structures) > 2
+    write_molecules(tmp_path / "m.npz", structures)
+    assert len(read_molecules(tmp_path / "m.npz")) == len(structures)
+
+
+def test_energies_of_many_conformers_need_no_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    conformers = from_smiles("OCCCO", conformers=6)
+    at_once = model_energies(energy_model(), conformers)
+    monkeypatch.setattr("dipolegnn.inference.energies.BATCH_ATOMS", 20)
+    np.testing.assert_allclose(model_energies(energy_model(), conformers), at_once, atol=1e-3)
 
 
 def test_the_model_of_energies_on_known_cases() -> None:

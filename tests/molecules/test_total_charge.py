@@ -12,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from dipolegnn.molecules import MoleculeError, from_ase
 from dipolegnn.molecules.files import read_file, read_text
 from dipolegnn.molecules.records import import_pyarrow, read_records
-from dipolegnn.molecules.stated import is_charge_name, is_like_a_label
+from dipolegnn.molecules.total_charge import is_charge_name, is_like_a_label
 
 ATOMS = "O 0 0 0\nH 0 0 0.97\n"
 EXTENDED = "Properties=species:S:1:pos:R:3"
