@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -279,6 +279,12 @@ def _structures(molecule: _Molecule) -> Iterator[Data]:
             yield from found
 
 
+def _by_number(molecule: _Molecule) -> Iterator[list[Data]]:
+    """Conformers of each stereoisomer, of which each has a number (mol_id) of its own."""
+    for _, members in groupby(_structures(molecule), lambda data: int(data.mol_id)):
+        yield list(members)
+
+
 def _outcomes(
     batch: Sequence[_Molecule],
     computed: Collection[int],
@@ -304,9 +310,8 @@ def _outcomes(
         for prediction in average(conformers, config.temperature):
             given = [records[id(conformer.data)] for conformer in prediction.conformers]
             first = min(given, key=lambda record: record.row)
-            described = _described(prediction, first, model.card, config)
-            if id(prediction.lowest.data) in computed:
-                described = replace(described, energies=SOURCES[config.energy_method])
+            source = SOURCES[config.energy_method] if id(prediction.lowest.data) in computed else ""
+            described = _described(prediction, first, model.card, config, source)
             if apart > 1 and not prediction.lowest.data.energy.isfinite():
                 note = f"one of {apart} conformers without energies, not averaged (option energies)"
                 described = replace(described, notes=(*described.notes, note))
@@ -339,8 +344,7 @@ def _with_energies(
         return batch, ()
     conformers: list[Data] = []
     problems: dict[int, MoleculeError] = {}
-    for molecule in batch:
-        several = list(_structures(molecule))
+    for several in chain.from_iterable(map(_by_number, batch)):
         if len(several) < 2 or (
             not embedded and all(bool(data.energy.isfinite()) for data in several)
         ):
@@ -403,9 +407,13 @@ def _checked(
 
 
 def _described(
-    molecule: MoleculePrediction, record: Record, card: ModelCard, config: PredictConfig
+    molecule: MoleculePrediction,
+    record: Record,
+    card: ModelCard,
+    config: PredictConfig,
+    energies: str,
 ) -> MoleculePrediction:
-    """Adds source, model and notes to a prediction."""
+    """Adds source, model and notes; ``energies``: where computed energies come from, or empty."""
     lowest = molecule.lowest
     notes = []
     if lowest.total_charge:
@@ -432,16 +440,17 @@ def _described(
         row=record.row,
         model=card.name,
         accuracy=card.accuracy,
-        energies=_energies_of(molecule, record),
+        energies=_energies_of(molecule, record, energies),
         notes=tuple(notes),
     )
 
 
-def _energies_of(molecule: MoleculePrediction, record: Record) -> str:
-    """What the energies of the weights come from, unless they are computed."""
+def _energies_of(molecule: MoleculePrediction, record: Record, computed: str) -> str:
+    """What the energies of the weights come from; ``computed`` if they were computed."""
     if len(molecule.conformers) == 1:
         return ""
-    return SOURCES["mmff"] if isinstance(record.content, SmilesRow) else "the file"
+    given = SOURCES["mmff"] if isinstance(record.content, SmilesRow) else "the file"
+    return computed or given
 
 
 @dataclass(frozen=True)

@@ -187,8 +187,9 @@ def test_rigid_molecules_do_not_load_the_model_of_energies(monkeypatch: pytest.M
         raise AssertionError("loaded")
 
     monkeypatch.setattr("dipolegnn.inference.pipeline.energy_model", load)
-    found = predict_list(records("O", "c1ccccc1"), load_model("painn-organic"), PredictConfig())
-    assert [molecule.energies for molecule in found.molecules] == ["", ""]
+    config = PredictConfig(ConformerConfig(conformers="auto", stereoisomers=2))
+    found = predict_list(records("O", "ClC=CCl"), load_model("painn-organic"), config)
+    assert [molecule.energies for molecule in found.molecules] == ["", "", ""]
 
 
 def test_predicted_structures_have_the_usual_fields(tmp_path: Path) -> None:
