@@ -18,6 +18,9 @@ torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Matplotlib's list of fonts is made by the tests. The one in the user's home may name fonts of an
+# environment that is gone, and each warning about them is output that a test does not expect.
+os.environ["MPLCONFIGDIR"] = str(Path(__file__).resolve().parent.parent / ".pytest_cache/fonts")
 
 # Must be set before Ray is imported: no usage statistics.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
