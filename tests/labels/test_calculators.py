@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 
 from dipolegnn._pyg import Data
@@ -172,3 +175,36 @@ def test_electronic_temperature_counts() -> None:
         for t in (300.0, 8000.0)
     )
     assert (hot - cold).norm().item() > 0.05
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"},
+    reason="OpenBLAS has no faster kernels for this processor",
+)
+@pytest.mark.parametrize("named", [None, "Prescott"])
+def test_pyscf_takes_the_kernels_of_the_processor(named: str | None) -> None:
+    pytest.importorskip("pyscf")
+    code = (
+        "import ctypes, os, pathlib\n"
+        "from dipolegnn.config import DFTConfig\n"
+        "from dipolegnn.labels import dft_calculator\n"
+        "dft_calculator(DFTConfig())\n"
+        "lines = pathlib.Path('/proc/self/maps').read_text().splitlines()\n"
+        "paths = {line.split()[-1] for line in lines if 'pyscf' in line and 'openblas' in line}\n"
+        "for path in paths:\n"
+        "    name = ctypes.CDLL(path).openblas_get_corename\n"
+        "    name.restype = ctypes.c_char_p\n"
+        "    print(name().decode())\n"
+        "print(os.environ.get('OPENBLAS_CORETYPE'))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    if named:
+        environment["OPENBLAS_CORETYPE"] = named
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    *kernels, variable = done.stdout.split()
+    if not kernels:
+        pytest.skip("this PySCF brings no OpenBLAS of its own")
+    assert variable == str(named)  # as it was
+    assert (kernels == ["Prescott"]) == (named == "Prescott")
