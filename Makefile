@@ -8,7 +8,7 @@ FUZZ ?= 5000
 MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check-data portable portable-fast lint format docs peers clean
+.PHONY: help setup demo test outputs fuzz check-data portable portable-fast lint format docs peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -38,6 +38,9 @@ demo: setup  ## Train PaiNN on the data set that comes along and predict some di
 
 test: lint  ## Lint, types and the tests of the code
 	$(VENV)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup -m 'not committed_data'
+
+outputs: setup  ## Write into README, docs/ and notebooks what their examples print now
+	DIPOLEGNN_REWRITE=1 $(VENV)/python -m pytest tests/test_readme.py tests/test_notebooks.py
 
 fuzz: setup  ## The readers with 5,000 damaged files of each kind (FUZZ=500 for fewer)
 	DIPOLEGNN_FUZZ=$(FUZZ) $(VENV)/python -m pytest -n auto --maxprocesses 8 tests/molecules/test_fuzz.py

@@ -1,7 +1,11 @@
-"""The notebooks run from top to bottom, as they are."""
+"""The notebooks run from top to bottom, as they are.
+
+With DIPOLEGNN_REWRITE=1 (``make outputs``) their outputs are replaced by those found.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -71,9 +75,30 @@ def executed(project_root: Path) -> dict[str, tuple[list[Any], list[Any]]]:
     return found
 
 
+def rewrite(path: Path, cells: list[Any]) -> None:
+    """Writes the outputs of the executed cells into a notebook."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for before, cell in zip(notebook.cells, cells, strict=True):
+        if before.cell_type != "code":
+            continue
+        before.outputs = cell.outputs
+        for output in before.outputs:
+            if output.output_type == "execute_result":
+                # Counted from the beginning of this notebook.
+                output.execution_count = before.execution_count
+    nbformat.write(notebook, path)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook(executed: dict[str, tuple[list[Any], list[Any]]], name: str) -> None:
+def test_a_notebook(
+    executed: dict[str, tuple[list[Any], list[Any]]], name: str, project_root: Path
+) -> None:
     kept, cells = executed[name]
+    if os.environ.get("DIPOLEGNN_REWRITE") == "1":
+        rewrite(project_root / "experiments" / "notebooks" / f"{name}.ipynb", cells)
+        return
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert [cell.source for cell in cells] == [cell.source for cell in kept]
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]

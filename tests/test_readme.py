@@ -3,12 +3,16 @@
 ``<!-- run -->`` before a block marks it as runnable. The blocks of a page run in order, in one
 folder and, where they are Python, in one namespace. ``<!-- output -->`` marks what the block before
 prints: these words in this order, and the numbers to the accuracy that is stated here.
+
+With DIPOLEGNN_REWRITE=1 (``make outputs``) the numbers on the pages are replaced by those printed:
+for new weights. The words still have to agree.
 """
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -24,6 +28,7 @@ from dipolegnn.molecules import Molecules, make_data
 
 SMILES = ["O", "CO", "C", "C=O", "C#N", "CF"]
 ROOT = Path(__file__).resolve().parent.parent
+REWRITE = os.environ.get("DIPOLEGNN_REWRITE") == "1"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] + [
     page
     for folder in ("howto", "explanation")
@@ -96,17 +101,35 @@ def words(text: str) -> list[str]:
     return NUMBER.sub("#", re.sub(r"[│┃━─┏┳┓┡╇┩└┴┘]", " ", text)).split()
 
 
-def check_output(expected: str, printed: str) -> None:
-    """Every line of ``expected`` begins a line of ``printed``, in this order."""
+def with_numbers(line: str, numbers: list[str]) -> str:
+    """The line with these decimal numbers, right-aligned where the ones before were longer."""
+    rest = iter(numbers)
+    return NUMBER.sub(lambda match: next(rest).rjust(len(match[0])), line)
+
+
+def check_output(expected: str, printed: str) -> str:
+    """Every line of ``expected`` begins a line of ``printed``, in this order.
+
+    Returns ``expected`` with the printed numbers.
+    """
     lines = [line for line in printed.splitlines() if words(line)]
-    for line in filter(words, expected.splitlines()):
+    renewed = []
+    for line in expected.splitlines():
         wanted = words(line)
+        if not wanted:
+            renewed.append(line)
+            continue
         while lines and words(lines[0])[: len(wanted)] != wanted:
             lines.pop(0)
         assert lines, f"not printed: {line}\nprinted:\n{printed}"
-        numbers = [float(number) for number in NUMBER.findall(line)]
-        found = [float(number) for number in NUMBER.findall(lines.pop(0))]
-        assert found[: len(numbers)] == pytest.approx(numbers, abs=ATOL), line
+        numbers = NUMBER.findall(line)
+        found = NUMBER.findall(lines.pop(0))[: len(numbers)]
+        if not REWRITE:
+            assert [float(n) for n in found] == pytest.approx(
+                [float(n) for n in numbers], abs=ATOL
+            ), line
+        renewed.append(with_numbers(line, found))
+    return "\n".join([*renewed, ""])
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=named)
@@ -121,7 +144,10 @@ def test_examples(page: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -
     printed = ""
     for block in marked:
         if block.mark == "output":
-            check_output(block.text, printed)
+            renewed = check_output(block.text, printed)
+            if REWRITE:
+                content = page.read_text(encoding="utf-8")
+                page.write_text(content.replace(block.text, renewed, 1), encoding="utf-8")
         elif block.language == "bash":
             for line in block.text.splitlines():
                 program, *arguments = shlex.split(line, comments=True)
