@@ -20,6 +20,7 @@ from dipolegnn.app.service import (
     MAX_STEREOISOMERS,
     TOO_MUCH,
     Request,
+    Response,
     Service,
 )
 from dipolegnn.files import READABLE_TEXT
@@ -173,6 +174,17 @@ def _connect(page: Dash, service: Service) -> None:
         levels = service.levels(None if model == AS_STARTED else model)
         return levels, None, _default(levels), not levels
 
+    kept: list[Response] = []
+
+    def example() -> Response:
+        """What is shown when the page is opened; computed once."""
+        if not kept:
+            response = service.ask(Request(smiles=EXAMPLE, conformers="auto"))
+            if response.refusal:
+                return response
+            kept.append(response)
+        return kept[0]
+
     @page.callback(
         Output("answer", "data"),
         Output("files", "data"),
@@ -190,6 +202,7 @@ def _connect(page: Dash, service: Service) -> None:
         State("salts", "value"),
         State("model", "value"),
         State("level", "value"),
+        prevent_initial_call="initial_duplicate",  # called when the page is opened, too
     )
     def predict(
         _: int,
@@ -216,7 +229,7 @@ def _connect(page: Dash, service: Service) -> None:
                 problem = f"{dropped['name']} is not a text file."
                 return None, None, problem, None, True, [], None, None
             request = request._replace(smiles="", file_name=dropped["name"], file_text=text)
-        response = service.ask(request)
+        response = example() if dash.ctx.triggered_id is None else service.ask(request)
         if response.refusal:
             return None, None, response.refusal, None, True, [], None, None
         molecules = response.report["molecules"]

@@ -137,6 +137,16 @@ def shown(page: Page, text: str) -> None:
 
 
 @needs_browser
+def test_an_example_is_shown_when_the_page_is_opened(page: Page) -> None:
+    shown(page, f"model {DEFAULT}")
+    expect(page.locator("#atoms-table tbody tr")).to_have_count(9)  # ethanol, the first of two
+    expect(page.locator("#scene canvas").first).to_be_visible()
+    page.click("#molecule")
+    expect(page.get_by_text("aspirin", exact=True).last).to_be_visible()
+    assert page.inner_text("#problem") == ""
+
+
+@needs_browser
 def test_a_smiles_becomes_a_number_and_an_arrow(page: Page, tmp_path: Path) -> None:
     ask(page, "CC(C)=O acetone\nCCCO propanol")
     shown(page, "|μ| = 2.")
