@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -22,7 +24,8 @@ from ase.data import chemical_symbols
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dipolegnn import __version__
 from dipolegnn._pyg import Data
@@ -62,6 +65,11 @@ Version 1 (dipolegnn 0.1) contains the options of the commands instead of the pa
 UNITS_OF_INPUTS = {"pos": "angstrom", "charge": "e"}
 
 _KEY = "dipolegnn"  # The one entry of the metadata: safetensors does not keep the order of more.
+
+
+_PRECISIONS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_DAMAGED = "The file is damaged: get it again, or train the model again."
 
 
 class ModelFileError(ValueError):
@@ -159,10 +167,10 @@ def _read(path: Path, parts: Sequence[type[Part]], pretrained: str = "") -> Any:
         with safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
         weights = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, AttributeError) as error:  # KeyError: type unknown to torch
         raise ModelFileError(
-            f"{path} is not a safetensors file ({error}). A model file is the model.safetensors "
-            "of a training run."
+            f"{path} is not a safetensors file, or is damaged or cut short ({error}). A model file "
+            "is the model.safetensors of a training run; get it again."
         ) from error
     if _KEY not in stored:
         raise ModelFileError(
@@ -171,10 +179,15 @@ def _read(path: Path, parts: Sequence[type[Part]], pretrained: str = "") -> Any:
         )
     try:
         metadata = _metadata(path, stored[_KEY])
+        description = described(metadata["model"])
+        stored_values = sum(weight.numel() for weight in weights.values())
+        _check_sizes(description, stored_values, parts)
         # The initial weights are replaced, so drawing them must not change the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            loaded = build_model(described(metadata["model"]), parts)
-    except ValueError as error:
+        with torch.random.fork_rng(devices=[]), _at_most(stored_values):
+            loaded = build_model(description, parts)
+    except ModelFileError:
+        raise
+    except (ValueError, RuntimeError, AttributeError) as error:
         raise ModelFileError(f"The model in {path} cannot be built. {error}") from error
     units, expected = metadata["units"], _units(loaded.head)
     # Version 1 contains the units of a dipole head for every head.
@@ -187,12 +200,101 @@ def _read(path: Path, parts: Sequence[type[Part]], pretrained: str = "") -> Any:
             loaded.calibration = Calibration.of_state(state)
         except ValueError as error:
             raise ModelFileError(f"The error bars in {path} are damaged. {error}") from error
-    first = next(name for name, _ in loaded.named_parameters())
     _check_weights(path, weights, loaded.state_dict())
-    loaded.to(weights[first].dtype)
+    loaded.to(_precision(path, weights, loaded))
     loaded.load_state_dict(weights)
     loaded.card = ModelCard(pretrained or str(path), bool(pretrained), metadata["provenance"])
+    try:
+        _ = loaded.card.elements, loaded.card.accuracy
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelFileError(
+            f"The provenance in {path} is damaged ({error!r}): expected elements as a list of "
+            "symbols, errors as numbers, and data sets with name and level_of_theory. Get the file "
+            "again from where it was made."
+        ) from error
     return loaded.eval()
+
+
+def _check_sizes(
+    description: ModelDescription, stored_values: int, parts: Sequence[type[Part]]
+) -> None:
+    """Checks the sizes of the parts of this package before they are built.
+
+    Each integer among their arguments is the size of a layer or the number of layers, of which the
+    file contains the weights. Arguments of a user's own parts can have another meaning.
+
+    Raises:
+        ValueError: If a size is larger than the number of values in the file.
+    """
+    own = {part.__name__.lower() for part in parts}
+    for settings in description.values():
+        if str(settings.get("class")).lower() in own:
+            continue
+        for name, value in settings.items():
+            if isinstance(value, int) and value > stored_values:
+                raise ValueError(
+                    f"{name} is {value}, and the file has {stored_values} values in all. {_DAMAGED}"
+                )
+
+
+@contextmanager
+def _at_most(stored_values: int) -> Iterator[None]:
+    """Stops the construction of a model that has more weights than its file.
+
+    The limit is four times the number of values in the file, because a constructor may replace
+    layers that it has made. A parameter is counted before its initial values are drawn, so that its
+    memory is reserved but not used.
+
+    Raises:
+        ValueError: If the limit is exceeded.
+    """
+    thread = threading.get_ident()
+    made = 0
+
+    def count(_: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        if parameter is None or threading.get_ident() != thread:
+            return
+        made += parameter.numel()
+        if made > 4 * stored_values:
+            raise ValueError(
+                f"Its settings describe at least {made} weights, and the file has {stored_values} "
+                f"values. {_DAMAGED}"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _precision(path: Path, weights: Mapping[str, Tensor], model: nn.Module) -> torch.dtype:
+    """Precision of the weights, after a check of types and values."""
+    names = [name for name, _ in model.named_parameters()]
+    precision = weights[names[0]].dtype
+    problems = [
+        f"{name} is {weights[name].dtype} and {names[0]} is {precision}"
+        for name in names
+        if weights[name].dtype != precision
+    ]
+    if precision not in _PRECISIONS:
+        problems = [f"{names[0]} is {precision}"]
+    expected = f"expected one of {', '.join(map(str, _PRECISIONS))} for all"
+    if not problems:
+        # In the scores of the calibration, infinity fills up the rows of levels.
+        problems = [
+            f"{name} has values that are not finite"
+            for name, values in weights.items()
+            if values.isnan().any() or (name in names and values.isinf().any())
+        ]
+        expected = "expected finite numbers"
+    if problems:
+        raise ModelFileError(
+            f"The weights in {path} cannot be used ({len(problems)} problems): "
+            f"{'; '.join(sorted(problems)[:5])}; {expected}. {_DAMAGED}"
+        )
+    return precision
 
 
 def _units(head: Head[Any]) -> dict[str, str]:
@@ -206,15 +308,27 @@ def _metadata(path: Path, text: str) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(text)
         written_as = metadata["format_version"]
         complete = metadata.keys() >= {"model", "units", "provenance"}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"The metadata of {path} are damaged ({error!r}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelFileError(
+            f"The metadata of {path} are damaged ({error!r}); expected a JSON object with "
+            "format_version, model, units and provenance. Get the file again, or train the model "
+            "again."
+        ) from error
     if written_as not in (1, FORMAT_VERSION):
         raise ModelFileError(
             f"{path} has format version {written_as}, and dipolegnn {__version__} reads "
             f"versions 1 and {FORMAT_VERSION}. Install the dipolegnn that wrote it or a newer one."
         )
     if not complete:
-        raise ModelFileError(f"The metadata of {path} lack one of model, units, provenance.")
+        raise ModelFileError(
+            f"The metadata of {path} lack one of model, units, provenance. {_DAMAGED}"
+        )
+    for name in ("units", "provenance"):
+        if not isinstance(metadata[name], dict):
+            raise ModelFileError(
+                f"The metadata of {path} are damaged: {name} must be a JSON object, got "
+                f"{metadata[name]!r}. {_DAMAGED}"
+            )
     return metadata
 
 
@@ -255,7 +369,7 @@ def _check_weights(
         shown = "; ".join(sorted(problems)[:5])
         raise ModelFileError(
             f"The weights in {path} do not match its architecture ({len(problems)} problems): "
-            f"{shown}."
+            f"{shown}. {_DAMAGED}"
         )
 
 

@@ -17,10 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from dipolegnn._pyg import Data
+from dipolegnn.nn.features import MAX_Z
 
 UNSURE = 0.995
 """A prediction gets a warning if its scale exceeds this quantile of the calibration set."""
@@ -77,13 +79,35 @@ class Calibration(nn.Module):
         """Creates a calibration from its ``state_dict()``.
 
         Raises:
-            ValueError: If an entry is missing.
+            ValueError: If an entry is missing or has the wrong shape or type.
         """
         names = ("whitening", "floor", "scores", "widest", "elements", "sizes", "charges")
         missing = [name for name in names if name not in state]
         if missing:
             raise ValueError(f"The calibration lacks {', '.join(missing)}.")
-        return cls(*(state[name] for name in names))
+        whitening, floor, scores, widest, elements, sizes, charges = (state[n] for n in names)
+        expected = {
+            "whitening": (whitening, [whitening.shape[-1:].numel()] * 2, True),
+            "floor": (floor, [*scores.shape[:-1]], True),
+            "scores": (scores, [*floor.shape, scores.shape[-1:].numel()], True),
+            "widest": (widest, [*floor.shape], True),
+            "elements": (elements, [MAX_Z + 1], False),
+            "sizes": (sizes, [2], False),
+            "charges": (charges, [charges.numel()], False),
+        }
+        wrong = [
+            f"{name} is {values.dtype} {list(values.shape)} instead of "
+            f"{'floating-point' if floating else 'bool' if name == 'elements' else 'integer'} "
+            f"{shape}"
+            for name, (values, shape, floating) in expected.items()
+            if list(values.shape) != shape
+            or values.is_floating_point() != floating
+            or values.is_complex()
+            or (values.dtype == torch.bool) != (name == "elements")
+        ]
+        if wrong or floor.dim() > 1:
+            raise ValueError(f"The calibration does not fit: {'; '.join(wrong)}.")
+        return cls(whitening, floor, scores, widest, elements, sizes, charges)
 
     def scale(self, sensitivity: Tensor, levels: Tensor | None = None) -> Tensor:
         """Uncertainty of each molecule relative to other molecules.

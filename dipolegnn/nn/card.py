@@ -48,7 +48,7 @@ class ModelCard:
     def elements(self) -> frozenset[str] | None:
         """Symbols of the elements of the training molecules; None if not known."""
         listed = self.get("data", "elements")
-        return frozenset(listed) if listed else None
+        return frozenset(map(str, listed)) if listed else None
 
     @property
     def accuracy(self) -> str:
