@@ -15,6 +15,8 @@ from rdkit import Chem
 
 from dipolegnn.config import DFTConfig
 from dipolegnn.data import ConformerDataset, check_card
+from dipolegnn.models import load_model
+from tests.inference.test_levels import new_model
 
 FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "organic"
 
@@ -106,6 +108,23 @@ class TestBuild:
         build.main(arguments)
         assert len(ConformerDataset(output)) == 4
         assert first != (output / "raw" / "molecules.npz").read_bytes()
+
+    def test_least_certain_first(self, build: ModuleType) -> None:
+        smiles = ("C", "CC", "[Na+].[Cl-]", "C[N+](=O)[O-]", "CCC", "OS(=O)(=O)O")
+        rows = [
+            build.Row(place, text, Chem.MolFromSmiles(text).GetNumHeavyAtoms())
+            for place, text in enumerate(smiles)
+        ]
+        ordered = build.least_certain_first(rows, load_model("painn-organic"))
+        assert sorted(ordered) == rows
+        places = [row.smiles for row in ordered]
+        assert places[0] == "[Na+].[Cl-]"  # not embedded
+        # Alkanes are certain.
+        assert set(places[1:3]) == {"C[N+](=O)[O-]", "OS(=O)(=O)O"}
+
+    def test_least_certain_needs_error_bars(self, build: ModuleType) -> None:
+        with pytest.raises(ValueError, match="has no error bars"):
+            build.least_certain_first([build.Row(0, "C", 1)], new_model(("B3LYP", "xTB")))
 
     def test_kinds_of_geometry(self, build: ModuleType) -> None:
         def bonds(mol_id: int) -> list[float]:

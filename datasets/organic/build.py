@@ -3,7 +3,9 @@
     python datasets/organic/build.py --output datasets/organic
 
 The molecules are those of `molecules.csv`, the smallest first, so that an unfinished data set has
-as many as possible. The list was made by `select_molecules.py`; its last lines, with the source
+as many as possible; with `--model NAME` those with the widest error bar of the model, relative to
+the cost of the label, first: in rounds of labelling and training, the labels are those that the
+model needs most. The list was made by `select_molecules.py`; its last lines, with the source
 `added`, are molecules of one or two heavy atoms that were missing. Of every five, one has the
 geometry of the force field (MMFF94s, else UFF), three are relaxed with GFN2-xTB, and one is relaxed
 and then displaced at random. Ions are included; their dipoles refer to the centre of mass.
@@ -16,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +33,9 @@ from dipolegnn._pyg import Data
 from dipolegnn.config import DFTConfig, XTBConfig
 from dipolegnn.data import About, ConformerDataset, Split, save_dataset
 from dipolegnn.data.card import CARD_FILE, FAILURES_FILE
+from dipolegnn.inference.structures import predict
 from dipolegnn.labels import dft_calculator, label, xtb_calculator
+from dipolegnn.models import load_model
 from dipolegnn.molecules import (
     Failure,
     MoleculeError,
@@ -37,6 +43,7 @@ from dipolegnn.molecules import (
     from_smiles,
     read_failures,
 )
+from dipolegnn.nn import DipoleModel
 
 HERE = Path(__file__).resolve().parent
 
@@ -87,6 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     molecules = existing(options.output)
     rows = missing(read_rows(options.molecules)[: options.limit], molecules)
+    if options.model:
+        rows = least_certain_first(rows, load_model(options.model))
     deadline = time.monotonic() + 60 * options.minutes
     saved = time.monotonic()
     for row in track(rows, description="Labels", console=Console(stderr=True)):
@@ -130,6 +139,31 @@ def missing(rows: list[Row], molecules: Molecules) -> list[Row]:
     done |= {failure.row - 1 for failure in molecules.failures if failure.row is not None}
     left = [row for row in rows if row.mol_id not in done]
     return sorted(left, key=lambda row: row.heavy_atoms)
+
+
+def least_certain_first(rows: Sequence[Row], model: DipoleModel) -> list[Row]:
+    """The molecules by the error bar of a model, per heavy atom, the widest first.
+
+    The time of a label grows with the cube of the size: dividing by the size itself lets large
+    molecules be chosen where the model is in doubt. Molecules that cannot be embedded come first;
+    they take no time.
+    """
+    level = model.level_named(None, embedded=True)
+    structures: dict[Row, Data] = {}
+    for row in track(rows, description="Structures", console=Console(stderr=True)):
+        try:
+            structures[row] = from_smiles(row.smiles, seed=row.mol_id, mol_id=row.mol_id)[0]
+        except MoleculeError:
+            continue
+        structures[row].level = level
+    widths = dict.fromkeys(rows, math.inf)
+    found = predict(model, list(structures.values()), progress=True)
+    for row, prediction in zip(structures, found, strict=True):
+        width = prediction.half_width()
+        if width is None:
+            raise ValueError(f"The model {model.card.name} has no error bars; choose another one.")
+        widths[row] = width / row.heavy_atoms
+    return sorted(rows, key=widths.__getitem__, reverse=True)
 
 
 def labelled(row: Row) -> Data | Failure:
@@ -185,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--molecules", type=Path, default=HERE / "molecules.csv", help="the list (CSV)"
     )
+    parser.add_argument("--model", help="label the molecules first of which it is least certain")
     parser.add_argument("--limit", type=int, help="only the first so many molecules of the list")
     parser.add_argument(
         "--minutes", type=float, default=1e6, help="begin no molecule after so many minutes"
