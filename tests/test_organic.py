@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from rdkit import Chem
@@ -108,6 +109,22 @@ class TestBuild:
         build.main(arguments)
         assert len(ConformerDataset(output)) == 4
         assert first != (output / "raw" / "molecules.npz").read_bytes()
+
+    def test_an_interrupted_run_keeps_what_it_has(
+        self, build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        labelled = build.labelled
+
+        def until_ethane(row: Any) -> Any:
+            if row.smiles == "CC":
+                raise KeyboardInterrupt
+            return labelled(row)
+
+        monkeypatch.setattr(build, "labelled", until_ethane)
+        listed = molecules_file(tmp_path / "molecules.csv", "O", "C", "CC")
+        output = tmp_path / "organic"
+        build.main(["--output", str(output), "--molecules", str(listed)])
+        assert [data.smiles for data in ConformerDataset(output)] == ["O", "C"]
 
     def test_least_certain_first(self, build: ModuleType) -> None:
         smiles = ("C", "CC", "[Na+].[Cl-]", "C[N+](=O)[O-]", "CCC", "OS(=O)(=O)O")

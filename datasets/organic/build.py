@@ -98,18 +98,21 @@ def main(arguments: list[str] | None = None) -> None:
         rows = least_certain_first(rows, load_model(options.model))
     deadline = time.monotonic() + 60 * options.minutes
     saved = time.monotonic()
-    for row in track(rows, description="Labels", console=Console(stderr=True)):
-        outcome = labelled(row)
-        if isinstance(outcome, Failure):
-            molecules.failures.append(outcome)
-        else:
-            molecules.data.append(outcome)
-        now = time.monotonic()
-        if molecules.data and now - saved > SAVE_EVERY_S:
-            save(options.output, molecules)
-            saved = now
-        if now > deadline:
-            break
+    try:
+        for row in track(rows, description="Labels", console=Console(stderr=True)):
+            outcome = labelled(row)
+            if isinstance(outcome, Failure):
+                molecules.failures.append(outcome)
+            else:
+                molecules.data.append(outcome)
+            now = time.monotonic()
+            if molecules.data and now - saved > SAVE_EVERY_S:
+                save(options.output, molecules)
+                saved = now
+            if now > deadline:
+                break
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
     save(options.output, molecules)
     print(
         f"{len(molecules.data)} molecules, {len(molecules.failures)} failures: {options.output}",
