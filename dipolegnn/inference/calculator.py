@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 
 from dipolegnn.inference.structures import predict, require_vectors
 from dipolegnn.models import DEFAULT, load_model, unknown_elements
 from dipolegnn.molecules import from_ase
+from dipolegnn.molecules.total_charge import is_charge_name
 from dipolegnn.nn import DipoleModel
 from dipolegnn.units import DEBYE_PER_E_ANGSTROM, centre_of_mass, move_origin
 
@@ -18,7 +20,8 @@ class DipoleCalculator(Calculator):
     """ASE calculator of dipole moment and charges, with other properties from another calculator.
 
     In ASE's units: ``dipole`` in e·angstrom, ``charges`` in e. The total charge is
-    ``atoms.info["charge"]``, else the sum of the initial charges.
+    ``atoms.info["charge"]`` (or another name that ``from_ase`` reads), else the sum of the initial
+    charges.
 
     The dipole of an ion depends on the origin. Here, as in all ASE calculators, it is the origin of
     the coordinates; elsewhere in dipolegnn (commands, ``predict``, labels) it is the centre of
@@ -64,7 +67,7 @@ class DipoleCalculator(Calculator):
             tol: Tolerance of the comparison.
         """
         changes: list[str] = super().check_state(atoms, tol)
-        if self.atoms is not None and self.atoms.info.get("charge") != atoms.info.get("charge"):
+        if self.atoms is not None and _stated_charges(self.atoms) != _stated_charges(atoms):
             changes.append("charge")
         return changes
 
@@ -102,3 +105,12 @@ class DipoleCalculator(Calculator):
         dipole = prediction.dipole / DEBYE_PER_E_ANGSTROM  # [3] about the centre of mass
         self.results["dipole"] = move_origin(dipole, float(data.charge), -centre)
         self.results["charges"] = prediction.charges
+
+
+def _stated_charges(atoms: Atoms) -> dict[str, object]:
+    """Total charges in ``info``, under any of the names that :func:`from_ase` reads."""
+    return {
+        str(key): np.asarray(value).tolist()
+        for key, value in atoms.info.items()
+        if is_charge_name(str(key))
+    }

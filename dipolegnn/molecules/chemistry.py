@@ -75,6 +75,9 @@ weight of each at room temperature is below 1e-4, and errors of energies are 1 t
 # equivalent groups, where the worst case is that a duplicate is kept.
 _MAX_MATCHES = 1000
 
+_NEVER_FLAT = frozenset({"B", "C", "N", "Si", "P", "S"})
+"""Elements whose atoms with four neighbours are not in one plane with them."""
+
 _ATOM_IN_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|[BCNOPSFIbcnops*]")
 
 # RDKit's log is one stream per process: two threads must not redirect it at the same time.
@@ -171,6 +174,19 @@ def formal_charge(mol: Chem.Mol) -> float:
     return float(Chem.GetFormalCharge(mol))
 
 
+def _check_flat(mol: Chem.Mol) -> None:
+    """An error for a 2D drawing that is marked as 3D: z is 0 and a tetrahedral atom is flat."""
+    if all(conformer.GetPositions()[:, 2].any() for conformer in mol.GetConformers()):
+        return
+    for atom in mol.GetAtoms():
+        if atom.GetSymbol() in _NEVER_FLAT and atom.GetTotalDegree() == 4:
+            raise MoleculeError(
+                f"All z coordinates are 0, and atom {atom.GetIdx() + 1} ({atom.GetSymbol()}) has 4 "
+                "neighbours: the structure is a 2D drawing that is marked as 3D",
+                remedy="Give its SMILES, or a 3D structure",
+            )
+
+
 def _check_atoms(mol: Chem.Mol) -> None:
     """Refuses dummy atoms and radicals."""
     for atom in mol.GetAtoms():
@@ -243,6 +259,7 @@ def _from_rdkit(mol: Chem.Mol, *, name: str, mol_id: int) -> list[Data]:
             remedy="Write the structure with explicit hydrogens (in RDKit: "
             "Chem.AddHs(mol, addCoords=True))",
         )
+    _check_flat(mol)
     smiles = Chem.MolToSmiles(Chem.RemoveHs(mol))
     return [
         conformer_data(mol, conformer.GetId(), name=name, mol_id=mol_id, smiles=smiles)

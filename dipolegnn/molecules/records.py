@@ -31,6 +31,9 @@ PARQUET_ROWS = 1000
 MOST_LINES = 100
 """Limit for a row of a .csv file; a longer row is assumed to lack a closing quotation mark."""
 
+_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")
+"""Byte order marks of UTF-16, decoded as UTF-8 with ``errors="surrogateescape"``."""
+
 _SDF_FIELD = re.compile(r"^>.*<([^<>]+)>.*\n(.*)$", re.MULTILINE)
 _SDF_MOL_ID = re.compile(r"^>.*<mol_id>.*\n(.*)$", re.MULTILINE)
 _XYZ_MOL_ID = re.compile(r"(?<!\S)mol_id=(\S+)")
@@ -208,6 +211,10 @@ class RecordFile:
     def _lines(self) -> Iterator[str]:
         try:
             for line in self._text:
+                if not self._characters and line.startswith(_UTF_16):
+                    raise MoleculeError(
+                        "The file is UTF-16 text, expected UTF-8", remedy="Save the file as UTF-8"
+                    )
                 self._characters += len(line)
                 yield line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -149,12 +149,13 @@ def test_an_ion_has_the_same_dipole_in_ase_and_elsewhere_about_the_same_origin()
     assert labelled.dipole[0].numpy() == pytest.approx(prediction.dipole, rel=1e-6)
 
 
-def test_another_charge_is_another_molecule() -> None:
+@pytest.mark.parametrize("name", ["charge", "total_charge", "Q"])
+def test_another_charge_is_another_molecule(name: str) -> None:
     (data,) = from_smiles("[NH4+]")
-    atoms = Atoms(data.z.numpy(), data.pos.numpy(), info={"charge": 1})
+    atoms = Atoms(data.z.numpy(), data.pos.numpy(), info={name: 1})
     atoms.calc = DipoleCalculator(small_model())
     assert atoms.get_charges().sum() == pytest.approx(1, abs=1e-5)
-    atoms.info["charge"] = -1
+    atoms.info[name] = -1
     assert atoms.get_charges().sum() == pytest.approx(-1, abs=1e-5)
     before = atoms.calc.results["charges"]
     atoms.get_dipole_moment()

@@ -42,6 +42,9 @@ def test_refused() -> None:
     rdDepictor.Compute2DCoords(drawing)
     with pytest.raises(MoleculeError, match="2D drawing"):
         from_rdkit(drawing)
+    drawing.GetConformer().Set3D(True)
+    with pytest.raises(MoleculeError, match=r"atom 1 .C. has 4 neighbours.*2D drawing"):
+        from_rdkit(drawing)
     with pytest.raises(MoleculeError, match=r"6 hydrogen atom.s. have no coordinates.*AddHs"):
         from_rdkit(Chem.RemoveHs(embedded("CCO")))
     radical = Chem.RWMol(embedded("C"))

@@ -190,6 +190,15 @@ def test_bytes_that_are_no_text_cost_their_molecule(tmp_path: Path, name: str, t
     failure.molecule.encode()
 
 
+@pytest.mark.parametrize("name", ["a.smi", "a.csv", "a.sdf", "a.xyz", "a.extxyz"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    path = tmp_path / name
+    path.write_bytes("\ufeffsmiles\nCCO\n".encode(encoding))
+    with pytest.raises(MoleculeError, match=f"{name}: The file is UTF-16 text.*as UTF-8"):
+        read_file(path)
+
+
 @pytest.mark.parametrize("identifier", ["TOX3021", "-4", "1.5", "", "9" * 20, "9" * 5000])
 def test_identifiers_of_others_are_no_numbers(tmp_path: Path, identifier: str) -> None:
     (water,) = from_smiles("O", name="water")
