@@ -1,13 +1,19 @@
-"""Damaged model files: each is refused with a ModelFileError, whatever the damage."""
+"""Damaged models and checkpoints: each is refused in words; nothing is unpickled."""
 
 from __future__ import annotations
 
+import ast
+import io
 import json
+import os
+import pickle
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,8 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipolegnn.cli.program import USAGE_ERROR, main
+from dipolegnn.config import TrainConfig
+from dipolegnn.data.storage import read_molecules
 from dipolegnn.models import FOLDER, ModelFileError, load_model, save_model
-from tests.training.toy import toy_model
+from dipolegnn.training import RunFolder, fit
+from dipolegnn.training.run_folder import AtomicCheckpointIO, read_checkpoint
+from tests.training.toy import toy_model, toy_parts
 
 FIRST = "representation.embedding.weight"
 
@@ -138,3 +148,126 @@ def test_damaged_error_bars(path: Path) -> None:
             write(path, changed if values is None else {**changed, name: values}, metadata)
             with pytest.raises(ModelFileError, match=r"error bars .* are damaged|not finite"):
                 load_model(path)
+
+
+class Bomb:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickled_object_is_never_made(tmp_path: Path) -> None:
+    folder, file = tmp_path / "made", tmp_path / "checkpoints" / "last.ckpt"
+    bomb = Bomb(folder)
+    file.parent.mkdir()
+    for write_bomb in (
+        lambda: file.write_bytes(pickle.dumps(bomb, protocol=2)),
+        lambda: torch.save({"epoch": bomb}, file),
+        lambda: torch.save({"epoch": bomb}, file, _use_new_zipfile_serialization=False),
+        lambda: file.write_bytes(saved(np.save, bomb)),
+        lambda: file.write_bytes(saved(np.savez, bomb)),
+    ):
+        write_bomb()
+        with pytest.raises(ModelFileError):
+            load_model(file)
+        with pytest.raises(ValueError, match=r"last\.ckpt cannot be read"):
+            read_checkpoint(file)
+        # Lightning's own argument does not change it.
+        with pytest.raises(ValueError, match=r"last\.ckpt cannot be read"):
+            AtomicCheckpointIO().load_checkpoint(file, weights_only=False)
+        with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as molecules"):
+            read_molecules(file)
+    assert not folder.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert folder.exists()  # it would have been made
+
+
+def saved(save: Callable[..., None], content: object) -> bytes:
+    file = io.BytesIO()
+    save(file, np.array([content], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+UNPICKLING = {
+    "dipolegnn/molecules/workers.py": {"pickle.loads"},  # from its own processes, by a pipe
+    "dipolegnn/inference/ray.py": {"pickle.loads"},  # of its own tasks; users cannot add the column
+}
+LIBRARIES = {"pickle", "cPickle", "_pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}
+
+
+def test_the_source_unpickles_no_file(project_root: Path) -> None:
+    found: dict[str, set[str]] = {}
+    for folder in ("dipolegnn", "datasets", "experiments"):
+        for file in (project_root / folder).rglob("*.py"):
+            names = unpickling(ast.parse(file.read_text(encoding="utf-8")))
+            if names:
+                found[file.relative_to(project_root).as_posix()] = names
+    assert found == UNPICKLING
+
+
+def unpickling(tree: ast.AST) -> set[str]:
+    """Calls and imports in a program that can unpickle objects."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in LIBRARIES:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        if isinstance(node, ast.Import):
+            found |= {one.name for one in node.names if one.name in LIBRARIES - {"pickle"}}
+        if not isinstance(node, ast.Call):
+            continue
+        call, options = ast.unparse(node.func), {x.arg: ast.unparse(x.value) for x in node.keywords}
+        if (
+            call in ("pickle.load", "pickle.loads", "pickle.Unpickler")
+            or call.endswith(("read_pickle", "load_from_checkpoint"))
+            or (call == "torch.load" and options.get("weights_only") != "True")
+            or (call.endswith(".load") and options.get("allow_pickle", "False") != "False")
+            or (call.endswith(".fit") and "ckpt_path" in options and "weights_only" not in options)
+        ):
+            found.add(call)
+    return found
+
+
+def test_the_search_for_unpickling_finds_it() -> None:
+    for line in (
+        *("pickle.load(f)", "torch.load(f)", "torch.load(f, weights_only=False)", "import dill"),
+        *("np.load(f, allow_pickle=True)", "from pickle import loads", "import joblib"),
+    ):
+        assert unpickling(ast.parse(line)), line
+    for line in ("torch.load(f, weights_only=True)", "np.load(f)", "import pickle", "json.load(f)"):
+        assert not unpickling(ast.parse(line)), line
+
+
+def test_damaged_checkpoints(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", toy_parts()
+    config = TrainConfig(max_epochs=1, batch_size=16, accelerator="cpu")
+    fit(toy_model(), *data, config, run, progress=False)
+    folder = RunFolder(run)
+    folder.metrics.unlink()
+    whole, good = folder.last.read_bytes(), read_checkpoint(folder.last)
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 10):
+        folder.last.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"last\.ckpt cannot be read .*another folder"):
+            read_checkpoint(folder.last)
+    generator = random.Random(0)
+    for _ in range(60):
+        changed = bytearray(whole)
+        for _ in range(8):
+            changed[generator.randrange(len(changed))] = generator.randrange(256)
+        folder.last.write_bytes(changed)
+        with suppress(ValueError):
+            read_checkpoint(folder.last)
+    weights = good["state_dict"]
+    first = next(iter(weights))
+    for content, message in (
+        ([1], "not a checkpoint of a training run"),
+        ({**good, "optimizer_states": []}, "optimizer_states are missing or of another type"),
+        ({**good, "state_dict": {**weights, first: torch.ones(3)}}, "does not fit the model"),
+        ({**good, "state_dict": {}}, "does not fit the model"),
+    ):
+        torch.save(content, folder.last)
+        with pytest.raises(ValueError, match=message):
+            fit(toy_model(), *data, config, run, resume=True, progress=False)

@@ -147,36 +147,63 @@ def read_packed(path: str | Path) -> PackedMolecules:
             if isinstance(archive, np.ndarray):
                 raise ValueError("it holds a single array")
             entries = dict(archive)
+            if not all(isinstance(values, np.ndarray) for values in entries.values()):
+                raise ValueError("it holds other entries than arrays")
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    # Of a damaged archive: KeyError and RuntimeError (unknown compression, encryption) are of
+    # zipfile, the others of the header of an array, such as one that is larger than the memory.
+    except (
+        *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, OverflowError),
+        *(MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise ValueError(
             f"{path} cannot be read as molecules ({error}). Expected the .npz file that "
             f"write_molecules or `dipolegnn build` makes; it may be damaged: make it again."
         ) from error
-    version = int(entries.get("format_version", np.array(0)))
+    stored_version = entries.get("format_version", np.array(0))
+    version = int(_checked(path, "format_version", stored_version, (), whole=True))
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, and this dipolegnn reads up to "
             f"{FORMAT_VERSION}: update dipolegnn."
         )
-    if "n" in entries and "charge" in entries and "fragment" not in entries:
-        n, charge = entries["n"].astype(np.int64), entries["charge"]
-        entries["fragment"] = np.zeros(int(n.sum()))
-        entries["fragment_charge"] = charge.repeat(n) if len(charge) == len(n) else charge
-    missing = [name for name in ("format_version", "n", *FIELDS) if name not in entries]
+    added = () if "fragment" in entries else ("fragment", "fragment_charge")  # below
+    missing = [
+        name
+        for name in ("format_version", "n", *FIELDS)
+        if name not in entries and name not in added
+    ]
     if missing:
         raise ValueError(
             f"{path} is no file of molecules: it has no {', '.join(missing)}. Expected what "
             f"write_molecules or `dipolegnn build` makes."
         )
-    n = entries["n"].astype(np.int64)
-    texts = {field: json.loads(entries[field].tobytes().decode()) for field in TEXT_FIELDS}
+    molecules = entries["n"].shape[:1]
+    n = _checked(path, "n", entries["n"], molecules or (1,), whole=True).astype(np.int64)
+    # As a float, in which the sum of damaged numbers does not overflow.
+    if (n < 0).any() or n.sum(dtype=float) > sum(map(np.size, entries.values())):
+        raise ValueError(
+            f"{path} is inconsistent: n must be the numbers of atoms of its structures, got "
+            f"{n.min()} to {n.max()} for {len(n)}. Make the file again."
+        )
+    if added:
+        charge = entries["charge"]
+        entries["fragment"] = np.zeros(int(n.sum()))
+        entries["fragment_charge"] = charge.repeat(n) if charge.shape == n.shape else charge
+    texts = {field: _texts(path, field, entries[field]) for field in TEXT_FIELDS}
     arrays = {
-        field: entries[field].astype(_numpy_type(dtype), copy=False)
-        for field, (dtype, _) in {**ATOM_FIELDS, **MOLECULE_FIELDS}.items()
+        field: _checked(
+            path,
+            field,
+            entries[field],
+            (*(entries[field].shape[:1] or (1,)), *row_shape),
+            whole=dtype == torch.int64,
+        ).astype(_numpy_type(dtype), copy=False)
+        for field, (dtype, row_shape) in {**ATOM_FIELDS, **MOLECULE_FIELDS}.items()
     }
-    lengths = {field: len(values) for field, values in {**arrays, **texts}.items()}
+    lengths = {field: len(values) for field, values in arrays.items()}
+    lengths |= {field: len(values) for field, values in texts.items()}
     for field, length in lengths.items():
         expected = int(n.sum()) if field in ATOM_FIELDS else len(n)
         if length != expected:
@@ -185,6 +212,37 @@ def read_packed(path: str | Path) -> PackedMolecules:
                 f"Make the file again."
             )
     return PackedMolecules(n, arrays, texts)
+
+
+def _checked(
+    path: str | Path, name: str, values: NDArray[Any], shape: tuple[int, ...], *, whole: bool
+) -> NDArray[Any]:
+    """Returns an entry of the file if it has this shape and contains real (or whole) numbers."""
+    numbers = values.dtype.kind in "biuf"
+    if whole and values.dtype.kind == "f":
+        numbers = bool((np.isfinite(values) & (np.abs(values) < 2**53)).all())
+    if not numbers or values.shape != shape:
+        raise ValueError(
+            f"{path} is damaged: {name} must be {'whole' if whole else 'real'} numbers "
+            f"{list(shape)}, got {values.dtype} {list(values.shape)}. Make the file again."
+        )
+    return values
+
+
+def _texts(path: str | Path, name: str, stored: NDArray[Any]) -> list[str]:
+    try:
+        texts = json.loads(stored.tobytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: {name} must be a JSON list of texts ({error}). Make the file "
+            "again."
+        ) from error
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{path} is damaged: {name} must be a JSON list of texts, got another value. Make the "
+            "file again."
+        )
+    return texts
 
 
 def _numpy_type(dtype: torch.dtype) -> type[np.generic]:

@@ -46,6 +46,7 @@ from dipolegnn.training.run_folder import (
     StoppedBy,
     Summary,
     finished,
+    read_checkpoint,
     read_result,
     write_json,
 )
@@ -337,7 +338,7 @@ def _saying_how_to_go_on(folder: RunFolder, stops: Stops) -> Iterator[None]:
             raise
         message = "Interrupted before the first epoch was complete; nothing was saved."
         if folder.last.exists():
-            epoch = torch.load(folder.last, map_location="cpu", weights_only=True)["epoch"]
+            epoch = read_checkpoint(folder.last)["epoch"]
             message = (
                 f"Interrupted after {epoch + 1} complete epochs; checkpoint: {folder.last}. "
                 "Continue with --resume (resume=True)."
@@ -355,7 +356,7 @@ def _copy(model: Model, config: TrainConfig) -> Model:
 
 def _best_model(model: Model, folder: RunFolder, config: TrainConfig) -> tuple[Model, int]:
     """Loads the model of the best epoch; returns it and the number of the epoch."""
-    checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(folder.best)
     best = _copy(model, config).cpu()
     # The averaged weights (if there are averages), with which the epoch was validated.
     weights = {

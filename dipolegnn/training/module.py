@@ -68,6 +68,26 @@ class DipoleModule(pl.LightningModule):
         """
         return self.model.representation.cutoff
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that a checkpoint has the weights of this model.
+
+        Raises:
+            ValueError: If weights are missing or unknown, or have other shapes.
+        """
+        own, stored = self.state_dict(), checkpoint["state_dict"]
+        wrong = sorted(
+            name
+            for name in own.keys() | stored.keys()
+            if getattr(own.get(name), "shape", None) != getattr(stored.get(name), "shape", None)
+        )
+        if wrong:
+            raise ValueError(
+                f"The checkpoint does not fit the model: {len(wrong)} of its {len(stored)} weights "
+                f"are missing, unknown or of another shape ({', '.join(wrong[:3])}). The checkpoint"
+                " is damaged or that of another run: restore it from a copy, or choose another "
+                "folder for a new run."
+            )
+
     def on_train_epoch_start(self) -> None:
         """Seeds the epoch by its number, so that a resumed run is reproducible."""
         pl.seed_everything(self.config.seed + self.current_epoch, verbose=False)

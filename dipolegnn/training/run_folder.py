@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,17 @@ StoppedBy = Literal["max_epochs", "early_stopping", "time_limit"]
 """Reason why a run ended."""
 
 Model = TypeVar("Model", bound=PropertyModel[Any])
+
+
+_CHECKPOINT: dict[str, type] = {
+    "epoch": int,
+    "global_step": int,
+    "state_dict": dict,
+    "optimizer_states": list,
+    "loops": dict,
+    "callbacks": dict,
+}
+"""Entries of a checkpoint of Lightning that resuming needs, and their types."""
 
 
 class RunFolder:
@@ -137,6 +149,64 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Saves a checkpoint; if this fails, an existing one is unchanged."""
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any | None = "cpu",
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Loads a checkpoint, without unpickling classes whatever ``weights_only`` is.
+
+        Raises:
+            ValueError: As :func:`read_checkpoint`.
+        """
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint of a run; only tensors and plain values are unpickled.
+
+    Raises:
+        ValueError: If it is damaged or not the checkpoint of a run.
+    """
+    remedy = (
+        "Restore it from a copy, or choose another folder for a new run; the other files of "
+        "this run are unchanged."
+    )
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    # What torch raises for damaged archives (RuntimeError, OSError, KeyError, ...) and for classes
+    # (UnpicklingError) is not documented.
+    except FileNotFoundError:
+        raise
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError),
+        *(AttributeError, AssertionError, OSError, MemoryError, OverflowError),
+    ) as error:
+        # The messages of UnpicklingError recommend to unpickle everything.
+        reason = (
+            "it contains other objects than tensors and plain values"
+            if isinstance(error, pickle.UnpicklingError)
+            else f"{type(error).__name__}: {error}".partition("\n")[0]
+        )
+        raise ValueError(
+            f"{path} cannot be read ({reason}); expected a checkpoint of dipolegnn. It is damaged, "
+            f"or was written by another program. {remedy}"
+        ) from error
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    wrong = [
+        name
+        for name, kind in _CHECKPOINT.items()
+        if not isinstance(found.get(name), kind) or (kind is list and not found[name])
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} is not a checkpoint of a training run: {', '.join(wrong)} are missing or of "
+            f"another type. {remedy}"
+        )
+    content: dict[str, Any] = checkpoint
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, JSON]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import zipfile
@@ -10,7 +11,13 @@ import pytest
 import torch
 
 from dipolegnn._pyg import Data
-from dipolegnn.data.storage import FIELDS, read_molecules, read_packed, write_molecules
+from dipolegnn.data.storage import (
+    FIELDS,
+    TEXT_FIELDS,
+    read_molecules,
+    read_packed,
+    write_molecules,
+)
 from dipolegnn.files import replacing, sha256_of
 from dipolegnn.molecules import make_data
 from dipolegnn.units import FIELD_UNITS
@@ -146,6 +153,39 @@ def test_inconsistent_lengths_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "short.npz", **entries)
     with pytest.raises(ValueError, match=r"pos has .* rows, expected"):
         read_packed(tmp_path / "short.npz")
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "n", "format_version"])
+def test_entries_of_wrong_types_and_shapes_are_refused(tmp_path: Path, field: str) -> None:
+    write_molecules(tmp_path / "m.npz", sample_molecules())
+    with np.load(tmp_path / "m.npz") as archive:
+        entries = dict(archive)
+    whole = read_packed(tmp_path / "m.npz").arrays
+    entries |= {name: whole[name] for name in ("fragment", "fragment_charge")}
+    texts = [b"\xff\xfe", b"5", b"[1]", b"[" * 100_000]
+    for changed in (
+        *(np.ones((2, 2, 2)), np.array(["a"] * 3), np.ones(3, complex), np.full(3, "NaT", "M8[s]")),
+        *((np.frombuffer(text, np.uint8) for text in texts) if field in TEXT_FIELDS else ()),
+    ):
+        np.savez(tmp_path / "wrong.npz", **{**entries, field: changed})
+        with pytest.raises(ValueError, match=rf"wrong\.npz is (damaged: {field} must|inconsist)"):
+            read_packed(tmp_path / "wrong.npz")
+    if field == "n":
+        for n in (-entries["n"], np.full_like(entries["n"], 10**18)):
+            np.savez(tmp_path / "wrong.npz", **{**entries, "n": n})
+            with pytest.raises(ValueError, match="n must be the numbers of atoms"):
+                read_packed(tmp_path / "wrong.npz")
+
+
+@pytest.mark.parametrize("size", [2**36, 2**62, 2**70])
+def test_absurd_sizes_are_refused(tmp_path: Path, size: int) -> None:
+    header = io.BytesIO()
+    description = {"descr": "<f4", "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("pos.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"m\.npz cannot be read as molecules"):
+        read_packed(tmp_path / "m.npz")
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
