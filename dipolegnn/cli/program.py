@@ -7,6 +7,7 @@ a field is its help text.
 
 from __future__ import annotations
 
+import errno
 import gc
 import inspect
 import os
@@ -276,6 +277,14 @@ class Serve(Debug):
     `dipolegnn predict`."""
 
 
+_KEPT = {
+    "build": "Finished labels are kept: free space, then repeat the same command.",
+    "predict": "Finished parts of files written with --output are kept: free space, then repeat "
+    "the same command.",
+    "train": "A saved epoch is kept: free space, then continue with --resume.",
+}
+"""What a command keeps when the disk is full, and how to continue."""
+
 COMMANDS: dict[str, type[Debug]] = {
     "build": Build,
     "train": Train,
@@ -315,11 +324,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if "--debug" in arguments or os.environ.get("DIPOLEGNN_DEBUG", "0") not in ("", "0"):
             raise
-        message = str(error) or type(error).__name__
-        if isinstance(error, FileNotFoundError) and error.filename is not None:
-            message = f"There is no file {error.filename}."
-        print(f"dipolegnn {name}: error: {message}", file=sys.stderr)
+        print(f"dipolegnn {name}: error: {_message(error, name)}", file=sys.stderr)
         return USAGE_ERROR
+
+
+def _message(error: Exception, command: str) -> str:
+    """The message of an error; of errors of the operating system, in words."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    name = "" if error.filename is None else f" {error.filename}"
+    if isinstance(error, FileNotFoundError) and name:
+        return f"There is no file{name}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kept = _KEPT.get(command, "Free space, then repeat the command.")
+        return f"The disk is full, or your quota on it ({str(error).strip()}). {kept}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"There is no permission for{name or ' a file'} ({error.strerror}). Change its "
+            "permissions or those of its folder, or choose another path."
+        )
+    return str(error)
 
 
 def _run(name: str, arguments: list[str]) -> int:

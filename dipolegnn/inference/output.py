@@ -701,10 +701,14 @@ def _complete(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.tmp")
-    with growing.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with growing.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # such as a full disk, on which the incomplete file would take the space
+        growing.unlink(missing_ok=True)
+        raise
     growing.replace(path)
 
 

@@ -146,9 +146,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Saves a checkpoint; if this fails, an existing one is unchanged."""
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        """Saves a checkpoint; if this fails, an existing one is unchanged.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            # With an open file, a full disk is an OSError; with a path, torch has a RuntimeError.
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self,
