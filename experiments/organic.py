@@ -49,7 +49,7 @@ AT_FORCE_FIELD = ("organic-mmff94s", "drug_conformers-mmff94s", "qm9-mmff94s")
 DRUG_LIKE = ("drug_conformers", "drug_conformers-mmff94s")
 
 CONFORMERS = 2
-"""Conformers of a drug-like molecule in the calibration set at most."""
+"""Structures of a molecule in the calibration set at most."""
 
 XTB = "organic_xtb"
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def publish(model: DipoleModel, dataset: JoinedDataset, split: Split, path: Path) -> None:
     """Writes the model with error bars for each level of theory.
 
-    Of a drug-like molecule, two conformers count, because conformers have similar errors. The
+    Of a molecule, two structures of a set count, because conformers have similar errors. The
     drug-like molecules, labelled without diffuse functions, also count at the default level
     (and at that of force-field geometries): the levels differ by less than the errors, and the
     other validation molecules of the default level are small.
@@ -138,16 +138,17 @@ def publish(model: DipoleModel, dataset: JoinedDataset, split: Split, path: Path
     ends = torch.tensor([len(one) for one in dataset.datasets]).cumsum(0)
     names = [one.folder.name for one in dataset.datasets]
     calibrating: list[Data] = []
-    seen: Counter[int] = Counter()
+    seen: Counter[tuple[str, int]] = Counter()
     for position in split.val.tolist():
         place = int(torch.searchsorted(ends, position, right=True))
         if names.index(names[place]) < place:
             continue  # a copy
         data = dataset[position]
+        molecule = (names[place], int(data.mol_id))
+        seen[molecule] += 1
+        if seen[molecule] > CONFORMERS:
+            continue
         if names[place] in DRUG_LIKE:
-            seen[int(data.mol_id)] += 1
-            if seen[int(data.mol_id)] > CONFORMERS:
-                continue
             copy = data.clone()
             copy.level = model.level_named(None, embedded=names[place] in AT_FORCE_FIELD)
             calibrating.append(copy)
