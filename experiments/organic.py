@@ -48,7 +48,7 @@ AT_FORCE_FIELD = ("organic-mmff94s", "drug_conformers-mmff94s", "qm9-mmff94s")
 
 DRUG_LIKE = ("drug_conformers", "drug_conformers-mmff94s")
 
-CONFORMERS = 2
+PER_MOLECULE = 2
 """Structures of a molecule in the calibration set at most."""
 
 XTB = "organic_xtb"
@@ -146,7 +146,7 @@ def publish(model: DipoleModel, dataset: JoinedDataset, split: Split, path: Path
         data = dataset[position]
         molecule = (names[place], int(data.mol_id))
         seen[molecule] += 1
-        if seen[molecule] > CONFORMERS:
+        if seen[molecule] > PER_MOLECULE:
             continue
         if names[place] in DRUG_LIKE:
             copy = data.clone()

@@ -169,7 +169,7 @@ def errors(predictions: Sequence[Prediction]) -> dict[str, float]:
         values["angle median"] = float(np.median(angles))
     widths = [p.half_width(0.9) for p in predictions]
     if None not in widths:
-        # Without limits if the prediction is a warning: such an interval holds.
+        # The interval of a structure with a broken bond has no limits, and holds.
         known = np.array(widths, dtype=float)
         values["inside 90 %"] = float((error <= known).mean())
         values["half width"] = float(np.median(known))

@@ -281,7 +281,8 @@ _KEPT = {
     "build": "Finished labels are kept: free space, then repeat the same command.",
     "predict": "Finished parts of files written with --output are kept: free space, then repeat "
     "the same command.",
-    "train": "A saved epoch is kept: free space, then continue with --resume.",
+    "train": "Saved epochs are kept: free space, then repeat the command with --resume, which "
+    "starts anew if there is none.",
 }
 """What a command keeps when the disk is full, and how to continue."""
 

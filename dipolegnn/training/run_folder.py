@@ -181,10 +181,10 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     )
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    # What torch raises for damaged archives (RuntimeError, OSError, KeyError, ...) and for classes
-    # (UnpicklingError) is not documented.
     except FileNotFoundError:
         raise
+    # What torch raises for damaged archives (RuntimeError, OSError, KeyError, ...) and for classes
+    # (UnpicklingError) is not documented.
     except (
         *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError),
         *(AttributeError, AssertionError, OSError, MemoryError, OverflowError),
